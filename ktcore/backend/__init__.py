@@ -1,0 +1,36 @@
+"""The plugin seam: what a backend registers, what a device offers, and the registry that keeps them apart."""
+
+from ktcore.backend.capabilities import Capabilities
+from ktcore.backend.hookspecs import hookimpl
+from ktcore.backend.implementation import (
+    CacheOwner,
+    Implementation,
+    LoadRequest,
+    Module,
+    Supported,
+    Unsupported,
+)
+from ktcore.backend.registry import BackendState, Registry
+from ktcore.backend.runtime import DeviceRuntime, GraphMode, HostCallbackMode, MemoryInfo
+from ktcore.backend.spec import API_VERSION, Backend, BackendSpec, Probe
+
+__all__ = [
+    "API_VERSION",
+    "Backend",
+    "BackendSpec",
+    "BackendState",
+    "CacheOwner",
+    "Capabilities",
+    "DeviceRuntime",
+    "GraphMode",
+    "HostCallbackMode",
+    "Implementation",
+    "LoadRequest",
+    "MemoryInfo",
+    "Module",
+    "Probe",
+    "Registry",
+    "Supported",
+    "Unsupported",
+    "hookimpl",
+]

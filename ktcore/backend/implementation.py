@@ -1,0 +1,98 @@
+"""An implementation: one way to run one operator on one kind of device, and the module it loads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from ktcore.backend.capabilities import Capabilities
+from ktcore.backend.runtime import DeviceRuntime
+from ktcore.ops.base import Spec
+from ktcore.weights.ref import Weight
+
+Module = Any
+"""A loaded operator: a callable with the signature that its spec's docstring gives."""
+
+
+@dataclass(frozen=True)
+class Supported:
+    """The implementation runs the spec; `cost` is relative (1 is ordinary) and informs, it does not choose."""
+
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """The implementation does not run the spec, and why, in words for the user."""
+
+    reason: str
+
+
+Support = Supported | Unsupported
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """All that `load` may use.
+
+    Attributes:
+        name: the node's name, for error messages.
+        weights: role -> opened weight; for a fused implementation also those of the parts, by dotted role ("q.weight").
+        children: role -> loaded module of each part; empty for a fused implementation.
+        options: the rule's options for this node.
+    """
+
+    name: str
+    spec: Spec
+    weights: Mapping[str, Weight]
+    runtime: DeviceRuntime
+    device: Capabilities
+    children: Mapping[str, Module] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Implementation(ABC):
+    """One way to run one operator. Inert until `load`: a backend lists its implementations without touching a device.
+
+    Attributes:
+        id: "backend.name", unique among all backends ("cpu.linear").
+        spec_type: the operator spec that it implements.
+        fused: True when it runs a composite with all of its parts; False when the parts are chosen one by one.
+        options: names of the rule options that `load` understands.
+    """
+
+    id: str
+    spec_type: type[Spec]
+    fused: bool = False
+    options: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def supports(self, spec: Any, device: Capabilities) -> Support:
+        """Whether this runs `spec` on `device`. Pure, quick, and the only authority on what runs; no policy in it."""
+
+    @abstractmethod
+    def load(self, request: LoadRequest) -> Module:
+        """Pack the weights into this implementation's own layout on its own device and return the module."""
+
+    def packed_bytes(self, spec: Any, stored_bytes: int) -> int:
+        """Device bytes after packing weights of `stored_bytes` in the checkpoint; the default packs one to one."""
+        return stored_bytes
+
+    def page_sizes(self, spec: Any) -> tuple[int, ...]:
+        """For what owns a KV cache: tokens a page that it can work with, preferred first."""
+        return ()
+
+    def cache_bytes_per_token(self, spec: Any) -> int:
+        """For what owns a KV cache: bytes a token takes in it."""
+        return 0
+
+
+@runtime_checkable
+class CacheOwner(Protocol):
+    """A module that holds KV pages: a cache by itself, or a fused attention with the cache inside."""
+
+    def allocate_pages(self, pages: int, page_size: int) -> None:
+        """Make room for `pages` pages of `page_size` tokens; earlier content is gone."""
+        ...

@@ -1,0 +1,67 @@
+"""One step's ragged batch of tokens: what attention and KV caches need to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Query tokens of several sequences, one after another.
+
+    Lengths are kept on the host as tuples *and* can be mirrored on a device: some kernels want device tensors, others
+    host lists. Sequence i owns the tokens q_start[i] .. q_start[i+1]-1; they are its last ones, so with context_lens[i]
+    counted after this step, token j of it sits at position context_lens[i] - (q_start[i+1] - q_start[i]) + j.
+
+    Attributes:
+        token_ids: int64 [T], on the CPU.
+        positions: int64 [T], on the CPU.
+        q_start: n + 1 offsets into the tokens.
+        context_lens: n lengths, cached tokens after this step.
+        block_table: int32 [n, max_blocks] on the CPU: page of each block of a sequence, -1 where there is none.
+        page_size: tokens a page.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    q_start: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    block_table: torch.Tensor
+    page_size: int
+    _derived: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of query tokens T."""
+        return self.q_start[-1]
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences n."""
+        return len(self.context_lens)
+
+    def derived(self, key: str, make: Callable[[StepBatch], T]) -> T:
+        """What a backend computes once a step and uses in every layer (device mirrors, a native descriptor)."""
+        if key not in self._derived:
+            self._derived[key] = make(self)
+        return self._derived[key]  # type: ignore[return-value]
+
+    def slots(self) -> torch.Tensor:
+        """int64 [T]: page * page_size + offset where each token's key and value are stored."""
+        return self.derived("slots", _slots)
+
+
+def _slots(step: StepBatch) -> torch.Tensor:
+    out = torch.empty(step.tokens, dtype=torch.int64)
+    for i in range(step.sequences):
+        span = slice(step.q_start[i], step.q_start[i + 1])
+        position = step.positions[span]
+        page = step.block_table[i].long()[position // step.page_size]
+        out[span] = page * step.page_size + position % step.page_size
+    return out

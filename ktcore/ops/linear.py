@@ -1,0 +1,26 @@
+"""Linear projection y = x W^T + b."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ktcore.ops.base import Spec
+
+
+@dataclass(frozen=True)
+class LinearSpec(Spec):
+    """Weights `weight` [out, in] and, with `bias`, `bias` [out]; call: float32 [T, in] -> float32 [T, out]."""
+
+    op: ClassVar[str] = "linear"
+    in_features: int
+    out_features: int
+    weight_format: str
+    bias: bool = False
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., in] times weight [out, in] transposed, plus bias [out] -> [..., out]."""
+    return torch.nn.functional.linear(x, weight, bias)

@@ -1,0 +1,129 @@
+"""Mixture of experts: router, routed experts and the branch that holds them; one set of specs serves every family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ktcore.ops.base import Spec
+from ktcore.ops.linear import LinearSpec
+from ktcore.ops.mlp import MLPSpec, gated
+from ktcore.ops.norm import RMSNormSpec
+
+
+@dataclass(frozen=True)
+class RouterSpec(Spec):
+    """Weights `weight` [experts, hidden] and, with `choice_bias`, `bias` [experts] (kept in float32).
+
+    Call: x float32 [T, hidden] -> (expert ids int64 [T, top_k], weights float32 [T, top_k]).
+    Order: logits -> scores -> + bias (for the choice only) -> group filter -> top-k -> weights from the unbiased
+    scores -> renormalise -> * scale (DeepSeek-V3, arXiv 2412.19437, section 2.1.2, generalised).
+
+    Attributes:
+        groups, groups_kept: experts lie in `groups` equal groups, of which the best `groups_kept` stay; 1, 1 for none.
+        group_score: "max" masks the others to 0 (DeepSeek-V2), "top2_sum" to -inf (DeepSeek-V3).
+        renorm_eps: added to the sum of the chosen weights before the division.
+    """
+
+    op: ClassVar[str] = "router"
+    hidden: int
+    experts: int
+    top_k: int
+    weight_format: str
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    choice_bias: bool = False
+    groups: int = 1
+    groups_kept: int = 1
+    group_score: Literal["max", "top2_sum"] = "max"
+    renormalise: bool = False
+    renorm_eps: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ExpertsSpec(Spec):
+    """Weights `gate` and `up` [experts, intermediate, hidden], `down` [experts, hidden, intermediate].
+
+    Call: x float32 [T, hidden], ids int64 [T, k], weights float32 [T, k] -> float32 [T, hidden], the weighted sum. A
+    negative id means that the expert is resident elsewhere and adds nothing here.
+
+    Attributes:
+        weight_on_input: the weight multiplies the expert's input instead of its output (LLaMA 4).
+    """
+
+    op: ClassVar[str] = "experts"
+    hidden: int
+    intermediate: int
+    experts: int
+    top_k: int
+    activation: str
+    gate_format: str
+    up_format: str
+    down_format: str
+    weight_on_input: bool = False
+
+
+@dataclass(frozen=True)
+class MoESpec(Spec):
+    """A residual branch: y = x + experts(n, *router(n)) + shared(n) with n = norm(x). Call: [T, hidden] -> [T, hidden].
+
+    Attributes:
+        shared: one ungated MLP as wide as all shared experts together; None where the family has none.
+        shared_gate: [1, hidden] linear whose sigmoid scales the shared part (Qwen2-MoE, Qwen3-Next).
+    """
+
+    op: ClassVar[str] = "moe"
+    hidden: int
+    router: RouterSpec
+    experts: ExpertsSpec
+    shared: MLPSpec | None = None
+    shared_gate: LinearSpec | None = None
+    norm: RMSNormSpec | None = None
+    residual: bool = True
+
+
+def route(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose experts from logits [T, experts] -> (ids int64 [T, k], weights float32 [T, k])."""
+    logits = logits.float()
+    scores = logits.softmax(-1) if spec.score == "softmax" else logits.sigmoid()
+    choice = scores if bias is None else scores + bias
+    if spec.groups > 1:
+        choice = _keep_best_groups(choice, spec)
+    ids = choice.topk(spec.top_k, -1).indices
+    weights = scores.gather(-1, ids)
+    if spec.renormalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + spec.renorm_eps)
+    return ids, weights * spec.scale
+
+
+def routed_experts(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    spec: ExpertsSpec,
+) -> torch.Tensor:
+    """Weighted sum over each token's chosen experts; shapes as in `ExpertsSpec`. Negative ids add nothing."""
+    out = torch.zeros_like(x)
+    for e in ids.unique().tolist():
+        if e < 0:
+            continue
+        token, choice = torch.nonzero(ids == e, as_tuple=True)
+        weight = weights[token, choice][:, None]
+        rows = x[token] * weight if spec.weight_on_input else x[token]
+        y = gated(rows @ gate[e].T, rows @ up[e].T, spec.activation) @ down[e].T
+        out.index_add_(0, token, y if spec.weight_on_input else y * weight)
+    return out
+
+
+def _keep_best_groups(choice: torch.Tensor, spec: RouterSpec) -> torch.Tensor:
+    grouped = choice.view(choice.shape[0], spec.groups, -1)
+    score = grouped.amax(-1) if spec.group_score == "max" else grouped.topk(2, -1).values.sum(-1)
+    kept = score.topk(spec.groups_kept, -1).indices
+    mask = torch.zeros_like(score, dtype=torch.bool).scatter_(1, kept, True)[..., None].expand_as(grouped)
+    fill = 0.0 if spec.group_score == "max" else float("-inf")
+    return grouped.masked_fill(~mask, fill).flatten(1)
