@@ -1,0 +1,116 @@
+"""Memory-mapped files, and the checkpoint made of one or several of them that both readers return."""
+
+from __future__ import annotations
+
+import difflib
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ktcore.errors import CheckpointError
+from ktcore.weights.checkpoint import Checkpoint, TensorInfo
+
+
+class MappedFile:
+    """A file mapped read-only.
+
+    Raises:
+        CheckpointError: the file is missing, empty, or cannot be mapped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            if not path.is_file():
+                raise CheckpointError(f"{path}: no such file")
+            with path.open("rb") as file:
+                self.size = file.seek(0, 2)
+                if self.size == 0:
+                    raise CheckpointError(f"{path}: the file is empty", "was the download cut short?")
+                self._map: mmap.mmap | None = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+    @property
+    def map(self) -> mmap.mmap:
+        """The map itself. Raises CheckpointError once the file is closed."""
+        if self._map is None:
+            raise CheckpointError(f"{self.path}: the checkpoint is closed")
+        return self._map
+
+    def view(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """A read-only, flat uint8 view of part of the file."""
+        if nbytes == 0:
+            return np.empty(0, dtype=np.uint8)
+        return np.frombuffer(self.map, dtype=np.uint8, count=nbytes, offset=offset)
+
+    def release(self, offset: int, nbytes: int) -> None:
+        """Drop the pages of this range from the process where the system can; they are read again on next use."""
+        if nbytes == 0 or not hasattr(self.map, "madvise") or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        # Rounding outwards is safe: the map is read-only, so a neighbour's dropped page holds nothing to lose.
+        start = offset - offset % mmap.PAGESIZE
+        self.map.madvise(mmap.MADV_DONTNEED, start, min(offset + nbytes, self.size) - start)
+
+    def close(self) -> None:
+        """Unmap; if views are alive the map goes with the last of them."""
+        mapped, self._map = self._map, None
+        if mapped is None:
+            return
+        try:
+            mapped.close()
+        except BufferError:
+            pass  # a view still points into it, and its reference keeps the map alive
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor and where its bytes are."""
+
+    info: TensorInfo
+    file: MappedFile
+    offset: int
+
+
+class MappedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors lie in mapped files."""
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, StoredTensor],
+        files: tuple[MappedFile, ...],
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.config = config
+        self.tensors = {name: stored.info for name, stored in tensors.items()}
+        self._stored = tensors
+        self._files = files
+
+    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+        stored = self._find(name)
+        return stored.file.view(stored.offset, stored.info.nbytes)
+
+    def release(self, name: str) -> None:
+        stored = self._find(name)
+        stored.file.release(stored.offset, stored.info.nbytes)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _find(self, name: str) -> StoredTensor:
+        try:
+            return self._stored[name]
+        except KeyError:
+            close = difflib.get_close_matches(name, list(self._stored)[:5000], n=3)
+            hint = f"near names: {', '.join(close)}" if close else None
+            raise CheckpointError(f"{self.path}: no tensor named {name!r}", hint) from None

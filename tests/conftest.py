@@ -1,0 +1,19 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The one real model the tests use. Fetching it is the build's job: a test run alone downloads nothing."""
+    path = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ktcore" / SMOLLM2
+    if not path.is_file():
+        pytest.fail(f"{path} is missing: run `make test`, which fetches it")
+    return path
