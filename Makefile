@@ -1,0 +1,50 @@
+# Newcomer's commands: `make demo` answers a prompt, `make test` runs every check. Both set everything up first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+PROMPT ?= Explain in two sentences what a mixture-of-experts language model is.
+
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+VENDORS := $(wildcard backends/cuda backends/rocm backends/xpu backends/npu)
+
+# The CPU wheel of torch where pip can find one; set TORCH to choose another build.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint bench clean model
+
+demo: $(STAMP) model
+	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)"
+
+model: $(STAMP)
+	@$(BIN)/python -m ktcore.demo
+
+test: $(DEV) model lint
+	$(BIN)/pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV) model
+	$(BIN)/ktcore bench "$$($(BIN)/python -m ktcore.demo --path)" -p 512 -n 128
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Built without isolation so that the native module compiles against the environment's own pybind11.
+$(STAMP): $(BUILD_INPUTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --upgrade "$(TORCH)" "scikit-build-core>=0.10" pybind11 hatchling editables
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	$(foreach v,$(VENDORS),$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable ./$(v) &&) true
+	@touch $@

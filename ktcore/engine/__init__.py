@@ -1,0 +1,1 @@
+"""The engine: sequences, scheduler, pages, sampler and the step loop, and the Python API over them."""

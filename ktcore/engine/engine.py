@@ -1,0 +1,82 @@
+"""The step loop: schedule a batch, run the model on it, sample, update the sequences."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.engine.pages import PageAllocator
+from ktcore.engine.runner import LoadedModel
+from ktcore.engine.scheduler import Scheduled, Scheduler
+from ktcore.engine.sequence import Finish, Sequence
+from ktcore.errors import RequestError
+
+
+class Engine:
+    """Serves sequences over one loaded model. It owns its pages and its scheduler; nothing is shared between engines.
+
+    Args:
+        context: tokens that fit into the KV cache, all running sequences together.
+        page_size: tokens a page, as the plan negotiated it.
+        chunk: most tokens of one step; longer prompts run in several.
+    """
+
+    def __init__(self, model: LoadedModel, context: int, page_size: int, chunk: int = 512) -> None:
+        self.model = model
+        self.context = context
+        pages = -(-context // page_size)
+        model.allocate_pages(pages, page_size)
+        self.scheduler = Scheduler(PageAllocator(pages, page_size), chunk)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            RequestError: the prompt is empty or does not fit into the context.
+        """
+        if not sequence.tokens:
+            raise RequestError("the prompt is empty: there is no token to continue from")
+        if sequence.prompt_len > self.context:
+            raise RequestError(
+                f"the prompt has {sequence.prompt_len} tokens, the context holds {self.context}",
+                "shorten it, or load the model with a larger context= (--context)",
+            )
+        sequence.max_new_tokens = min(sequence.max_new_tokens, self.context - sequence.prompt_len)
+        if sequence.max_new_tokens == 0 and not sequence.all_logits:
+            sequence.finish = Finish.LENGTH
+            return
+        self.scheduler.add(sequence)
+
+    def step(self) -> bool:
+        """One step over all running sequences; False when there was nothing to do."""
+        batch = self.scheduler.next_batch()
+        if batch is None:
+            return False
+        with torch.inference_mode():
+            hidden = self.model.hidden(batch.step)
+            self.scheduler.ran(batch)
+            self._sample(batch, hidden)
+        self.scheduler.retire()
+        return True
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence and take its pages back."""
+        self.scheduler.cancel(sequence)
+
+    def _sample(self, batch: Scheduled, hidden: torch.Tensor) -> None:
+        rows: list[int] = []
+        ready: list[Sequence] = []
+        for i, sequence in enumerate(batch.sequences):
+            if sequence.all_logits:
+                span = hidden[batch.step.q_start[i] : batch.step.q_start[i + 1]]
+                sequence.logits.append(self.model.logits(span))
+                if sequence.pending == 0:
+                    sequence.finish = Finish.LENGTH
+            elif sequence.pending == 0:
+                rows.append(batch.step.q_start[i + 1] - 1)
+                ready.append(sequence)
+        if not ready:
+            return
+        last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
+        logits = self.model.logits(last)
+        for row, sequence in zip(logits, ready, strict=True):
+            sequence.append(self.model.sampler(row, sequence.params, sequence.tokens, sequence.generator))

@@ -1,0 +1,323 @@
+"""The Python API: load a checkpoint, then generate, stream, chat, or read logits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import torch
+
+from ktcore.engine.engine import Engine
+from ktcore.engine.loader import Progress, load_modules
+from ktcore.engine.sequence import Finish, Sequence
+from ktcore.engine.text import TextBuilder
+from ktcore.engine.tokenizer import Tokenizer, load_tokenizer
+from ktcore.errors import RequestError, TokenizerError
+from ktcore.ops.sampling import SamplingParams
+from ktcore.rules.plan import Plan
+from ktcore.rules.prepare import prepare
+from ktcore.weights.checkpoint import Checkpoint
+
+Message = dict[str, Any]
+DEFAULT_CONTEXT = 16384
+"""Longest context that is set up unasked, in tokens; most models can do more, at the price of KV memory."""
+
+
+@dataclass
+class Stats:
+    """Times of one generation: `prefill_s` until the first token was drawn, `decode_s` for all later ones."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Prompt tokens a second."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Drawn tokens a second, the first left out (prefill drew it)."""
+        return (self.new_tokens - 1) / self.decode_s if self.decode_s and self.new_tokens > 1 else 0.0
+
+
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    rules: str | Path | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    *,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Load a GGUF file or a Hugging Face folder.
+
+    Args:
+        backend: name of a backend; "auto" takes the accelerator if exactly one is there, else the host.
+        rules: a rule file that goes before the shipped ones, or the name of a shipped one ("reference").
+        threads: worker threads of the host backend; None takes the physical cores this process may use.
+        context: tokens the KV cache holds; None takes the model's own, at most 16384.
+        memory: bytes of accelerator memory to stay within; None takes what the device reports.
+        progress: called with (node name, bytes loaded, bytes in all).
+
+    Raises:
+        CheckpointError, ArchitectureError, RuleError, BackendError, PlanError: what is wrong, where, what to do.
+    """
+    prepared = prepare(Path(path), backend=backend, rules=rules, memory=memory, context=context)
+    checkpoint, plan = prepared.checkpoint, prepared.plan
+    try:
+        modules = load_modules(plan, checkpoint, prepared.registry, threads, progress)
+        size = context or min(plan.graph.context_length, DEFAULT_CONTEXT)
+        engine = Engine(modules, size, plan.page_size)
+        return Model(checkpoint, plan, engine, load_tokenizer(checkpoint))
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+class Model:
+    """A loaded model. Use it in a with-statement, or call `close()`; one generation runs at a time.
+
+    Attributes:
+        plan: which implementation runs each part, and why.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        self.plan = plan
+        self.engine = engine
+        self._checkpoint = checkpoint
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            TokenizerError: it has none.
+        """
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self._checkpoint.path} has no tokenizer, so it cannot take or give text",
+                "call generate() or logits() with token ids, or add the tokenizer files to the checkpoint",
+            )
+        return self._tokenizer
+
+    @property
+    def context(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.engine.context
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = 64, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], max_new_tokens: int = 64, **options: Any) -> list[str]: ...
+    @overload
+    def generate(self, prompt: torch.Tensor, max_new_tokens: int = 64, **options: Any) -> torch.Tensor: ...
+    def generate(
+        self, prompt: str | list[str] | torch.Tensor, max_new_tokens: int = 64, **options: Any
+    ) -> str | list[str] | torch.Tensor:
+        """Continue a prompt.
+
+        Args:
+            prompt: text; a list of texts, which run as one batch; or int64 ids [batch, seq].
+            options: temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty, seed, and stop, a list of
+                strings that end the answer.
+
+        Returns:
+            The new text, a list of new texts, or, as in transformers, ids [batch, seq + new] with the prompt in front
+            and rows that ended early padded with their last id.
+        """
+        stop, params = _options(options)
+        if isinstance(prompt, torch.Tensor):
+            return self._generate_ids(prompt, max_new_tokens, params)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        streams = [TextStream(self, self.tokenizer.encode(p), max_new_tokens, params, stop) for p in prompts]
+        with self._running():
+            for stream in streams:
+                stream.begin()
+            while any(s.active for s in streams) and self.engine.step():
+                for s in streams:
+                    s.collect()
+        texts = ["".join(s.drain()) for s in streams]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(self, prompt: str, max_new_tokens: int = 64, **options: Any) -> TextStream:
+        """Like `generate` for one text, but an iterator of text pieces; its `stats` hold times afterwards."""
+        stop, params = _options(options)
+        return TextStream(self, self.tokenizer.encode(prompt), max_new_tokens, params, stop)
+
+    def chat(self, messages: Seq[Message], max_new_tokens: int = 512, **options: Any) -> str:
+        """Answer a conversation `[{"role": "user", "content": "…"}, …]` through the model's own chat template."""
+        return "".join(self.stream_chat(messages, max_new_tokens, **options))
+
+    def stream_chat(self, messages: Seq[Message], max_new_tokens: int = 512, **options: Any) -> TextStream:
+        """Like `chat`, as an iterator of text pieces."""
+        stop, params = _options(options)
+        return TextStream(self, self.tokenizer.encode_chat(list(messages)), max_new_tokens, params, stop)
+
+    def logits(self, ids: Seq[int] | torch.Tensor) -> torch.Tensor:
+        """Logits float32 [tokens, vocab] of a sequence of token ids [tokens]; row i predicts token i + 1."""
+        tokens = [int(i) for i in ids]
+        self._check_ids(tokens)
+        sequence = Sequence(tokens, SamplingParams(temperature=0), max_new_tokens=0, all_logits=True)
+        with self._running():
+            self._run([sequence])
+        return torch.cat(sequence.logits)
+
+    def close(self) -> None:
+        """Release devices, memory and the file; calls after it are errors."""
+        if not self._closed:
+            self._closed = True
+            self.engine.model.close()
+            self._checkpoint.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _generate_ids(self, prompt: torch.Tensor, max_new_tokens: int, params: SamplingParams) -> torch.Tensor:
+        if prompt.dim() != 2 or prompt.dtype not in (torch.int64, torch.int32):
+            raise RequestError(f"ids must be int64 [batch, seq], not {prompt.dtype} {list(prompt.shape)}")
+        stop_ids = self._tokenizer.stop_ids if self._tokenizer else frozenset()
+        sequences = []
+        for row in prompt.tolist():
+            self._check_ids(row)
+            sequences.append(Sequence(row, params, max_new_tokens, stop_ids))
+        with self._running():
+            self._run(sequences)
+        width = max((len(s.tokens) for s in sequences), default=0)
+        rows = [s.tokens + s.tokens[-1:] * (width - len(s.tokens)) for s in sequences]
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def _check_ids(self, tokens: Seq[int]) -> None:
+        vocab = self.plan.graph.vocab
+        bad = next((t for t in tokens if not 0 <= t < vocab), None)
+        if bad is not None:
+            raise RequestError(f"token id {bad} is outside of the vocabulary of {vocab}")
+
+    def _run(self, sequences: list[Sequence]) -> None:
+        try:
+            for sequence in sequences:
+                self.engine.add(sequence)
+            while self.engine.step():
+                pass
+        except BaseException:
+            for sequence in sequences:
+                self.engine.cancel(sequence)
+            raise
+
+    def _running(self) -> threading.Lock:
+        if self._closed:
+            raise RequestError("the model is closed")
+        return self._lock
+
+
+class TextStream:
+    """Text pieces of one answer, drawn as they are asked for. Closing it, or leaving the loop, ends the answer.
+
+    Attributes:
+        stats: tokens and times, complete when the stream has ended.
+    """
+
+    def __init__(
+        self, model: Model, ids: list[int], max_new_tokens: int, params: SamplingParams, stop: tuple[str, ...]
+    ) -> None:
+        self.stats = Stats(prompt_tokens=len(ids))
+        self._model = model
+        self._sequence = Sequence(ids, params, max_new_tokens, model.tokenizer.stop_ids)
+        self._text = TextBuilder(model.tokenizer, stop)
+        self._pieces: list[str] = []
+        self._seen = 0
+        self._clock = 0.0
+        self._flushed = False
+
+    @property
+    def active(self) -> bool:
+        """Whether more tokens may come."""
+        return self._sequence.finish is None
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why it ended; None while it runs."""
+        return self._sequence.finish
+
+    def begin(self) -> None:
+        """Hand the sequence to the engine."""
+        self._clock = time.perf_counter()
+        self._model.engine.add(self._sequence)
+
+    def collect(self) -> None:
+        """Turn tokens that the engine has drawn since into text, and notice stop strings."""
+        fresh = self._sequence.new_tokens[self._seen :] if self._seen < len(self._sequence.new_tokens) else []
+        for token in fresh:
+            self._seen += 1
+            self._note_time()
+            if token in self._sequence.stop_ids:
+                break
+            piece = self._text.push(token)
+            if piece:
+                self._pieces.append(piece)
+            if self._text.stopped:
+                self._model.engine.cancel(self._sequence)
+                self._sequence.finish = Finish.STOP
+                break
+
+    def drain(self) -> list[str]:
+        """Pieces that are ready; with the end of the answer also what was held back."""
+        if not self.active and not self._flushed:
+            self._flushed = True
+            rest = self._text.flush()
+            if rest:
+                self._pieces.append(rest)
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def close(self) -> None:
+        """End the answer early and free its pages."""
+        self._model.engine.cancel(self._sequence)
+
+    def __iter__(self) -> Iterator[str]:
+        with self._model._running():
+            try:
+                self.begin()
+                while self.active and self._model.engine.step():
+                    self.collect()
+                    yield from self.drain()
+                yield from self.drain()
+            finally:
+                self.close()
+
+    def _note_time(self) -> None:
+        now = time.perf_counter()
+        self.stats.new_tokens += 1
+        if self.stats.new_tokens == 1:
+            self.stats.prefill_s = now - self._clock
+        else:
+            self.stats.decode_s += now - self._clock
+        self._clock = now
+
+
+def _options(options: dict[str, Any]) -> tuple[tuple[str, ...], SamplingParams]:
+    rest = dict(options)
+    stop = rest.pop("stop", None) or ()
+    known = set(SamplingParams.__dataclass_fields__)
+    unknown = sorted(set(rest) - known)
+    if unknown:
+        raise RequestError(
+            f"unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}", f"known: {', '.join(sorted(known))}, stop"
+        )
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    return stops, SamplingParams(**rest)

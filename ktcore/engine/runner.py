@@ -1,0 +1,47 @@
+"""Runs the loaded modules over a step's batch: the model's forward pass, in one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ktcore.backend.implementation import CacheOwner
+from ktcore.ops.batch import StepBatch
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Modules in the graph's order, and those among them that own KV pages."""
+
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    layers: tuple[tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]], ...]
+    norm: Callable[[torch.Tensor], torch.Tensor]
+    head: Callable[[torch.Tensor], torch.Tensor]
+    sampler: Callable[..., int]
+    caches: tuple[CacheOwner, ...]
+    runtimes: tuple[Any, ...]
+
+    def hidden(self, step: StepBatch) -> torch.Tensor:
+        """Last hidden states float32 [T, hidden], before the final norm."""
+        x = self.embed(step.token_ids)
+        for attention, ffn in self.layers:
+            x = attention(x, step)
+            x = ffn(x)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [n, vocab] on the CPU, from rows of `hidden`."""
+        return self.head(self.norm(hidden)).cpu()
+
+    def allocate_pages(self, pages: int, page_size: int) -> None:
+        """Make room for `pages` KV pages in every cache."""
+        for cache in self.caches:
+            cache.allocate_pages(pages, page_size)
+
+    def close(self) -> None:
+        """Release the devices."""
+        for runtime in self.runtimes:
+            runtime.close()

@@ -1,0 +1,76 @@
+"""A sequence: one prompt and its growing answer, with the pages that hold its keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+
+from ktcore.ops.sampling import SamplingParams
+
+
+class Finish(Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """State of one request inside the engine.
+
+    Attributes:
+        tokens: prompt and answer so far.
+        prompt_len: how many of them are the prompt.
+        cached: how many of them have keys and values in the cache.
+        pages: the pages it owns, in order of position.
+        stop_ids: drawing one of these ends the sequence; it is kept as the last token.
+        all_logits: keep logits of every position (for `logits`), not only of the last.
+    """
+
+    tokens: list[int]
+    params: SamplingParams
+    max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    all_logits: bool = False
+    prompt_len: int = 0
+    cached: int = 0
+    pages: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    generator: torch.Generator | None = None
+    logits: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt_len = len(self.tokens)
+        if self.params.temperature > 0:
+            self.generator = torch.Generator()
+            if self.params.seed is None:
+                self.generator.seed()
+            else:
+                self.generator.manual_seed(self.params.seed)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the cache yet: the rest of the prompt, or the one drawn last."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """The answer so far."""
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that it can ever hold in the cache."""
+        return self.prompt_len + self.max_new_tokens
+
+    def append(self, token: int) -> None:
+        """Add a drawn token and notice the end."""
+        self.tokens.append(token)
+        if token in self.stop_ids:
+            self.finish = Finish.STOP
+        elif len(self.tokens) >= self.longest:
+            self.finish = Finish.LENGTH
