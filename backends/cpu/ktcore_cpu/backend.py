@@ -1,0 +1,61 @@
+"""The CPU backend object and its runtime: host memory, and one native thread pool an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ktcore.backend import Backend, Capabilities, Implementation
+from ktcore.backend.host import HostRuntime
+from ktcore.errors import BackendError
+from ktcore_cpu.plugin import DECLARED
+
+if TYPE_CHECKING:
+    from ktcore_cpu import _native
+
+
+class CpuRuntime(HostRuntime):
+    """The host with a pool of worker threads.
+
+    Attributes:
+        pool: native pool that every module of this runtime runs on.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__()
+        from ktcore_cpu import _native
+
+        try:
+            self.pool: _native.Pool = _native.Pool(threads or 0)
+            self._capabilities = Capabilities(
+                backend="cpu",
+                name=DECLARED.name,
+                features=DECLARED.features | {f"isa:{_native.isa_selected()}"},
+                properties={"threads": self.pool.threads},
+                live=True,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise BackendError(f"the cpu backend cannot start: {error}") from error
+
+    def capabilities(self) -> Capabilities:
+        """The instruction set in use and the number of threads."""
+        return self._capabilities
+
+
+class CpuBackend(Backend):
+    """Implementations over the native kernels."""
+
+    def implementations(self) -> Sequence[Implementation]:
+        """All of them; none needs more than the native module."""
+        from ktcore_cpu.attention import CpuAttention
+        from ktcore_cpu.embedding import CpuEmbedding
+        from ktcore_cpu.linear import CpuLinear
+        from ktcore_cpu.mlp import CpuMLP
+
+        return [CpuEmbedding(), CpuLinear(), CpuAttention(), CpuMLP()]
+
+    def runtime(self, index: int = 0, threads: int | None = None) -> CpuRuntime:
+        """The host; there is only device 0."""
+        if index != 0:
+            raise BackendError(f"the cpu backend has one device, cpu:0, not cpu:{index}")
+        return CpuRuntime(threads)

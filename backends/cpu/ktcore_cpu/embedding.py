@@ -1,0 +1,50 @@
+"""Token embedding that dequantises rows straight from the memory-mapped file: the table is never copied."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.errors import RequestError
+from ktcore.ops.embedding import EmbeddingSpec
+from ktcore_cpu import packing
+
+
+class CpuEmbedding(Implementation):
+    """Keeps a view of the file; each call reads the rows it needs."""
+
+    id = "cpu.embedding"
+    spec_type = EmbeddingSpec
+
+    def supports(self, spec: EmbeddingSpec, device: Capabilities) -> Supported | Unsupported:
+        """Every native weight format."""
+        return packing.supports_formats(spec)
+
+    def packed_bytes(self, spec: EmbeddingSpec, stored_bytes: int) -> int:
+        """None: the file's own pages serve, and the system may drop them."""
+        return 0
+
+    def load(self, request: LoadRequest) -> CpuEmbeddingModule:
+        """Map the table."""
+        return CpuEmbeddingModule(request)
+
+
+class CpuEmbeddingModule:
+    """int64 [T] -> float32 [T, hidden]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
+        weight = request.weights["weight"]
+        self._call = _native.dequantize_rows
+        self._format = weight.format
+        self._table = weight.raw()
+        self._vocab, self._hidden = weight.shape
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(ids.shape[0], self._hidden)
+        ids = ids.long().contiguous()
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab:
+            raise RequestError(f"a token id is outside of the vocabulary of {self._vocab}")
+        self._call(self._format, self._table, self._hidden, ids.data_ptr(), ids.shape[0], out.data_ptr())
+        return out

@@ -1,0 +1,57 @@
+"""Gated MLP as one native call: norm, gate and up, activation, down, residual."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.ops.mlp import MLPSpec
+from ktcore_cpu import packing
+
+
+class CpuMLP(Implementation):
+    """Fused: quantises the activations once for gate and up, and again between the activation and down."""
+
+    id = "cpu.mlp"
+    spec_type = MLPSpec
+    fused = True
+    options = packing.OPTIONS
+
+    def supports(self, spec: MLPSpec, device: Capabilities) -> Supported | Unsupported:
+        """Every native weight format, no biases."""
+        if spec.gate.bias or spec.up.bias or spec.down.bias:
+            return Unsupported("an MLP with biases")
+        if spec.norm is not None and spec.norm.offset:
+            return Unsupported("a zero-centred norm")
+        return packing.supports_formats(spec)
+
+    def load(self, request: LoadRequest) -> CpuMLPModule:
+        """Pack the three matrices."""
+        return CpuMLPModule(request)
+
+
+class CpuMLPModule:
+    """float32 [T, hidden] -> float32 [T, hidden]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
+        spec: MLPSpec = request.spec  # type: ignore[assignment]
+        self._hidden = spec.hidden
+        self._block = _native.MLPBlock(
+            request.runtime.pool,  # type: ignore[attr-defined]
+            packing.pack(request, "gate.weight"),
+            packing.pack(request, "up.weight"),
+            packing.pack(request, "down.weight"),
+            norm=packing.vector(request.weights, "norm.weight"),
+            norm_eps=spec.norm.eps if spec.norm else 0.0,
+            activation=spec.activation,
+            residual=spec.residual,
+            exact=packing.exact(request),
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = packing.rows(x, self._hidden)
+        out = torch.empty_like(x)
+        self._block.forward(x.data_ptr(), out.data_ptr(), x.shape[0])
+        return out

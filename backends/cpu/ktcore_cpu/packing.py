@@ -1,0 +1,82 @@
+"""Packs weights into the native panel layout, and the checks that every CPU implementation shares."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ktcore.backend import LoadRequest, Supported, Unsupported
+from ktcore.errors import CheckpointError
+from ktcore.ops.base import Spec
+from ktcore.weights.ref import Weight
+
+if TYPE_CHECKING:
+    from ktcore_cpu import _native
+
+PANEL_ROWS = 32
+OPTIONS = frozenset({"activations"})
+
+
+@lru_cache(maxsize=1)
+def native_formats() -> dict[str, tuple[int, int]]:
+    """Weight formats of the native kernels: name -> (values a block, bytes a block)."""
+    from ktcore_cpu import _native
+
+    return _native.formats()
+
+
+def supports_formats(spec: Spec) -> Supported | Unsupported:
+    """Whether the native kernels know all weight formats of `spec`."""
+    try:
+        known = native_formats()
+    except ImportError as error:
+        return Unsupported(f"the native module does not load: {error}")
+    missing = [f for f in spec.formats() if f not in known]
+    if missing:
+        return Unsupported(f"no native kernel for weight format {', '.join(missing)} (known: {', '.join(known)})")
+    return Supported()
+
+
+def padded_bytes(rows: int, stored_bytes: int) -> int:
+    """Packed bytes of a matrix: rows are padded to whole panels."""
+    return -(-rows // PANEL_ROWS) * PANEL_ROWS * stored_bytes // max(rows, 1)
+
+
+def pack(request: LoadRequest, role: str) -> _native.PackedMatrix:
+    """The weight `role` [rows, cols] in the native layout.
+
+    Raises:
+        CheckpointError: it cannot be packed.
+    """
+    from ktcore_cpu import _native
+
+    weight = request.weights[role]
+    rows, cols = weight.shape[-2:]
+    try:
+        return _native.PackedMatrix.pack(request.runtime.pool, weight.format, rows, cols, weight.raw())  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise CheckpointError(f"{request.name}: cannot pack '{role}': {error}") from error
+
+
+def vector(weights: Any, role: str) -> np.ndarray | None:
+    """A small weight as float32 numpy array (norm, bias); None when it is absent."""
+    weight: Weight | None = weights.get(role)
+    return None if weight is None else np.ascontiguousarray(weight.tensor().numpy(), dtype=np.float32)
+
+
+def exact(request: LoadRequest) -> bool:
+    """Whether the rule asks for float32 activations instead of 8-bit ones (option `activations: f32`)."""
+    wanted = request.options.get("activations", "int8")
+    if wanted not in ("int8", "f32"):
+        raise CheckpointError(f"{request.name}: option activations={wanted!r}, known are int8 and f32")
+    return bool(wanted == "f32")
+
+
+def rows(x: torch.Tensor, width: int) -> torch.Tensor:
+    """x as contiguous float32 [T, width], which the native calls take by address."""
+    if x.shape[-1] != width or x.dim() != 2:
+        raise ValueError(f"expected float32 [T, {width}], got {list(x.shape)}")
+    return x.float().contiguous()
