@@ -144,11 +144,15 @@ class Model:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         streams = [TextStream(self, self.tokenizer.encode(p), max_new_tokens, params, stop) for p in prompts]
         with self._running():
-            for stream in streams:
-                stream.begin()
-            while any(s.active for s in streams) and self.engine.step():
-                for s in streams:
-                    s.collect()
+            try:
+                for stream in streams:
+                    stream.begin()
+                while any(s.active for s in streams) and self.engine.step():
+                    for s in streams:
+                        s.collect()
+            finally:
+                for stream in streams:
+                    stream.close()
         texts = ["".join(s.drain()) for s in streams]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -261,8 +265,7 @@ class TextStream:
 
     def collect(self) -> None:
         """Turn tokens that the engine has drawn since into text, and notice stop strings."""
-        fresh = self._sequence.new_tokens[self._seen :] if self._seen < len(self._sequence.new_tokens) else []
-        for token in fresh:
+        for token in self._sequence.new_tokens[self._seen :]:
             self._seen += 1
             self._note_time()
             if token in self._sequence.stop_ids:

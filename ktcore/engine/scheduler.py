@@ -1,4 +1,4 @@
-"""Chooses the tokens of each step: one for every sequence that decodes, the rest of the budget for prompts in chunks."""
+"""Chooses the tokens of each step: one for every sequence that decodes, what is left for prompts in chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operator interfaces: one file an operator, with its spec (what is computed) and its reference in plain float32 torch."""
+"""Operator interfaces: one file an operator, with its spec (what is computed) and its reference in float32 torch."""
 
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.base import Spec

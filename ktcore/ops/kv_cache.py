@@ -1,4 +1,4 @@
-"""Paged KV cache: the operator that stores keys and values and attends over them, so that its layout is its own affair."""
+"""Paged KV cache: stores keys and values and attends over them, so that the layout is its own affair."""
 
 from __future__ import annotations
 

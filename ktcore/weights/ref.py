@@ -1,4 +1,4 @@
-"""Where an operator's weight lives in a checkpoint (`WeightRef`, header knowledge only) and the opened thing (`Weight`)."""
+"""Where a weight lives in a checkpoint (`WeightRef`, header knowledge only) and the opened thing (`Weight`)."""
 
 from __future__ import annotations
 

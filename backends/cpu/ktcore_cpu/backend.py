@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ktcore.backend import Backend, Capabilities, Implementation
 from ktcore.backend.host import HostRuntime
+
+from ktcore.backend import Backend, Capabilities, Implementation
 from ktcore.errors import BackendError
 from ktcore_cpu.plugin import DECLARED
 

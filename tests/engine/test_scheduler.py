@@ -1,0 +1,99 @@
+"""The scheduler and the page allocator, without a model."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktcore.engine.pages import PageAllocator
+from ktcore.engine.scheduler import Scheduler
+from ktcore.engine.sequence import Finish, Sequence
+from ktcore.errors import RequestError
+from ktcore.ops.sampling import SamplingParams
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def _sequence(prompt: int, new: int) -> Sequence:
+    return Sequence(list(range(prompt)), GREEDY, new)
+
+
+def test_a_long_prompt_runs_in_chunks_with_the_right_positions_and_contexts() -> None:
+    scheduler = Scheduler(PageAllocator(8, 4), chunk=5)
+    sequence = _sequence(12, 2)
+    scheduler.add(sequence)
+    seen = []
+    for _ in range(3):
+        batch = scheduler.next_batch()
+        assert batch is not None
+        seen.append((batch.step.positions.tolist(), batch.step.context_lens, batch.step.token_ids.tolist()))
+        scheduler.ran(batch)
+    assert [s[0] for s in seen] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    assert [s[1] for s in seen] == [(5,), (10,), (12,)]
+    assert [i for s in seen for i in s[2]] == list(range(12))
+    assert sequence.pending == 0
+
+
+def test_decoding_sequences_go_before_a_newcomers_prompt() -> None:
+    scheduler = Scheduler(PageAllocator(32, 4), chunk=6)
+    first, second = _sequence(3, 4), _sequence(20, 1)
+    scheduler.add(first)
+    scheduler.ran(scheduler.next_batch())  # type: ignore[arg-type]
+    first.append(99)
+    scheduler.add(second)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (first, second)
+    assert batch.counts == (1, 5)
+    assert batch.step.q_start == (0, 1, 6)
+    assert batch.step.positions.tolist() == [3, 0, 1, 2, 3, 4]
+
+
+def test_slots_follow_the_block_table() -> None:
+    scheduler = Scheduler(PageAllocator(8, 4), chunk=64)
+    a, b = _sequence(5, 1), _sequence(6, 1)
+    scheduler.add(a)
+    scheduler.add(b)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    expected = [s.pages[p // 4] * 4 + p % 4 for s, n in ((a, 5), (b, 6)) for p in range(n)]
+    assert batch.step.slots().tolist() == expected
+    assert not set(a.pages) & set(b.pages)
+
+
+def test_admission_waits_for_pages_and_goes_on_when_they_come_back() -> None:
+    scheduler = Scheduler(PageAllocator(4, 4), chunk=64)
+    a, b = _sequence(8, 4), _sequence(8, 4)
+    scheduler.add(a)
+    scheduler.add(b)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (a,)
+    a.finish = Finish.STOP
+    scheduler.retire()
+    assert a.pages == []
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (b,)
+
+
+def test_cancelling_returns_the_pages_of_waiting_and_running_sequences() -> None:
+    scheduler = Scheduler(PageAllocator(4, 4), chunk=64)
+    a, b = _sequence(8, 4), _sequence(8, 4)
+    scheduler.add(a)
+    scheduler.add(b)
+    scheduler.next_batch()
+    for sequence in (b, a, a):
+        scheduler.cancel(sequence)
+    assert scheduler.pages.free == 4
+    assert scheduler.next_batch() is None
+    assert a.finish is b.finish is Finish.CANCELLED
+
+
+def test_allocator_refuses_more_than_it_has() -> None:
+    allocator = PageAllocator(3, 16)
+    taken = allocator.take(2)
+    assert len(set(taken)) == 2
+    with pytest.raises(RequestError, match="2 KV pages are needed, 1 of 3"):
+        allocator.take(2)
+    allocator.give_back(taken)
+    assert sorted(allocator.take(3)) == [0, 1, 2]
