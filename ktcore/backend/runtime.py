@@ -43,6 +43,14 @@ class MemoryInfo:
     total: int
 
 
+class DeviceGraph(ABC):
+    """Recorded launches; addresses and shapes are those of the recording."""
+
+    @abstractmethod
+    def replay(self, stream: Stream) -> None:
+        """Launch the recording again on `stream`."""
+
+
 class DeviceRuntime(ABC):
     """One device of one backend. Engines own runtimes; a runtime keeps no process-wide state."""
 
@@ -94,13 +102,24 @@ class DeviceRuntime(ABC):
     def copy_async(self, destination: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
         """Copy between a pinned host buffer and device memory in stream order."""
 
-    def launch_host(self, stream: Stream, function: Callable[[], None]) -> None:
-        """Call `function` on a host thread in stream order; it must not raise nor use the device.
+    def launch_host(self, stream: Stream, function: int, data: int) -> None:
+        """Call the C function `void (*)(void *)` at address `function` with `data`, on a host thread in stream order.
+
+        Plain addresses, since a captured graph calls them again at every replay: both must live as long as the graph.
+        The function must not throw, must not use the device, and must not wait for a thread that waits for the device.
 
         Raises:
             NotImplementedError: `host_callback` is NONE.
         """
         raise NotImplementedError(f"{type(self).__name__} has no host callbacks")
+
+    def capture(self, stream: Stream, work: Callable[[], None]) -> DeviceGraph:
+        """Record what `work` launches on `stream` (and on streams that follow it by events) without running it.
+
+        Raises:
+            NotImplementedError: `graph` is NONE.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no graphs")
 
     def close(self) -> None:  # noqa: B027 - most runtimes hold nothing
         """Release what the runtime holds; calls after it are errors."""
