@@ -11,7 +11,7 @@ from ktcore.backend.implementation import (
     Unsupported,
 )
 from ktcore.backend.registry import BackendState, Registry
-from ktcore.backend.runtime import DeviceRuntime, GraphMode, HostCallbackMode, MemoryInfo
+from ktcore.backend.runtime import DeviceGraph, DeviceRuntime, GraphMode, HostCallbackMode, MemoryInfo
 from ktcore.backend.spec import API_VERSION, Backend, BackendSpec, Probe
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "BackendState",
     "CacheOwner",
     "Capabilities",
+    "DeviceGraph",
     "DeviceRuntime",
     "GraphMode",
     "HostCallbackMode",
