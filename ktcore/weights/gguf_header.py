@@ -256,7 +256,8 @@ def _decode(file: MappedFile, kind: int, count: int, offset: int) -> list[Any]:
         return [_text(value) for value in _strings(file.map, offset, count)]
     scalar = _SCALARS[kind]
     values = file.view(offset, count * scalar.size).view(np.dtype(scalar.format))
-    return (values != 0).tolist() if kind == _BOOL else values.tolist()
+    plain: list[Any] = ((values != 0) if kind == _BOOL else values).tolist()
+    return plain
 
 
 def _text(value: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import mmap
 from collections.abc import Mapping
@@ -62,10 +63,9 @@ class MappedFile:
         mapped, self._map = self._map, None
         if mapped is None:
             return
-        try:
+        # While a view points into it, closing is refused, and the view's reference keeps the map alive.
+        with contextlib.suppress(BufferError):
             mapped.close()
-        except BufferError:
-            pass  # a view still points into it, and its reference keeps the map alive
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ def _read_entry(file: MappedFile, name: str, entry: Any, start: int) -> StoredTe
     where = f"{file.path}: tensor {name}"
     if not isinstance(entry, Mapping):
         raise CheckpointError(f"{where}: its header entry is not an object", _DAMAGED)
-    dtype, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(span) or len(span) != 2:
+    dtype, shape, span = entry.get("dtype"), _naturals(entry.get("shape")), _naturals(entry.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
         raise CheckpointError(f"{where}: needs dtype, shape and two data_offsets, has {dict(entry)!r:.200}", _DAMAGED)
     try:
         fmt = get_format(dtype)
@@ -162,8 +162,9 @@ def _read_entry(file: MappedFile, name: str, entry: Any, start: int) -> StoredTe
     return StoredTensor(TensorInfo(name, tuple(shape), fmt.name, nbytes), file, start + begin)
 
 
-def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+def _naturals(value: Any) -> list[int] | None:
+    good = isinstance(value, list) and all(type(v) is int and 0 <= v < 2**63 for v in value)
+    return value if good else None
 
 
 def _check_layout(file: MappedFile, tensors: Mapping[str, StoredTensor], start: int) -> None:
