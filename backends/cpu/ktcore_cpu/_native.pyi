@@ -1,0 +1,191 @@
+"""Types of the native kernels. Activations, outputs and cache pages cross as integer addresses of C-contiguous float32
+(or float16 pages) memory; every function raises ValueError for a shape, range or name that does not fit."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_F32 = NDArray[np.float32]
+_I32 = NDArray[np.int32]
+_I64 = NDArray[np.int64]
+
+def isa_supported() -> list[str]:
+    """Instruction sets that this build can use on this CPU, lowest first: "scalar", "avx2", "avx512"."""
+
+def isa_selected() -> str:
+    """The one in use: the best, or the one the environment variable KTCORE_ISA names (ValueError if it cannot be)."""
+
+def cpu_flags() -> list[str]:
+    """CPU features found (CPUID) and enabled by the operating system (XGETBV)."""
+
+def formats() -> dict[str, tuple[int, int]]:
+    """Weight formats: name -> (values in a block, bytes of a block), as in GGUF."""
+
+class Pool:
+    """Threads and kernels of one engine. The calling thread is number 0; the others spin 40 us, then sleep.
+
+    Args:
+        threads: 0 takes one for each physical core that the process may use.
+        cpus: CPU of each thread; workers 1.. are pinned to theirs, the caller is left alone.
+    """
+
+    def __init__(self, threads: int = 0, cpus: list[int] | None = None) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+class PackedMatrix:
+    """A weight matrix [rows, cols] in panels of 32 rows, in as many bytes as GGUF takes (rows padded to 32)."""
+
+    @staticmethod
+    def pack(pool: Pool, format: str, rows: int, cols: int, raw: Any) -> PackedMatrix:
+        """Packs `rows` GGUF rows. raw: C-contiguous uint8 buffer (a read-only memory map will do)."""
+    @property
+    def format(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def dequantize(self) -> _F32:
+        """float32 [rows, cols], equal to gguf.quants.dequantize to the last bit."""
+
+def linear(
+    pool: Pool, w: PackedMatrix, x_ptr: int, out_ptr: int, tokens: int, bias_ptr: int = 0, exact: bool = False
+) -> None:
+    """out [tokens, rows] = x [tokens, cols] @ w.T (+ bias [rows]), float32.
+
+    Quantised formats take x as int8 with one scale for 16 values; `exact` (and float formats) computes in float32.
+    """
+
+def rms_norm(pool: Pool, x_ptr: int, weight: _F32, eps: float, out_ptr: int, tokens: int) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight, rows of len(weight); out may be x."""
+
+def rope(
+    pool: Pool,
+    x_ptr: int,
+    step: Step,
+    heads: int,
+    head_dim: int,
+    rope_pairing: str,
+    inv_freq: _F32,
+    rope_scale: float = 1.0,
+) -> None:
+    """Rotates x [tokens, heads, head_dim] in place: the first 2 * len(inv_freq) values of each head.
+
+    rope_pairing: "half" pairs (i, i + len(inv_freq)), "interleaved" pairs (2i, 2i + 1).
+    """
+
+def attend(
+    pool: Pool,
+    q_ptr: int,
+    out_ptr: int,
+    step: Step,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    softmax_scale: float,
+    k_pages_ptr: int,
+    v_pages_ptr: int,
+    num_pages: int,
+    page_size: int,
+    kv_dtype: str,
+    window: int = 0,
+) -> None:
+    """Causal attention of q [tokens, heads, head_dim] over pages that already hold this step's keys and values."""
+
+def dequantize_rows(
+    format: str, raw_ptr: int, row_bytes: int, num_rows: int, cols: int, ids: _I64, out_ptr: int
+) -> None:
+    """out [len(ids), cols] = rows `ids` of a GGUF matrix at raw_ptr, dequantised."""
+
+def read_bandwidth(pool: Pool, seconds: float = 0.3) -> float:
+    """Bytes a second that the pool's threads read from memory: the best pass over 512 MiB within `seconds`."""
+
+class Step:
+    """A ragged batch, made once for all layers. Arrays are copied.
+
+    Args:
+        positions: int32 [T], for RoPE alone.
+        q_start: int32 [n + 1], each sequence's first token.
+        context_lens: int32 [n], keys of each sequence after this step.
+        block_table: int32 [n, max_blocks], pages of each sequence.
+    """
+
+    def __init__(self, positions: _I32, q_start: _I32, context_lens: _I32, block_table: _I32) -> None: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def sequences(self) -> int: ...
+
+class AttentionBlock:
+    """out = (x +) o(attend(rope(norm(q)), cache)) with q, k, v from norm(x). Appends this step's keys and values.
+
+    Args:
+        rope_pairing: "half" or "interleaved"; inv_freq: float32 [rotary width / 2], empty for no RoPE.
+        rope_scale: factor on cos and sin. softmax_scale: factor on scores.
+        norm, q_norm, k_norm: RMSNorm weights [hidden], [head_dim], [head_dim].
+        window: a query sees its last `window` keys, itself included; 0 is all.
+        residual: add x to the output. exact: no int8 activations.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        q: PackedMatrix,
+        k: PackedMatrix,
+        v: PackedMatrix,
+        o: PackedMatrix,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope_pairing: str,
+        inv_freq: _F32,
+        rope_scale: float = 1.0,
+        *,
+        softmax_scale: float,
+        norm: _F32 | None = None,
+        norm_eps: float = 0.0,
+        q_norm: _F32 | None = None,
+        k_norm: _F32 | None = None,
+        qk_eps: float = 0.0,
+        q_bias: _F32 | None = None,
+        k_bias: _F32 | None = None,
+        v_bias: _F32 | None = None,
+        o_bias: _F32 | None = None,
+        window: int = 0,
+        residual: bool = True,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(
+        self,
+        x_ptr: int,
+        out_ptr: int,
+        step: Step,
+        k_pages_ptr: int,
+        v_pages_ptr: int,
+        num_pages: int,
+        page_size: int,
+        kv_dtype: str,
+    ) -> None:
+        """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, kv_heads, page_size, head_dim] of
+        kv_dtype "f16" or "f32"."""
+
+class MLPBlock:
+    """out = (x +) down(act(gate(norm(x))) * up(norm(x))); activation "silu", "relu" or "gelu_tanh"."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        gate: PackedMatrix,
+        up: PackedMatrix,
+        down: PackedMatrix,
+        norm: _F32 | None = None,
+        norm_eps: float = 0.0,
+        activation: str = "silu",
+        residual: bool = True,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(self, x_ptr: int, out_ptr: int, tokens: int) -> None:
+        """x, out: float32 [tokens, hidden]; out may be x."""

@@ -1,0 +1,111 @@
+// The fused attention half of a layer: prepare rows, q/k/v products, rotate and append, attend, output product.
+#include "blocks/attention.h"
+
+#include <algorithm>
+
+namespace ktcore {
+namespace {
+constexpr int kSerialTokens = 4;
+}
+
+CacheType parse_cache_type(const std::string& name) {
+    if (name == "f16") return CacheType::F16;
+    check(name == "f32", "unknown cache type '" + name + "'; known: f16, f32");
+    return CacheType::F32;
+}
+
+AttentionBlock::AttentionBlock(EnginePtr engine, Weight q, Weight k, Weight v, Weight o, Config config)
+    : engine_(std::move(engine)), q_(std::move(q)), k_(std::move(k)), v_(std::move(v)), o_(std::move(o)),
+      c_(std::move(config)) {
+    const PackedView &vq = q_->view(), &vk = k_->view(), &vv = v_->view(), &vo = o_->view();
+    const AttendShape& s = c_.shape;
+    check(s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0 && s.head_dim <= 1024 && s.heads % s.kv_heads == 0,
+          "heads must be a multiple of kv_heads, head_dim 1 to 1024");
+    check(vq.rows == int64_t{s.heads} * s.head_dim, "q must have heads * head_dim rows");
+    check(vk.rows == int64_t{s.kv_heads} * s.head_dim && vv.rows == vk.rows, "k and v must have kv_heads * head_dim rows");
+    check(vk.cols == vq.cols && vv.cols == vq.cols, "q, k and v must have the same columns");
+    check(vo.cols == vq.rows, "o must have heads * head_dim columns");
+    check(!c_.residual || vo.rows == vq.cols, "a residual needs o's rows to equal q's columns");
+    check(static_cast<int>(2 * c_.inv_freq.size()) <= s.head_dim, "inv_freq is longer than half of head_dim");
+    check(s.window >= 0, "window must not be negative");
+    check_length(c_.norm, vq.cols, "norm");
+    check_length(c_.q_norm, s.head_dim, "q_norm");
+    check_length(c_.k_norm, s.head_dim, "k_norm");
+    check_length(c_.q_bias, vq.rows, "q bias");
+    check_length(c_.k_bias, vk.rows, "k bias");
+    check_length(c_.v_bias, vv.rows, "v bias");
+    check_length(c_.o_bias, vo.rows, "o bias");
+}
+
+void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache& cache) {
+    Engine& e = *engine_;
+    const Kernels& kn = e.kernels;
+    const AttendShape& s = c_.shape;
+    const PackedView &vq = q_->view(), &vk = k_->view(), &vv = v_->view(), &vo = o_->view();
+    const int n = step.tokens(), hidden = vq.cols;
+    const size_t count = static_cast<size_t>(n), q_width = static_cast<size_t>(vq.rows),
+                 kv_width = static_cast<size_t>(vk.rows), ldx = static_cast<size_t>(hidden);
+    const bool any_float = needs_float(vq, c_.exact) || needs_float(vk, c_.exact) || needs_float(vv, c_.exact);
+    const bool any_int8 = !needs_float(vq, c_.exact) || !needs_float(vk, c_.exact) || !needs_float(vv, c_.exact);
+    const bool normed = any_float && !c_.norm.empty(), out_int8 = !needs_float(vo, c_.exact);
+    std::lock_guard<std::mutex> hold(e.pool.mutex());
+    step.check_pages(cache.num_pages, cache.page_size);
+    reserve_products(e);
+    Rows in{x, ldx, {nullptr, act_stride(padded_k(hidden)), padded_k(hidden)}};
+    Rows mid{nullptr, q_width, {nullptr, act_stride(padded_k(vo.cols)), padded_k(vo.cols)}};
+    float *rows = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *context = nullptr;
+    Carver carver;
+    carver.want(&in.act.base, any_int8 ? in.act.stride * count : 0);
+    carver.want(&mid.act.base, out_int8 ? mid.act.stride * count : 0);
+    carver.want(&rows, normed ? count * ldx : 0);
+    carver.want(&q, count * q_width);
+    carver.want(&k, count * kv_width);
+    carver.want(&v, count * kv_width);
+    carver.want(&context, count * q_width);
+    carver.carve(e.pool);
+    if (normed) in.x = rows;
+    mid.x = context;
+    prepare_rows(e, x, ldx, n, hidden, c_.norm, c_.norm_eps, any_int8 ? &in.act : nullptr, normed ? rows : nullptr);
+    const Product qkv[3] = {{&vq, q, q_width, data_or_null(c_.q_bias), nullptr, 0},
+                            {&vk, k, kv_width, data_or_null(c_.k_bias), nullptr, 0},
+                            {&vv, v, kv_width, data_or_null(c_.v_bias), nullptr, 0}};
+    run_products(e, in, n, c_.exact, qkv, 3);
+
+    const int half = static_cast<int>(c_.inv_freq.size());
+    const float* turns = half ? step.rotations(c_.inv_freq, c_.rope_scale) : nullptr;
+    const auto rotate = [&](float* head, const Vector& norm, const float* turn) {
+        if (!norm.empty()) kn.rms_norm(head, s.head_dim, norm.data(), c_.qk_eps, head, s.head_dim);
+        if (half) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
+    };
+    const size_t width = cache.type == CacheType::F16 ? 2 : 4;
+    const auto append = [&](int t) {
+        const size_t at = static_cast<size_t>(t);
+        const float* turn = half ? turns + at * 2 * half : nullptr;
+        for (int h = 0; h < s.heads; h++) rotate(q + at * q_width + h * s.head_dim, c_.q_norm, turn);
+        const int seq = step.sequence_of(t);
+        const int pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
+        const size_t page = static_cast<size_t>(step.blocks(seq)[pos / cache.page_size]);
+        for (int h = 0; h < s.kv_heads; h++) {
+            float* key = k + at * kv_width + h * s.head_dim;
+            rotate(key, c_.k_norm, turn);
+            const size_t slot = ((page * s.kv_heads + h) * cache.page_size + pos % cache.page_size) * s.head_dim * width;
+            kn.to_cache(key, s.head_dim, static_cast<uint8_t*>(cache.k) + slot, cache.type);
+            kn.to_cache(v + at * kv_width + h * s.head_dim, s.head_dim, static_cast<uint8_t*>(cache.v) + slot, cache.type);
+        }
+    };
+    if (n <= kSerialTokens) {
+        for (int t = 0; t < n; t++) append(t);
+    } else {
+        constexpr int kStep = 8;
+        e.pool.run((n + kStep - 1) / kStep, [&](int item, int) {
+            for (int t = item * kStep; t < std::min(n, (item + 1) * kStep); t++) append(t);
+        });
+    }
+    attend(e, s, step, cache, q, context, plan_);
+    if (out_int8) prepare_rows(e, context, q_width, n, vo.cols, {}, 0.f, &mid.act, nullptr);
+    const size_t ldo = static_cast<size_t>(vo.rows);
+    const Product o{&vo, out, ldo, data_or_null(c_.o_bias), c_.residual ? x : nullptr, ldo};
+    run_products(e, mid, n, c_.exact, &o, 1);
+}
+
+}  // namespace ktcore

@@ -1,0 +1,51 @@
+// The table of functions that each instruction-set unit supplies, and the choice between them.
+#pragma once
+#include "core/types.h"
+
+namespace ktcore {
+
+struct Kernels {
+    const char* name;
+    // acc [t1-t0][32] = rows 32*panel.. of w times quantised tokens t0..t1. scratch: kPanelScratch bytes.
+    void (*panel)(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch);
+    // The same from float rows (any format), without quantisation.
+    void (*panel_f32)(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
+                      uint8_t* scratch);
+    // out [packed_k*kblocks][32] = one panel as floats.
+    void (*unpack_panel)(const PackedView& w, int panel, float* out, uint8_t* scratch);
+    // Quantises x [n] into record `row` of a, after RMS-normalising it when weight is given.
+    void (*quantize)(const float* x, int n, const float* weight, float eps, const ActView& a, int row);
+    // out [n] = rms_norm(x) * weight, padded with zeros to `padded`.
+    void (*rms_norm)(const float* x, int n, const float* weight, float eps, float* out, int padded);
+    // out[t][r] = acc[t][r] (+ bias[r]) (+ residual[t][r]).
+    void (*store)(const float* acc, int tokens, int rows, float* out, size_t ldo, const float* bias,
+                  const float* residual, size_t ldr);
+    // h = act(gate) * up, 32 values a token, quantised into records t0.. at column `row0`...
+    void (*gated_quantize)(const float* gate, const float* up, int tokens, Activation act, const ActView& a, int t0,
+                           int row0);
+    // ... or as floats.
+    void (*gated_store)(const float* gate, const float* up, int tokens, int rows, Activation act, float* out,
+                        size_t ldo);
+    // Rotates x in place; cos/sin hold `width`/2 values. interleaved: pairs (2i, 2i+1), else (i, i+width/2).
+    void (*rope)(float* x, int width, const float* cosine, const float* sine, bool interleaved);
+    void (*to_cache)(const float* x, int n, void* out, CacheType type);
+    void (*attend)(const AttendItem& item, uint8_t* scratch);
+    // Merges `parts` partial results of `rows` rows (laid out part-major) into out.
+    void (*attend_merge)(const float* ml, const float* parts_out, int parts, int rows, int head_dim, int group,
+                         float* out, size_t out_stride);
+    uint64_t (*read_sum)(const uint8_t* p, size_t bytes);
+};
+
+constexpr int kChunkK = 512;  // values of K unpacked to L1 at once
+constexpr size_t kPanelScratch = size_t{kChunkK} * kPanelRows * 4 + 2 * (kChunkK / 16) * kPanelRows * 4;
+constexpr int kKeyBlock = 64;  // keys of one attention step
+constexpr int dpad(int head_dim) { return (head_dim + 15) / 16 * 16; }
+constexpr size_t attend_scratch(int head_dim, int rows) {
+    return 4 * (size_t{2} * kKeyBlock * dpad(head_dim) + size_t(rows) * (2 * dpad(head_dim) + kKeyBlock + 2)) + 256;
+}
+
+const Kernels& kernels_scalar();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+
+}  // namespace ktcore

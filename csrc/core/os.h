@@ -1,0 +1,37 @@
+// What the rest needs from the operating system; the POSIX and Linux calls live in os_linux.cpp alone.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ktcore {
+
+// Zeroed memory, 64-byte aligned, in huge pages where large and offered. Throws std::bad_alloc.
+class Memory {
+  public:
+    Memory() = default;
+    explicit Memory(size_t bytes);
+    ~Memory();
+    Memory(Memory&& other) noexcept;
+    Memory& operator=(Memory&& other) noexcept;
+    uint8_t* data() const { return data_; }
+    size_t size() const { return size_; }
+
+  private:
+    uint8_t* data_ = nullptr;
+    size_t size_ = 0, mapped_ = 0;
+};
+
+std::vector<int> allowed_cpus();
+// One CPU of each physical core among the allowed ones.
+std::vector<int> physical_cores();
+// Throws std::invalid_argument if this thread may not run there.
+void pin_this_thread(int cpu);
+void yield_thread();
+void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value);
+void wake_all(const std::atomic<uint32_t>& word);
+int64_t now_ns();
+
+}  // namespace ktcore

@@ -1,0 +1,99 @@
+// Linux side of os.h: mmap with huge pages, affinity, futexes.
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <new>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+#include "core/os.h"
+
+namespace ktcore {
+namespace {
+constexpr size_t kHuge = size_t{2} << 20;
+}
+
+Memory::Memory(size_t bytes) : size_(bytes) {
+    if (bytes == 0) return;
+    if (bytes > SIZE_MAX - 2 * kHuge) throw std::bad_alloc();
+    const bool large = bytes >= kHuge / 2;
+    const size_t unit = large ? kHuge : 4096;
+    // Mapped a unit too large, then trimmed, so that large areas start on a huge page.
+    const size_t need = (bytes + unit - 1) / unit * unit, ask = large ? need + kHuge : need;
+    void* p = mmap(nullptr, ask, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    uint8_t* start = static_cast<uint8_t*>(p);
+    const size_t lead = (unit - reinterpret_cast<uintptr_t>(start) % unit) % unit;
+    if (lead) munmap(start, lead);
+    if (ask - lead > need) munmap(start + lead + need, ask - lead - need);
+    data_ = start + lead;
+    mapped_ = need;
+    if (large) madvise(data_, need, MADV_HUGEPAGE);
+}
+
+Memory::~Memory() {
+    if (data_) munmap(data_, mapped_);
+}
+
+Memory::Memory(Memory&& other) noexcept { *this = std::move(other); }
+
+Memory& Memory::operator=(Memory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(mapped_, other.mapped_);
+    return *this;
+}
+
+std::vector<int> allowed_cpus() {
+    // 16 sets of 1024 CPUs: the kernel refuses a mask smaller than its own.
+    std::vector<cpu_set_t> sets(16);
+    std::vector<int> out;
+    if (sched_getaffinity(0, sizeof(cpu_set_t) * sets.size(), sets.data()) != 0) return {0};
+    for (int cpu = 0; cpu < static_cast<int>(sets.size()) * CPU_SETSIZE; cpu++)
+        if (CPU_ISSET_S(cpu, sizeof(cpu_set_t) * sets.size(), sets.data())) out.push_back(cpu);
+    return out;
+}
+
+std::vector<int> physical_cores() {
+    std::set<std::string> seen;
+    std::vector<int> out;
+    for (int cpu : allowed_cpus()) {
+        std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+        std::string line;
+        if (!std::getline(file, line) || seen.insert(line).second) out.push_back(cpu);
+    }
+    return out;
+}
+
+void pin_this_thread(int cpu) {
+    std::vector<cpu_set_t> sets(16);
+    if (cpu < 0 || cpu >= static_cast<int>(sets.size()) * CPU_SETSIZE)
+        throw std::invalid_argument("CPU " + std::to_string(cpu) + " does not exist");
+    CPU_SET_S(cpu, sizeof(cpu_set_t) * sets.size(), sets.data());
+    if (sched_setaffinity(0, sizeof(cpu_set_t) * sets.size(), sets.data()) != 0)
+        throw std::invalid_argument("this process may not run on CPU " + std::to_string(cpu));
+}
+
+void yield_thread() { sched_yield(); }
+
+void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value) {
+    syscall(SYS_futex, reinterpret_cast<const uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+
+void wake_all(const std::atomic<uint32_t>& word) {
+    syscall(SYS_futex, reinterpret_cast<const uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+}
+
+int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return static_cast<int64_t>(t.tv_sec) * 1000000000 + t.tv_nsec;
+}
+
+}  // namespace ktcore

@@ -1,0 +1,30 @@
+// A weight matrix in the panel layout that every instruction set reads.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "core/kernels.h"
+#include "core/pool.h"
+
+namespace ktcore {
+
+Format parse_format(const std::string& name);  // throws std::invalid_argument naming the known ones
+
+class PackedMatrix {
+  public:
+    // raw: rows of GGUF blocks, `bytes` long in all. Throws std::invalid_argument if shape and bytes disagree.
+    static std::shared_ptr<const PackedMatrix> pack(Pool& pool, const std::string& format, int64_t rows, int64_t cols,
+                                                    const uint8_t* raw, size_t bytes);
+    const PackedView& view() const { return view_; }
+    size_t nbytes() const { return memory_.size(); }
+    // out [rows][cols].
+    void dequantize(const Kernels& kernels, float* out) const;
+
+  private:
+    PackedView view_{};
+    Memory memory_;
+};
+
+using Weight = std::shared_ptr<const PackedMatrix>;
+
+}  // namespace ktcore

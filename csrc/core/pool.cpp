@@ -1,0 +1,150 @@
+// The pool's threads. A region ends when its items have ended, not when its threads have arrived: a worker that
+// the system has put aside delays nobody, the others take its items.
+#include "core/pool.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#if defined(__x86_64__) || defined(__i386__)
+#define KT_RELAX() __builtin_ia32_pause()
+#else
+#define KT_RELAX() std::atomic_signal_fence(std::memory_order_seq_cst)
+#endif
+
+namespace ktcore {
+namespace {
+constexpr int64_t kSpinNs = 40000;  // longer than the gap between two native calls of a decode step
+constexpr int kMaxItems = (1 << 20) - 1;
+constexpr uint64_t kMask = (1 << 20) - 1;
+
+uint64_t pack(uint32_t epoch, uint64_t begin, uint64_t end) {
+    return static_cast<uint64_t>(epoch & 0xffffff) << 40 | begin << 20 | end;
+}
+}  // namespace
+
+Pool::Pool(int threads, const std::vector<int>& cpus) {
+    if (threads < 0 || threads > 1024) throw std::invalid_argument("threads must be 0 (automatic) to 1024");
+    const size_t wanted = threads > 0 ? static_cast<size_t>(threads) : cpus.empty() ? physical_cores().size() : cpus.size();
+    if (!cpus.empty() && cpus.size() != wanted) throw std::invalid_argument("cpus must name one CPU for each thread");
+    const std::vector<int> allowed = allowed_cpus();
+    for (int cpu : cpus)
+        if (std::find(allowed.begin(), allowed.end(), cpu) == allowed.end())
+            throw std::invalid_argument("CPU " + std::to_string(cpu) + " is not one this process may use");
+    for (size_t i = 0; i < wanted; i++) slots_.push_back(std::make_unique<Slot>());
+    try {
+        for (size_t i = 1; i < wanted; i++)
+            workers_.emplace_back([this, i, cpu = cpus.empty() ? -1 : cpus[i]] {
+                try {
+                    if (cpu >= 0) pin_this_thread(cpu);
+                } catch (...) {  // checked above; a mask changed since then only costs speed
+                }
+                worker(static_cast<int>(i));
+            });
+    } catch (...) {
+        stop_ = true;
+        epoch_.fetch_add(1);
+        wake_all(epoch_);
+        for (auto& t : workers_) t.join();
+        throw;
+    }
+}
+
+Pool::~Pool() {
+    stop_ = true;
+    epoch_.fetch_add(1);
+    wake_all(epoch_);
+    for (auto& t : workers_) t.join();
+}
+
+uint8_t* Pool::arena(size_t bytes) {
+    if (arena_.size() < bytes) {
+        arena_ = Memory();
+        arena_ = Memory(bytes + bytes / 4);
+    }
+    return arena_.data();
+}
+
+void Pool::reserve_local(size_t bytes) {
+    for (auto& s : slots_)
+        if (s->scratch.size() < bytes) s->scratch = Memory(bytes);
+}
+
+void Pool::run_items(int items, Call call, const void* fn) {
+    base_ = 0;
+    for (; items - base_ > kMaxItems; base_ += kMaxItems) run_slice(kMaxItems, call, fn);
+    if (items > base_) run_slice(items - base_, call, fn);
+}
+
+void Pool::run_slice(int items, Call call, const void* fn) {
+    const int n = threads();
+    if (n == 1 || items == 1) {
+        for (int i = 0; i < items; i++) call(fn, base_ + i, 0);
+        return;
+    }
+    call_ = call;
+    fn_ = fn;
+    left_.store(items, std::memory_order_relaxed);
+    const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+    for (int i = 0; i < n; i++)
+        slots_[static_cast<size_t>(i)]->range.store(
+            pack(epoch, static_cast<uint64_t>(items) * i / n, static_cast<uint64_t>(items) * (i + 1) / n),
+            std::memory_order_release);
+    epoch_.store(epoch, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_all(epoch_);
+    work(0, epoch);
+    // Others still hold an item each: short, unless the system runs something else in their place.
+    int64_t until = 0;
+    for (int i = 1; left_.load(std::memory_order_acquire) != 0; i++) {
+        KT_RELAX();
+        if (i % 64 == 0) {
+            const int64_t now = now_ns();
+            if (until == 0) until = now + kSpinNs;
+            if (now > until) yield_thread();
+        }
+    }
+}
+
+// Takes items until none is left in any range: its own from the front, others' from the back.
+bool Pool::work(int self, uint32_t epoch) {
+    const int n = threads();
+    bool any = false;
+    for (int k = 0; k < n; k++) {
+        std::atomic<uint64_t>& range = slots_[static_cast<size_t>((self + k) % n)]->range;
+        uint64_t seen = range.load(std::memory_order_acquire);
+        while (seen >> 40 == (epoch & 0xffffff)) {
+            const uint64_t begin = seen >> 20 & kMask, end = seen & kMask;
+            if (begin >= end) break;
+            const uint64_t next = k == 0 ? pack(epoch, begin + 1, end) : pack(epoch, begin, end - 1);
+            if (!range.compare_exchange_weak(seen, next, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+            call_(fn_, base_ + static_cast<int>(k == 0 ? begin : end - 1), self);
+            left_.fetch_sub(1, std::memory_order_acq_rel);
+            any = true;
+            seen = range.load(std::memory_order_acquire);
+        }
+    }
+    return any;
+}
+
+void Pool::worker(int self) {
+    uint32_t done = 0;
+    for (;;) {
+        uint32_t epoch = epoch_.load(std::memory_order_acquire);
+        int64_t until = 0;
+        for (int i = 1; epoch == done; i++) {
+            KT_RELAX();
+            epoch = epoch_.load(std::memory_order_acquire);
+            if (epoch != done || i % 64 != 0) continue;
+            const int64_t now = now_ns();
+            if (until == 0) until = now + kSpinNs;
+            if (now <= until) continue;
+            sleepers_.fetch_add(1, std::memory_order_seq_cst);
+            while ((epoch = epoch_.load(std::memory_order_seq_cst)) == done) wait_while_equal(epoch_, done);
+            sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+        }
+        if (stop_.load()) return;
+        work(self, epoch);
+        done = epoch;
+    }
+}
+
+}  // namespace ktcore

@@ -1,0 +1,198 @@
+// GGUF block formats in plain C++. Layouts: ggml-common.h of ggml; values as gguf-py dequantises them.
+#include "core/raw_blocks.h"
+
+#include <cstring>
+
+#include "core/f16.h"
+
+namespace ktcore {
+namespace {
+
+uint16_t u16(const uint8_t* p) {
+    uint16_t v;
+    std::memcpy(&v, p, 2);
+    return v;
+}
+
+// Where the pieces of a block lie.
+struct Parts {
+    int d, m, scales, scale_bytes, low, high, high2;
+};
+constexpr Parts kParts[] = {
+    {0, -1, -1, 0, 2, -1, -1},    {0, 2, -1, 0, 4, -1, -1},      {0, -1, -1, 0, 6, 2, -1}, {0, 2, -1, 0, 8, 4, -1},
+    {0, -1, -1, 0, 2, -1, -1},    {80, 82, 0, 16, 16, -1, -1},   {108, -1, 96, 12, 32, 0, -1},
+    {0, 2, 4, 12, 16, -1, -1},    {0, 2, 4, 12, 48, 16, -1},     {208, -1, 192, 16, 0, 128, -1},
+};
+
+void codes_32(Format f, const uint8_t* b, uint8_t* c) {
+    const Parts& p = kParts[static_cast<int>(f)];
+    const uint8_t* low = b + p.low;
+    if (f == Format::Q8_0) {
+        for (int i = 0; i < 32; i++) c[i] = low[i] ^ 0x80;
+        return;
+    }
+    for (int i = 0; i < 16; i++) c[i] = low[i] & 15, c[i + 16] = low[i] >> 4;
+    if (p.high < 0) return;
+    uint32_t h;
+    std::memcpy(&h, b + p.high, 4);
+    for (int i = 0; i < 32; i++) c[i] = static_cast<uint8_t>(c[i] | (h >> i & 1) << 4);
+}
+
+void codes_256(Format f, const uint8_t* b, uint8_t* c) {
+    const Parts& p = kParts[static_cast<int>(f)];
+    const uint8_t *low = b + p.low, *high = b + p.high;
+    switch (f) {
+        case Format::Q2_K:
+        case Format::Q3_K:
+            for (int n = 0; n < 2; n++)
+                for (int s = 0; s < 4; s++)
+                    for (int i = 0; i < 32; i++) c[n * 128 + s * 32 + i] = low[n * 32 + i] >> (2 * s) & 3;
+            if (f == Format::Q3_K)
+                for (int g = 0; g < 8; g++)
+                    for (int i = 0; i < 32; i++) c[g * 32 + i] |= static_cast<uint8_t>((high[i] >> g & 1) << 2);
+            return;
+        case Format::Q4_K:
+        case Format::Q5_K:
+            for (int n = 0; n < 4; n++)
+                for (int i = 0; i < 32; i++) {
+                    c[n * 64 + i] = low[n * 32 + i] & 15;
+                    c[n * 64 + 32 + i] = low[n * 32 + i] >> 4;
+                }
+            if (f == Format::Q5_K)
+                for (int g = 0; g < 8; g++)
+                    for (int i = 0; i < 32; i++) c[g * 32 + i] |= static_cast<uint8_t>((high[i] >> g & 1) << 4);
+            return;
+        default:  // Q6_K
+            for (int n = 0; n < 2; n++)
+                for (int s = 0; s < 4; s++)
+                    for (int i = 0; i < 32; i++) {
+                        const uint8_t l = low[n * 64 + (s & 1) * 32 + i];
+                        const int lo = s < 2 ? l & 15 : l >> 4;
+                        c[n * 128 + s * 32 + i] = static_cast<uint8_t>(lo | (high[n * 32 + i] >> (2 * s) & 3) << 4);
+                    }
+    }
+}
+
+// Scale and min (signed as it is added) of every group of a block.
+void scales(Format f, const uint8_t* b, float* d, float* m) {
+    const Parts& p = kParts[static_cast<int>(f)];
+    const float d0 = half_to_float(u16(b + p.d)), m0 = p.m < 0 ? 0.f : half_to_float(u16(b + p.m));
+    const uint8_t* s = b + p.scales;
+    switch (f) {
+        case Format::Q2_K:
+            for (int i = 0; i < 16; i++) {
+                d[i] = d0 * static_cast<float>(s[i] & 15);
+                m[i] = -(m0 * static_cast<float>(s[i] >> 4));
+            }
+            return;
+        case Format::Q3_K:
+            for (int i = 0; i < 16; i++) {
+                const int lo = s[i & 7] >> (i < 8 ? 0 : 4) & 15, hi = s[8 + (i & 3)] >> (2 * (i >> 2)) & 3;
+                d[i] = d0 * static_cast<float>((lo | hi << 4) - 32);
+            }
+            return;
+        case Format::Q4_K:
+        case Format::Q5_K:
+            for (int i = 0; i < 8; i++) {
+                const int sc = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | (s[i - 4] >> 6) << 4;
+                const int mn = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | (s[i] >> 6) << 4;
+                d[i] = d0 * static_cast<float>(sc);
+                m[i] = -(m0 * static_cast<float>(mn));
+            }
+            return;
+        case Format::Q6_K:
+            for (int i = 0; i < 16; i++) d[i] = d0 * static_cast<float>(static_cast<int8_t>(s[i]));
+            return;
+        default:
+            d[0] = d0;
+            m[0] = m0;
+    }
+}
+
+void pack_codes(const FormatInfo& info, const uint8_t* codes, int row, uint8_t* out) {
+    const int half = row / kHalfRows, lane = row % kHalfRows;
+    for (int g = 0; g < info.packed_k / 32; g++, codes += 32) {
+        uint8_t* p = out + g * 128 * info.bits;
+        const auto at = [&](uint8_t* plane, int vector) { return plane + (vector * 2 + half) * 64 + lane * 4; };
+        for (int k = 0; k < 32; k++) {
+            const int q = k / 4, j = k % 4, c = codes[k];
+            uint8_t* plane = p;
+            int rest = c;
+            if (info.bits == 8) {
+                at(plane, q)[j] = codes[k];
+                continue;
+            }
+            if (info.bits >= 4) {
+                at(plane, q & 3)[j] |= static_cast<uint8_t>((c & 15) << (q < 4 ? 0 : 4));
+                plane += 512;
+                rest = c >> 4;
+            }
+            if (info.bits == 6 || info.bits < 4) {
+                at(plane, q >> 2)[j] |= static_cast<uint8_t>((rest & 3) << (2 * (q & 3)));
+                plane += 256;
+                rest >>= 2;
+            }
+            if (info.bits == 5 || info.bits == 3) at(plane, 0)[j] |= static_cast<uint8_t>((rest & 1) << q);
+        }
+    }
+}
+
+void pack_float(Format f, const uint8_t* const* rows, uint8_t* out) {
+    const size_t width = static_cast<size_t>(info(f).block_bytes);
+    for (int r = 0; r < kPanelRows; r++)
+        for (int k = 0; rows[r] && k < 32; k++)
+            std::memcpy(out + (static_cast<size_t>(k) * kPanelRows + r) * width, rows[r] + k * width, width);
+}
+
+}  // namespace
+
+void raw_codes(Format f, const uint8_t* block, uint8_t* codes) {
+    info(f).block == 32 ? codes_32(f, block, codes) : codes_256(f, block, codes);
+}
+
+void raw_header(Format f, const uint8_t* block, int row, uint8_t* header) {
+    const Parts& p = kParts[static_cast<int>(f)];
+    const int half = row / kHalfRows, lane = row % kHalfRows;
+    for (int z = 0; z < p.scale_bytes / 4; z++)
+        std::memcpy(header + (z * 2 + half) * 64 + lane * 4, block + p.scales + z * 4, 4);
+    header += p.scale_bytes * kPanelRows;
+    std::memcpy(header + row * 2, block + p.d, 2);
+    if (p.m >= 0) std::memcpy(header + 64 + row * 2, block + p.m, 2);
+}
+
+void raw_dequantize(Format f, const uint8_t* row, int cols, float* out) {
+    if (f == Format::F32) {
+        std::memcpy(out, row, static_cast<size_t>(cols) * 4);
+    } else if (f == Format::F16) {
+        for (int i = 0; i < cols; i++) out[i] = half_to_float(u16(row + 2 * i));
+    } else if (f == Format::BF16) {
+        for (int i = 0; i < cols; i++) out[i] = bf16_to_float(u16(row + 2 * i));
+    } else {
+        const FormatInfo& t = info(f);
+        const int offset = t.offset_shift < 0 ? 0 : 1 << t.offset_shift;
+        for (int i = 0; i < cols; i += t.block, row += t.block_bytes) {
+            uint8_t codes[256];
+            float d[16], m[16];
+            raw_codes(f, row, codes);
+            scales(f, row, d, m);
+            for (int k = 0; k < t.block; k++) {
+                const float v = static_cast<float>(codes[k] - offset) * d[k / t.group];
+                out[i + k] = t.has_min ? v + m[k / t.group] : v;
+            }
+        }
+    }
+}
+
+void raw_pack(Format f, const uint8_t* const* rows, uint8_t* out) {
+    const FormatInfo& t = info(f);
+    if (t.is_float) return pack_float(f, rows, out);
+    for (int r = 0; r < kPanelRows; r++) {
+        if (!rows[r]) continue;
+        uint8_t codes[256];
+        raw_codes(f, rows[r], codes);
+        raw_header(f, rows[r], r, out);
+        pack_codes(t, codes, r, out + t.header);
+    }
+}
+
+}  // namespace ktcore

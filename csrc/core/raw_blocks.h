@@ -1,0 +1,16 @@
+// GGUF's own block formats, read one row at a time: for packing and for gathering embedding rows.
+#pragma once
+#include "core/types.h"
+
+namespace ktcore {
+
+// Unsigned codes (offset included) of one block.
+void raw_codes(Format f, const uint8_t* block, uint8_t* codes);
+// Writes row `row`'s part (0..31) of a packed block's header.
+void raw_header(Format f, const uint8_t* block, int row, uint8_t* header);
+// Floats of a whole row; `cols` is a multiple of the block.
+void raw_dequantize(Format f, const uint8_t* row, int cols, float* out);
+// Packs one block: rows[r] is null where the matrix has no such row (zeros are left).
+void raw_pack(Format f, const uint8_t* const* rows, uint8_t* out);
+
+}  // namespace ktcore

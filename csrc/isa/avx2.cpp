@@ -1,0 +1,26 @@
+// The kernels built for avx2. Only this unit is compiled with its instruction set's flags.
+#include <immintrin.h>
+#include "core/f16.h"
+#include "core/kernels.h"
+
+#define AI inline __attribute__((always_inline))
+#define UNR _Pragma("GCC unroll 16")
+
+namespace ktcore {
+namespace isa_avx2 {
+constexpr int kGemvTokens = 4;  // up to here codes are unpacked in registers, beyond into L1
+#include "kernels/vec_avx2.h"
+// The order matters: each file uses the ones before it.
+#include "kernels/unpack.h"
+#include "kernels/tile.h"
+#include "kernels/tile_f32.h"
+#include "kernels/pointwise.h"
+#include "kernels/attend.h"
+#include "kernels/table.h"
+}  // namespace isa_avx2
+
+const Kernels& kernels_avx2() {
+    static constexpr Kernels table = isa_avx2::make_table("avx2");
+    return table;
+}
+}  // namespace ktcore

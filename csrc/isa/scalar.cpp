@@ -1,0 +1,25 @@
+// The kernels built for scalar. Only this unit is compiled with its instruction set's flags.
+#include "core/f16.h"
+#include "core/kernels.h"
+
+#define AI inline __attribute__((always_inline))
+#define UNR  // unrolled, the emulated vectors take minutes to compile
+
+namespace ktcore {
+namespace isa_scalar {
+constexpr int kGemvTokens = 4;  // up to here codes are unpacked in registers, beyond into L1
+#include "kernels/vec_scalar.h"
+// The order matters: each file uses the ones before it.
+#include "kernels/unpack.h"
+#include "kernels/tile.h"
+#include "kernels/tile_f32.h"
+#include "kernels/pointwise.h"
+#include "kernels/attend.h"
+#include "kernels/table.h"
+}  // namespace isa_scalar
+
+const Kernels& kernels_scalar() {
+    static constexpr Kernels table = isa_scalar::make_table("scalar");
+    return table;
+}
+}  // namespace ktcore

@@ -1,0 +1,174 @@
+// Integer kernels: unsigned codes times int8 activations. Inside the unit's namespace.
+//
+// Both kernels add up in the same order (K ascending; per weight group: integer sums of two 16-value activation
+// groups, each times its scale, then times the weight's scale, then the min's part), so a token's result does
+// not depend on the kernel or on the batch that it arrives in.
+
+// Where one group of 32 values finds its activations: `x` codes, `k` the record's padded length.
+struct ActRow {
+    const uint8_t* base;
+    AI const uint8_t* x(int k) const { return base + k; }
+    AI const float* scale(int kp, int g16) const { return reinterpret_cast<const float*>(base + act_scale_at(kp)) + g16; }
+    AI const int32_t* nsum(int kp, int g16) const { return reinterpret_cast<const int32_t*>(base + act_nsum_at(kp)) + g16; }
+    AI const float* ssum(int kp, int g16) const { return reinterpret_cast<const float*>(base + act_ssum_at(kp)) + g16; }
+    AI const float* ssum32(int kp, int g32) const { return reinterpret_cast<const float*>(base + act_ssum32_at(kp)) + g32; }
+};
+
+// What an integer accumulator starts from: minus offset * sum of the group's activations.
+template <Format F>
+AI VI seed(const ActRow& a, int kp, int g16) {
+    constexpr int kShift = kFormats[static_cast<int>(F)].offset_shift;
+    if (kShift < 0) return seti(0);
+    return sll(bci(a.nsum(kp, g16)), kShift < 0 ? 0 : kShift);
+}
+
+// acc[t][32] (+)= unpacked groups [0, groups) times T tokens; g0 is the first group's index in K.
+template <Format F, int T, int H>
+void tile(const Unpacked& w, int groups, int g0, const uint8_t* act, size_t stride, int kp, float* acc, bool first) {
+    constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
+    constexpr bool kWide = I.bits == 8;
+    for (int half = 0; half < 2; half += H) {
+        VF sum[T][H];
+        UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < H; h++)
+            sum[t][h] = first ? setf(0.f) : ldf(acc + t * 32 + (half + h) * 16);
+        const uint8_t* codes = w.codes + half * 64;
+        const float *sc = w.scale + half * 16, *mn = w.min + half * 16;
+        for (int g = 0; g < groups; g++, codes += 1024) {
+            const int g16 = (g0 + g) * 2;
+            const uint8_t* x = act + (g0 + g) * 32;
+            VF part[T][H];
+            UNR for (int s = 0; s < 2; s++) {
+                VI dot[T][H];
+                UNR for (int t = 0; t < T; t++) {
+                    const VI start = seed<F>(ActRow{act + t * stride}, kp, g16 + s);
+                    UNR for (int h = 0; h < H; h++) dot[t][h] = start;
+                }
+                UNR for (int q = 0; q < 4; q++) {
+                    VI v[H];
+                    UNR for (int h = 0; h < H; h++) v[h] = ldi(codes + ((s * 4 + q) * 2 + h) * 64);
+                    UNR for (int t = 0; t < T; t++) {
+                        const VI a = bci(x + t * stride + s * 16 + q * 4);
+                        UNR for (int h = 0; h < H; h++) dot[t][h] = dot4<kWide>(dot[t][h], v[h], a);
+                    }
+                }
+                UNR for (int t = 0; t < T; t++) {
+                    const ActRow a{act + t * stride};
+                    const VF scale = bcf(a.scale(kp, g16 + s));
+                    UNR for (int h = 0; h < H; h++) {
+                        const VF d = cvtif(dot[t][h]);
+                        if (I.group == 16) {
+                            sum[t][h] = fma(mulf(d, scale), ldf(sc + s * 32 + h * 16), sum[t][h]);
+                            if (I.has_min) sum[t][h] = fma(ldf(mn + s * 32 + h * 16), bcf(a.ssum(kp, g16 + s)), sum[t][h]);
+                        } else {
+                            part[t][h] = s == 0 ? mulf(d, scale) : fma(d, scale, part[t][h]);
+                        }
+                    }
+                }
+            }
+            if (I.group == 32) {
+                UNR for (int t = 0; t < T; t++) {
+                    const ActRow a{act + t * stride};
+                    UNR for (int h = 0; h < H; h++) sum[t][h] = fma(part[t][h], ldf(sc + h * 16), sum[t][h]);
+                    if (I.has_min) {
+                        const VF m = bcf(a.ssum32(kp, g0 + g));
+                        UNR for (int h = 0; h < H; h++) sum[t][h] = fma(ldf(mn + h * 16), m, sum[t][h]);
+                    }
+                }
+            }
+            sc += I.group == 32 ? 32 : 64;
+            mn += I.group == 32 ? 32 : 64;
+        }
+        UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < H; h++) stf(acc + t * 32 + (half + h) * 16, sum[t][h]);
+    }
+}
+
+// The same for few tokens, straight from the packed panel: every weight byte is read once, codes stay in registers.
+template <Format F, int T>
+void gemv(const uint8_t* p, int blocks, const uint8_t* act, size_t stride, int kp, float* acc) {
+    using L = Layout<F>;
+    constexpr const FormatInfo& I = L::I;
+    VF sum[T][2];
+    UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
+    int g32 = 0;
+    for (int b = 0; b < blocks; b++, p += L::kBytes) {
+        const uint8_t* gp = p + I.header;
+        for (int g = 0; g < L::kGroups; g++, g32++, gp += L::kGroupBytes) {
+            const uint8_t* x = act + g32 * 32;
+            VI dot[2][T][2];
+            UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
+                dot[s][t][0] = dot[s][t][1] = seed<F>(ActRow{act + t * stride}, kp, g32 * 2 + s);
+            UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
+                const VI v0 = L::quad(gp, s * 4 + q, 0), v1 = L::quad(gp, s * 4 + q, 1);
+                UNR for (int t = 0; t < T; t++) {
+                    const VI a = bci(x + t * stride + s * 16 + q * 4);
+                    dot[s][t][0] = dot4<L::kWide>(dot[s][t][0], v0, a);
+                    dot[s][t][1] = dot4<L::kWide>(dot[s][t][1], v1, a);
+                }
+            }
+            UNR for (int h = 0; h < 2; h++) {
+                VF d, m;
+                if (I.group == 32) {
+                    L::scale(p, g, h, d, m);
+                    UNR for (int t = 0; t < T; t++) {
+                        const ActRow a{act + t * stride};
+                        VF part = mulf(cvtif(dot[0][t][h]), bcf(a.scale(kp, g32 * 2)));
+                        part = fma(cvtif(dot[1][t][h]), bcf(a.scale(kp, g32 * 2 + 1)), part);
+                        sum[t][h] = fma(part, d, sum[t][h]);
+                        if (I.has_min) sum[t][h] = fma(m, bcf(a.ssum32(kp, g32)), sum[t][h]);
+                    }
+                } else {
+                    UNR for (int s = 0; s < 2; s++) {
+                        L::scale(p, g * 2 + s, h, d, m);
+                        UNR for (int t = 0; t < T; t++) {
+                            const ActRow a{act + t * stride};
+                            const VF part = mulf(cvtif(dot[s][t][h]), bcf(a.scale(kp, g32 * 2 + s)));
+                            sum[t][h] = fma(part, d, sum[t][h]);
+                            if (I.has_min) sum[t][h] = fma(m, bcf(a.ssum(kp, g32 * 2 + s)), sum[t][h]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) stf(acc + t * 32 + h * 16, sum[t][h]);
+}
+
+template <Format F>
+void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch) {
+    using L = Layout<F>;
+    const uint8_t* p = w.data + panel * w.panel_bytes;
+    const uint8_t* act = a.base + t0 * a.stride;
+    const int tokens = t1 - t0;
+    if (tokens <= kGemvTokens) {
+        int t = 0;
+        for (; t + 4 <= tokens; t += 4) gemv<F, 4>(p, w.kblocks, act + t * a.stride, a.stride, a.k, acc + t * 32);
+        act += t * a.stride;
+        acc += t * 32;
+        switch (tokens - t) {
+            case 1: return gemv<F, 1>(p, w.kblocks, act, a.stride, a.k, acc);
+            case 2: return gemv<F, 2>(p, w.kblocks, act, a.stride, a.k, acc);
+            case 3: return gemv<F, 3>(p, w.kblocks, act, a.stride, a.k, acc);
+            default: return;
+        }
+    }
+    const Unpacked u{scratch, reinterpret_cast<float*>(scratch + kChunkK * 32),
+                     reinterpret_cast<float*>(scratch + kChunkK * 32) + kChunkK / 16 * 32};
+    constexpr int kStep = kChunkK / L::I.packed_k;
+    for (int b = 0; b < w.kblocks; b += kStep) {
+        const int n = w.kblocks - b < kStep ? w.kblocks - b : kStep;
+        unpack_blocks<F>(p + static_cast<size_t>(b) * L::kBytes, n, u);
+        const int groups = n * L::kGroups, g0 = b * L::kGroups;
+        int t = 0;
+        for (; t + kTileTokens <= tokens; t += kTileTokens)
+            tile<F, kTileTokens, kTileHalves>(u, groups, g0, act + t * a.stride, a.stride, a.k, acc + t * 32, b == 0);
+        const uint8_t* rest = act + t * a.stride;
+        switch (tokens - t) {
+            case 1: tile<F, 1, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
+            case 2: tile<F, 2, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
+            case 3: tile<F, 3, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
+            case 4: tile<F, 4, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
+            case 5: tile<F, 5, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
+            default: break;
+        }
+    }
+}

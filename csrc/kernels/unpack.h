@@ -1,0 +1,122 @@
+// How each format's packed 32-row block becomes u8 codes and float scales. Inside the unit's namespace.
+//
+// A block is a header, then for every 32 values of K the code's bit planes (8 | 4, then 2, then 1 bits), each in
+// vectors of 16 rows x 4 k, row halves alternating. With q = 0..7 the quad (four neighbouring k) of the group:
+//   8 bits: vector q;  4 bits: vector q & 3, low nibble for q < 4;  2 bits: vector q >> 2, bits 2 (q & 3);
+//   1 bit: one vector, bit q of each byte.
+template <Format F>
+struct Layout {
+    static constexpr FormatInfo I = kFormats[static_cast<int>(F)];
+    static constexpr int kGroups = I.packed_k / 32;
+    static constexpr int kGroupBytes = 128 * I.bits;
+    static constexpr int kBytes = I.header + kGroups * kGroupBytes;
+    static constexpr bool kWide = I.bits == 8;
+    static constexpr int kScales = I.packed_k / I.group;
+
+    // u8 codes of quad q, row half h of the group at p.
+    AI static VI quad(const uint8_t* p, int q, int h) {
+        if (I.bits == 8) return ldi(p + (q * 2 + h) * 64);
+        VI v;
+        if (I.bits >= 4) {
+            v = ldi(p + ((q & 3) * 2 + h) * 64);
+            v = andi(q < 4 ? v : srl(v, 4), seti(0x0f0f0f0f));
+            p += 512;
+        } else {
+            v = two_bits(p, q, h);
+            p += 256;
+        }
+        if (I.bits == 6) v = ori(v, sll(two_bits(p, q, h), 4));
+        if (I.bits == 5) v = ori(v, sll(one_bit(p, q, h), 4));
+        if (I.bits == 3) v = ori(v, sll(one_bit(p, q, h), 2));
+        return v;
+    }
+
+    // Scale (and min, added: already negated where the format subtracts it) number s of row half h.
+    AI static void scale(const uint8_t* p, int s, int h, VF& d, VF& m) {
+        m = setf(0.f);
+        if constexpr (I.packed_k == 32) {
+            d = ldh(reinterpret_cast<const uint16_t*>(p + h * 32));
+            if (I.has_min) m = ldh(reinterpret_cast<const uint16_t*>(p + 64 + h * 32));
+        } else if constexpr (F == Format::Q4_K || F == Format::Q5_K) {
+            const VI a = ldi(p + h * 64), b = ldi(p + 128 + h * 64), k63 = seti(63);
+            VI sc, mn;
+            if (s < 4) {
+                sc = andi(srl(a, 8 * s), k63);
+                mn = andi(srl(b, 8 * s), k63);
+            } else {
+                const int n = 8 * (s - 4);
+                const VI c = ldi(p + 256 + h * 64), k15 = seti(15), k48 = seti(48);
+                sc = ori(andi(srl(c, n), k15), andi(srl(a, n + 2), k48));
+                mn = ori(andi(srl(c, n + 4), k15), andi(srl(b, n + 2), k48));
+            }
+            d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + 384 + h * 32)), cvtif(sc));
+            m = negate(mulf(ldh(reinterpret_cast<const uint16_t*>(p + 448 + h * 32)), cvtif(mn)));
+        } else if constexpr (F == Format::Q6_K) {
+            const VI a = ldi(p + ((s >> 2) * 2 + h) * 64);
+            d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + 512 + h * 32)), cvtif(sra24(sll(a, 24 - 8 * (s & 3)))));
+        } else if constexpr (F == Format::Q2_K) {
+            const VI a = srl(ldi(p + ((s >> 2) * 2 + h) * 64), 8 * (s & 3)), k15 = seti(15);
+            d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + 512 + h * 32)), cvtif(andi(a, k15)));
+            m = negate(mulf(ldh(reinterpret_cast<const uint16_t*>(p + 576 + h * 32)), cvtif(andi(srl(a, 4), k15))));
+        } else {
+            static_assert(F == Format::Q3_K, "a format without scales");
+            // Low nibbles of 16 scales in 8 bytes, high pairs of bits in 4: see GGUF's Q3_K.
+            const VI lo = ldi(p + ((s >> 2 & 1) * 2 + h) * 64), hi = ldi(p + 256 + h * 64);
+            const VI l = andi(srl(lo, 8 * (s & 3) + (s >= 8 ? 4 : 0)), seti(15));
+            const VI u = andi(srl(hi, 8 * (s & 3) + 2 * (s >> 2)), seti(3));
+            d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + 384 + h * 32)), cvtif(addi(ori(l, sll(u, 4)), seti(-32))));
+        }
+    }
+
+  private:
+    AI static VI two_bits(const uint8_t* p, int q, int h) {
+        return andi(srl(ldi(p + ((q >> 2) * 2 + h) * 64), 2 * (q & 3)), seti(0x03030303));
+    }
+    AI static VI one_bit(const uint8_t* p, int q, int h) { return andi(srl(ldi(p + h * 64), q), seti(0x01010101)); }
+    AI static VF negate(VF x) { return mulf(x, setf(-1.f)); }
+};
+
+// A panel's slice unpacked to L1: codes [group][quad][half][64], scales and mins [scale][32].
+struct Unpacked {
+    uint8_t* codes;
+    float* scale;
+    float* min;
+};
+
+template <Format F>
+AI void unpack_blocks(const uint8_t* p, int blocks, const Unpacked& out) {
+    using L = Layout<F>;
+    uint8_t* c = out.codes;
+    float *sc = out.scale, *mn = out.min;
+    for (int b = 0; b < blocks; b++, p += L::kBytes) {
+        for (int s = 0; s < L::kScales; s++)
+            for (int h = 0; h < 2; h++, sc += 16, mn += 16) {
+                VF d, m;
+                L::scale(p, s, h, d, m);
+                stf(sc, d);
+                if (L::I.has_min) stf(mn, m);
+            }
+        const uint8_t* g = p + L::I.header;
+        for (int i = 0; i < L::kGroups; i++, g += L::kGroupBytes)
+            UNR for (int q = 0; q < 8; q++) UNR for (int h = 0; h < 2; h++, c += 64) sti(c, L::quad(g, q, h));
+    }
+}
+
+// Floats [k][32] of one 32-value group; the two roundings (multiply, add) are those of gguf's dequantisation.
+template <Format F>
+AI void unpack_group_f32(const uint8_t* block, int group, float* out) {
+    using L = Layout<F>;
+    constexpr int kOffset = L::I.offset_shift < 0 ? 0 : 1 << L::I.offset_shift;
+    const uint8_t* p = block + L::I.header + group * L::kGroupBytes;
+    for (int q = 0; q < 8; q++)
+        for (int h = 0; h < 2; h++) {
+            VF d, m;
+            L::scale(block, (group * 32 + q * 4) / L::I.group, h, d, m);
+            const VI v = L::quad(p, q, h);
+            for (int j = 0; j < 4; j++) {
+                VF w = mulf(cvtif(addi(andi(srl(v, 8 * j), seti(255)), seti(-kOffset))), d);
+                if (L::I.has_min) w = addf(w, m);
+                stf(out + (q * 4 + j) * 32 + h * 16, w);
+            }
+        }
+}

@@ -1,0 +1,73 @@
+// The 16-lane vector in plain C++: the definition that the other instruction sets are tested against.
+// Included once, inside the unit's namespace.
+struct VI {
+    int32_t v[16];
+};
+struct VF {
+    float v[16];
+};
+#define KT_LANES for (int i = 0; i < 16; i++)
+
+AI VI ldi(const void* p) { VI r; __builtin_memcpy(&r, p, 64); return r; }
+AI void sti(void* p, VI a) { __builtin_memcpy(p, &a, 64); }
+AI VF ldf(const float* p) { VF r; __builtin_memcpy(&r, p, 64); return r; }
+AI void stf(float* p, VF a) { __builtin_memcpy(p, &a, 64); }
+AI VI seti(int x) { VI r; KT_LANES r.v[i] = x; return r; }
+AI VF setf(float x) { VF r; KT_LANES r.v[i] = x; return r; }
+AI VI bci(const void* p) { int x; __builtin_memcpy(&x, p, 4); return seti(x); }
+AI VF bcf(const float* p) { return setf(*p); }
+AI VI andi(VI a, VI b) { KT_LANES a.v[i] &= b.v[i]; return a; }
+AI VI ori(VI a, VI b) { KT_LANES a.v[i] |= b.v[i]; return a; }
+AI VI srl(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n); return a; }
+AI VI sll(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n); return a; }
+AI VI sra24(VI a) { KT_LANES a.v[i] >>= 24; return a; }
+AI VI addi(VI a, VI b) { KT_LANES a.v[i] += b.v[i]; return a; }
+AI VF cvtif(VI a) { VF r; KT_LANES r.v[i] = static_cast<float>(a.v[i]); return r; }
+// Round to nearest even through the mantissa; |x| < 2^22.
+AI VF roundv(VF a) { KT_LANES { float t = a.v[i] + 12582912.f; a.v[i] = t - 12582912.f; } return a; }
+AI VI cvtfi(VF a) { VI r; a = roundv(a); KT_LANES r.v[i] = static_cast<int32_t>(a.v[i]); return r; }
+template <bool kWide>
+AI VI dot4(VI acc, VI u, VI s) {
+    KT_LANES {
+        const uint32_t x = static_cast<uint32_t>(u.v[i]), y = static_cast<uint32_t>(s.v[i]);
+        int sum = 0;
+        for (int b = 0; b < 32; b += 8) sum += static_cast<int>(x >> b & 255) * static_cast<int8_t>(y >> b);
+        acc.v[i] += sum;
+    }
+    return acc;
+}
+AI VF addf(VF a, VF b) { KT_LANES a.v[i] += b.v[i]; return a; }
+AI VF subf(VF a, VF b) { KT_LANES a.v[i] -= b.v[i]; return a; }
+AI VF mulf(VF a, VF b) { KT_LANES a.v[i] *= b.v[i]; return a; }
+AI VF divf(VF a, VF b) { KT_LANES a.v[i] /= b.v[i]; return a; }
+AI VF maxf(VF a, VF b) { KT_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
+AI VF fma(VF a, VF b, VF c) { KT_LANES c.v[i] += a.v[i] * b.v[i]; return c; }
+AI VF absf(VF a) { KT_LANES a.v[i] = __builtin_fabsf(a.v[i]); return a; }
+AI VF ldh(const uint16_t* p) { VF r; KT_LANES r.v[i] = half_to_float(p[i]); return r; }
+AI void sth(uint16_t* p, VF a) { KT_LANES p[i] = float_to_half(a.v[i]); }
+AI VF ldb(const uint16_t* p) { VF r; KT_LANES r.v[i] = bf16_to_float(p[i]); return r; }
+// Sums in the order of a halving tree, as the wide versions do.
+AI float hsum(VF a) { for (int n = 8; n; n /= 2) for (int i = 0; i < n; i++) a.v[i] += a.v[i + n]; return a.v[0]; }
+AI float hmax(VF a) { float m = a.v[0]; KT_LANES m = a.v[i] > m ? a.v[i] : m; return m; }
+AI int hsumi(VI a) { int m = 0; KT_LANES m += a.v[i]; return m; }
+AI void st8(int8_t* p, VI a) { KT_LANES p[i] = static_cast<int8_t>(a.v[i]); }
+// x * 2^n for integral n; results below the normal range are zero.
+AI VF scale2(VF x, VF n) {
+    KT_LANES {
+        const int e = static_cast<int>(n.v[i] < -127.f ? -127.f : n.v[i]) + 127;
+        const uint32_t bits = static_cast<uint32_t>(e) << 23;
+        float f;
+        __builtin_memcpy(&f, &bits, 4);
+        x.v[i] *= f;
+    }
+    return x;
+}
+// Lanes lo <= i < hi of a, `fill` elsewhere.
+AI VF keep(VF a, int lo, int hi, float fill) { KT_LANES a.v[i] = i >= lo && i < hi ? a.v[i] : fill; return a; }
+AI void transpose16(VF* m) {
+    for (int i = 0; i < 16; i++)
+        for (int j = i + 1; j < 16; j++) { const float t = m[i].v[j]; m[i].v[j] = m[j].v[i]; m[j].v[i] = t; }
+}
+AI float sqrt1(float x) { return __builtin_sqrtf(x); }
+constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 2, kF32Vectors = 1;
+#undef KT_LANES
