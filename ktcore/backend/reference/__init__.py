@@ -1,0 +1,36 @@
+"""The operators' references as implementations: always correct, never fast, on any torch device."""
+
+from __future__ import annotations
+
+from ktcore.backend.implementation import Implementation
+from ktcore.backend.reference.attention import ReferenceAttention, ReferenceMLA
+from ktcore.backend.reference.cache import ReferenceKVCache
+from ktcore.backend.reference.moe import ReferenceExperts, ReferenceMoE, ReferenceRouter
+from ktcore.backend.reference.simple import (
+    ReferenceEmbedding,
+    ReferenceLinear,
+    ReferenceMLP,
+    ReferenceRMSNorm,
+    ReferenceRope,
+    ReferenceSampling,
+)
+
+__all__ = ["reference_implementations"]
+
+
+def reference_implementations() -> list[Implementation]:
+    """One implementation of every operator, ids "reference.<operator>"."""
+    return [
+        ReferenceEmbedding(),
+        ReferenceLinear(),
+        ReferenceRMSNorm(),
+        ReferenceRope(),
+        ReferenceAttention(),
+        ReferenceMLA(),
+        ReferenceMLP(),
+        ReferenceRouter(),
+        ReferenceExperts(),
+        ReferenceMoE(),
+        ReferenceKVCache(),
+        ReferenceSampling(),
+    ]

@@ -1,0 +1,104 @@
+"""The reference KV cache: float32 pages that remember which position they hold, so that a wrong page is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+
+from ktcore.backend.capabilities import Capabilities
+from ktcore.backend.implementation import LoadRequest, Module, Support, Unsupported
+from ktcore.backend.reference.base import FLOAT_BYTES, SLOW, ReferenceImplementation
+from ktcore.errors import BackendError
+from ktcore.ops.batch import StepBatch
+from ktcore.ops.kv_cache import KVCacheSpec, attend, sequence_slots
+
+EMPTY = -1
+
+
+class ReferenceKVCache(ReferenceImplementation):
+    """Both kinds of cache, any page size."""
+
+    id = "reference.kv_cache"
+    spec_type = KVCacheSpec
+
+    def supports(self, spec: KVCacheSpec, device: Capabilities) -> Support:
+        return SLOW if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")
+
+    def load(self, request: LoadRequest) -> Module:
+        return PagedCache(request.name, cast(KVCacheSpec, request.spec), request.runtime.device)
+
+    def page_sizes(self, spec: KVCacheSpec) -> tuple[int, ...]:
+        return (64, 16, 32, 128, 256)
+
+    def cache_bytes_per_token(self, spec: KVCacheSpec) -> int:
+        return spec.bytes_per_token(FLOAT_BYTES)
+
+
+class PagedCache:
+    """One layer's pages. A row of a "gqa" cache is key and value of every head; of an "mla" cache latent and rope key.
+
+    Every slot remembers the position that was written into it, and reading checks it: a page that was never written,
+    was written for an older block, or comes in the wrong order raises `BackendError` instead of giving wrong tokens.
+    """
+
+    def __init__(self, name: str, spec: KVCacheSpec, device: torch.device) -> None:
+        self.spec = spec
+        self._name = name
+        self._device = device
+        self._page_size = 0
+        self._position = torch.empty(0, dtype=torch.int64)
+        self._rows = torch.empty(0)
+
+    def allocate_pages(self, pages: int, page_size: int) -> None:
+        """Make room for `pages` pages of `page_size` tokens; earlier content is gone."""
+        s = self.spec
+        width = s.key_dim if s.kind == "mla" else s.kv_heads * (s.key_dim + s.value_dim)
+        self._page_size = page_size
+        self._position = torch.full((pages * page_size,), EMPTY)
+        self._rows = torch.zeros(pages * page_size, width, device=self._device)
+
+    def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
+        """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
+        slots = self._checked(step, step.slots())
+        rows = torch.cat((first.flatten(1), second.flatten(1)), 1)
+        if rows.shape != (step.tokens, self._rows.shape[1]):
+            raise BackendError(f"{self._name}: {list(rows.shape)} values for {step.tokens} tokens do not fit the cache")
+        self._position[slots] = step.positions
+        self._rows[slots.to(self._device)] = rows.float()
+
+    def attend(self, step: StepBatch, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
+        s = self.spec
+        out = []
+        for span, rows in self.gather(step):
+            if s.kind == "mla":
+                k, v = rows[:, None, :], rows[:, None, : s.value_dim]
+            else:
+                keys = s.kv_heads * s.key_dim
+                k = rows[:, :keys].view(-1, s.kv_heads, s.key_dim)
+                v = rows[:, keys:].view(-1, s.kv_heads, s.value_dim)
+            out.append(attend(q[span], k, v, scale, s.window))
+        return torch.cat(out)
+
+    def gather(self, step: StepBatch) -> Iterator[tuple[slice, torch.Tensor]]:
+        """For each sequence: the span of its query tokens, and its cached rows in order."""
+        for span, slots in sequence_slots(step):
+            slots = self._checked(step, slots)
+            stale = torch.nonzero(self._position[slots] != torch.arange(slots.shape[0]))
+            if stale.numel():
+                at = int(stale[0])
+                held = int(self._position[slots[at]])
+                what = "nothing was written there" if held == EMPTY else f"it holds position {held}"
+                raise BackendError(f"{self._name}: position {at} is read from slot {int(slots[at])}, but {what}")
+            yield span, self._rows[slots.to(self._device)]
+
+    def _checked(self, step: StepBatch, slots: torch.Tensor) -> torch.Tensor:
+        if step.page_size != self._page_size:
+            raise BackendError(
+                f"{self._name}: the step has pages of {step.page_size} tokens, the cache of {self._page_size}"
+            )
+        if slots.numel() and not 0 <= int(slots.min()) <= int(slots.max()) < self._position.shape[0]:
+            raise BackendError(f"{self._name}: the step uses a KV page that was not allocated")
+        return slots

@@ -1,0 +1,72 @@
+"""References of the mixture-of-experts operators."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from ktcore.backend.implementation import LoadRequest, Module
+from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded, loaded_or_none
+from ktcore.ops.linear import linear
+from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec, route, routed_experts
+
+
+class ReferenceRouter(ReferenceImplementation):
+    """Logits and choice in float32."""
+
+    id = "reference.router"
+    spec_type = RouterSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        weight, bias = loaded(request, "weight"), loaded_or_none(request, "bias")
+        spec = cast(RouterSpec, request.spec)
+        return lambda x: route(linear(x.float(), weight), spec, bias)
+
+    def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias)
+
+
+class ReferenceExperts(ReferenceImplementation):
+    """All experts in float32, one after the other."""
+
+    id = "reference.experts"
+    spec_type = ExpertsSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        spec = cast(ExpertsSpec, request.spec)
+        gate, up, down = (_by_expert(request, role) for role in ("gate", "up", "down"))
+        return lambda x, ids, weights: routed_experts(x, ids, weights, gate, up, down, spec)
+
+    def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * 3 * spec.experts * spec.hidden * spec.intermediate
+
+
+class ReferenceMoE(ReferenceImplementation):
+    """Composed of router, experts and the shared MLP."""
+
+    id = "reference.moe"
+    spec_type = MoESpec
+
+    def load(self, request: LoadRequest) -> Module:
+        spec = cast(MoESpec, request.spec)
+        parts = request.children
+
+        def run(x: torch.Tensor) -> Any:
+            n = parts["norm"](x) if spec.norm else x
+            y = parts["experts"](n, *parts["router"](n))
+            if spec.shared:
+                shared = parts["shared"](n)
+                y = y + (shared * parts["shared_gate"](n).sigmoid() if spec.shared_gate else shared)
+            return x + y if spec.residual else y
+
+        return run
+
+
+def _by_expert(request: LoadRequest, role: str) -> torch.Tensor:
+    """A stack of experts, dequantised one at a time to keep the peak at the result plus one expert."""
+    weight = request.weights[role]
+    out = torch.empty(weight.shape, device=request.runtime.device)
+    for e in range(weight.shape[0]):
+        out[e] = weight.part(e).tensor()
+    return out

@@ -1,0 +1,112 @@
+"""References of the small operators: embedding, linear, RMSNorm, RoPE, MLP, sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+from ktcore.backend.implementation import LoadRequest, Module
+from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded, loaded_or_none
+from ktcore.ops.embedding import EmbeddingSpec, embedding
+from ktcore.ops.linear import LinearSpec, linear
+from ktcore.ops.mlp import MLPSpec, gated
+from ktcore.ops.norm import RMSNormSpec, rms_norm
+from ktcore.ops.rope import RopeSpec, inverse_frequencies, rope
+from ktcore.ops.sampling import SamplingParams, SamplingSpec, sample
+
+
+class ReferenceEmbedding(ReferenceImplementation):
+    """Rows of a float32 table."""
+
+    id = "reference.embedding"
+    spec_type = EmbeddingSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        weight = loaded(request, "weight")
+        return lambda ids: embedding(ids.to(weight.device), weight)
+
+    def packed_bytes(self, spec: EmbeddingSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * spec.vocab * spec.hidden
+
+
+class ReferenceLinear(ReferenceImplementation):
+    """torch's linear in float32."""
+
+    id = "reference.linear"
+    spec_type = LinearSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        weight, bias = loaded(request, "weight"), loaded_or_none(request, "bias")
+        return lambda x: linear(x, weight, bias)
+
+    def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * spec.out_features * (spec.in_features + spec.bias)
+
+
+class ReferenceRMSNorm(ReferenceImplementation):
+    """The formula itself."""
+
+    id = "reference.rms_norm"
+    spec_type = RMSNormSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        weight = loaded_or_none(request, "weight")
+        spec = cast(RMSNormSpec, request.spec)
+        if weight is not None and spec.offset:
+            weight = weight + spec.offset
+        return lambda x: rms_norm(x, weight, spec.eps)
+
+    def packed_bytes(self, spec: RMSNormSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * spec.dim if stored_bytes else 0
+
+
+class ReferenceRope(ReferenceImplementation):
+    """Angles computed anew for every call."""
+
+    id = "reference.rope"
+    spec_type = RopeSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        spec = cast(RopeSpec, request.spec)
+        freq, factor = inverse_frequencies(spec, loaded_or_none(request, "freq_factors"))
+        freq = freq.to(request.runtime.device)
+        return lambda x, positions: rope(x, positions.to(x.device), freq, factor, spec.pairing)
+
+    def packed_bytes(self, spec: RopeSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * spec.dim // 2
+
+
+class ReferenceMLP(ReferenceImplementation):
+    """Composed of three projections and, in a branch of its own, a norm."""
+
+    id = "reference.mlp"
+    spec_type = MLPSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        spec = cast(MLPSpec, request.spec)
+        parts = request.children
+
+        def run(x: torch.Tensor) -> Any:
+            n = parts["norm"](x) if spec.norm else x
+            y = parts["down"](gated(parts["gate"](n), parts["up"](n), spec.activation))
+            return x + y if spec.residual else y
+
+        return run
+
+
+class ReferenceSampling(ReferenceImplementation):
+    """Draws from the logits on whatever device they are."""
+
+    id = "reference.sampling"
+    spec_type = SamplingSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        return _sample
+
+
+def _sample(
+    logits: torch.Tensor, params: SamplingParams, seen: Sequence[int] = (), generator: torch.Generator | None = None
+) -> Any:
+    return sample(logits, params, seen, generator)

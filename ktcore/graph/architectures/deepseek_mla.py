@@ -1,0 +1,98 @@
+"""Multi-head latent attention nodes as DeepSeek checkpoints hold them, GGUF's old and new layouts included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ktcore.graph.decoder import rms_eps
+from ktcore.graph.maker import NodeMaker
+from ktcore.graph.node import Node
+from ktcore.graph.rotary import rope_node
+from ktcore.graph.settings import Settings
+from ktcore.ops.kv_cache import KVCacheSpec
+from ktcore.ops.mla import MLASpec
+from ktcore.ops.rope import Pairing, RopeSpec, yarn_mscale
+from ktcore.weights.ref import WeightRef
+
+INNER_EPS = 1e-6  # of the norms on q and the latent, whatever rms_norm_eps says: the model code's class default
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    hidden: int
+    heads: int
+    nope: int
+    rope: int
+    value: int
+    latent: int
+    q_rank: int
+
+
+def mla_node(make: NodeMaker, name: str) -> Node:
+    """One layer's attention branch."""
+    s = make.settings
+    z = _sizes(s)
+    pairing: Pairing = "interleaved" if s.get("rope_interleave", "", True) else "half"
+    rope = rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True)
+    key = z.nope + z.rope
+    up, split = _up_projection(make, name, z)
+    low_rank = z.q_rank > 0
+    query = f"{name}.q_b" if low_rank else f"{name}.q"
+    return make.composite(
+        name,
+        MLASpec,
+        {
+            "kv_a": make.linear(f"{name}.kv_a", z.hidden, z.latent + z.rope),
+            "kv_a_norm": make.norm(f"{name}.kv_a_norm", z.latent, INNER_EPS),
+            "o": make.linear(f"{name}.o", z.heads * z.value, z.hidden),
+            "rope": rope,
+            "cache": make.node(f"{name}.cache", KVCacheSpec("mla", z.heads, 1, z.latent + z.rope, z.latent)),
+            "q_a": make.linear(f"{name}.q_a", z.hidden, z.q_rank) if low_rank else None,
+            "q_a_norm": make.norm(f"{name}.q_a_norm", z.q_rank, INNER_EPS) if low_rank else None,
+            "q_b" if low_rank else "q": make.linear(query, z.q_rank or z.hidden, z.heads * key),
+            "norm": make.norm(f"{name}.norm", z.hidden, rms_eps(make)),
+        },
+        up,
+        hidden=z.hidden,
+        heads=z.heads,
+        nope_dim=z.nope,
+        rope_dim=z.rope,
+        value_dim=z.value,
+        latent=z.latent,
+        scale=key**-0.5 * _magnitude(rope) ** 2,
+        kv_b_format=next(iter(up.values())).format,
+        split_kv_b=split,
+    )
+
+
+def _sizes(s: Settings) -> _Sizes:
+    # newer GGUF files describe the absorbed form in key_length and value_length, and the plain one under _mla
+    key = s.integer("", "attention.key_length_mla", s.integer("", "attention.key_length", 0))
+    rope = s.integer("qk_rope_head_dim", "rope.dimension_count")
+    return _Sizes(
+        hidden=s.integer("hidden_size", "embedding_length"),
+        heads=s.integer("num_attention_heads", "attention.head_count"),
+        nope=key - rope if s.gguf else s.integer("qk_nope_head_dim", ""),
+        rope=rope,
+        value=s.integer("v_head_dim", "attention.value_length_mla", s.integer("", "attention.value_length", 0)),
+        latent=s.integer("kv_lora_rank", "attention.kv_lora_rank"),
+        q_rank=s.integer("q_lora_rank", "attention.q_lora_rank", 0),
+    )
+
+
+def _up_projection(make: NodeMaker, name: str, z: _Sizes) -> tuple[dict[str, WeightRef], bool]:
+    """The latent's up-projection(s), and whether they come split; some files hold both, then the split ones count."""
+    if make.settings.gguf and make.has(f"{name}.k_b"):
+        return {
+            "k_b": make.ref(f"{name}.k_b", (z.heads, z.latent, z.nope), fold=True),
+            "v_b": make.ref(f"{name}.v_b", (z.heads, z.value, z.latent), fold=True),
+        }, True
+    return {"kv_b": make.ref(f"{name}.kv_b", (z.heads * (z.nope + z.value), z.latent))}, False
+
+
+def _magnitude(rope: Node) -> float:
+    """YaRN's factor on the softmax scale, here applied to scores instead of cos and sin."""
+    spec = rope.spec
+    if not isinstance(spec, RopeSpec) or spec.scaling is None or not spec.scaling.mscale_all_dim:
+        return 1.0
+    return yarn_mscale(spec.scaling.factor, spec.scaling.mscale_all_dim)

@@ -1,0 +1,63 @@
+"""Grouped-query attention nodes, as LLaMA, Mistral and Qwen have them."""
+
+from __future__ import annotations
+
+from ktcore.graph.decoder import rms_eps
+from ktcore.graph.maker import NodeMaker
+from ktcore.graph.node import Node
+from ktcore.graph.rotary import rope_node
+from ktcore.ops.attention import AttentionSpec
+from ktcore.ops.kv_cache import KVCacheSpec
+from ktcore.ops.rope import Pairing
+
+
+def gqa_node(make: NodeMaker, name: str, layer: int, pairing: Pairing, *, qk_norm: bool = False) -> Node:
+    """One layer's attention branch.
+
+    Args:
+        pairing: of the stored q and k rows.
+        qk_norm: RMSNorm over each head of q and k.
+    """
+    s = make.settings
+    hidden = s.integer("hidden_size", "embedding_length")
+    heads = s.integer("num_attention_heads", "attention.head_count", layer=layer)
+    kv_heads = s.integer("num_key_value_heads", "attention.head_count_kv", heads, layer=layer)
+    if not 0 < kv_heads <= heads or heads % kv_heads:
+        raise s.error(f"{heads} attention heads cannot share {kv_heads} key heads")
+    dim = s.integer("head_dim", "attention.key_length", hidden // heads)
+    if s.integer("", "attention.value_length", dim) != dim or s.integer("", "rope.dimension_count", dim) != dim:
+        raise s.error("key, value and rotary widths differ, which this architecture is not known to do")
+    eps = rms_eps(make)
+    cache = KVCacheSpec("gqa", heads, kv_heads, dim, dim, _window(make, layer))
+    return make.composite(
+        name,
+        AttentionSpec,
+        {
+            "q": make.linear(f"{name}.q", hidden, heads * dim),
+            "k": make.linear(f"{name}.k", hidden, kv_heads * dim),
+            "v": make.linear(f"{name}.v", hidden, kv_heads * dim),
+            "o": make.linear(f"{name}.o", heads * dim, hidden),
+            "cache": make.node(f"{name}.cache", cache),
+            "norm": make.norm(f"{name}.norm", hidden, eps),
+            "q_norm": make.norm(f"{name}.q_norm", dim, eps) if qk_norm else None,
+            "k_norm": make.norm(f"{name}.k_norm", dim, eps) if qk_norm else None,
+            "rope": rope_node(make, f"{name}.rope", dim, pairing),
+        },
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        scale=dim**-0.5,
+    )
+
+
+def _window(make: NodeMaker, layer: int) -> int:
+    """Sliding window of hub configs: of all layers, or of those that `layer_types` marks."""
+    s = make.settings
+    window = s.get("sliding_window", "", None)
+    if window is None or not s.get("use_sliding_window", "", True):
+        return 0
+    kinds = s.get("layer_types", "", None)
+    if kinds is None and s.get("max_window_layers", "", None) is not None:
+        return window if layer >= s.integer("max_window_layers", "") else 0
+    return window if kinds is None or kinds[layer] == "sliding_attention" else 0

@@ -1,0 +1,59 @@
+"""The skeleton of every decoder: embedding, layers of two residual branches, norm, head, sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ktcore.graph.maker import NodeMaker
+from ktcore.graph.node import Graph, Layer, Node
+from ktcore.ops.embedding import EmbeddingSpec
+from ktcore.ops.linear import LinearSpec
+from ktcore.ops.sampling import SamplingSpec
+
+Branch = Callable[[str, int], Node]
+"""Makes the node of that name for that layer."""
+
+
+def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) -> Graph:
+    """The graph of a decoder whose layers are `attention` and `ffn`.
+
+    Layers beyond the configured number (multi-token prediction heads) are left out.
+    """
+    settings = make.settings
+    hidden = settings.integer("hidden_size", "embedding_length")
+    layers = settings.integer("num_hidden_layers", "block_count") - settings.integer("", "nextn_predict_layers", 0)
+    vocab = _vocab(make)
+    table = make.ref("embed", (vocab, hidden))
+    embed = make.node("embed", EmbeddingSpec(vocab, hidden, table.format), {"weight": table})
+    return Graph(
+        architecture=settings.architecture,
+        family=family,
+        hidden=hidden,
+        vocab=vocab,
+        context_length=settings.integer("max_position_embeddings", "context_length"),
+        embed=embed,
+        layers=tuple(Layer(attention(f"layers.{i}.attn", i), ffn(f"layers.{i}.ffn", i)) for i in range(layers)),
+        norm=make.norm("norm", hidden, rms_eps(make)),
+        head=_head(make, vocab, hidden, embed),
+        sampler=make.node("sampler", SamplingSpec(vocab)),
+    )
+
+
+def rms_eps(make: NodeMaker) -> float:
+    """The model's RMSNorm epsilon."""
+    return make.settings.number("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+
+
+def _vocab(make: NodeMaker) -> int:
+    # GGUF files need not say; the table's height is what counts
+    tensor = make.settings.checkpoint.tensors.get(make.names.of("embed") + ".weight")
+    rows = tensor.shape[0] if tensor is not None else 0
+    return rows if make.settings.gguf else make.settings.integer("vocab_size", "", rows)
+
+
+def _head(make: NodeMaker, vocab: int, hidden: int, embed: Node) -> Node:
+    tied = not make.has("head") if make.settings.gguf else make.settings.get("tie_word_embeddings", "", False)
+    if not tied:
+        return make.linear("head", hidden, vocab)
+    table = embed.weights["weight"]
+    return make.node("head", LinearSpec(hidden, vocab, table.format), {"weight": table})

@@ -1,0 +1,124 @@
+"""Makes the nodes that all families share; weight formats come from the tensors' headers, shapes are checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ktcore.graph.names import NameTable, TensorNames, layer_of
+from ktcore.graph.node import Node
+from ktcore.graph.settings import Settings
+from ktcore.ops.base import Spec
+from ktcore.ops.linear import LinearSpec
+from ktcore.ops.mlp import ACTIVATIONS, MLPSpec
+from ktcore.ops.norm import RMSNormSpec
+from ktcore.weights.ref import WeightRef
+
+
+class NodeMaker:
+    """Node names are "layers.0.attn.q"; the tensors behind them come from the family's name table."""
+
+    def __init__(self, settings: Settings, layer_table: NameTable) -> None:
+        self.settings = settings
+        self.names = TensorNames(settings.gguf, layer_table)
+        self._tensors = settings.checkpoint.tensors
+
+    def has(self, name: str, suffix: str = ".weight") -> bool:
+        """Whether the checkpoint holds the tensor of a node."""
+        return self.names.of(name) + suffix in self._tensors
+
+    def ref(self, name: str, shape: tuple[int, ...], suffix: str = ".weight", *, fold: bool = False) -> WeightRef:
+        """The weight of a node.
+
+        Args:
+            shape: what the configuration asks for.
+            fold: leading axes may be folded into one or split up in the file.
+
+        Raises:
+            CheckpointError: the tensor is missing.
+            ArchitectureError: it has another shape than the configuration says.
+        """
+        tensor = self.names.of(name) + suffix
+        ref = WeightRef.of(self.settings.checkpoint, tensor)
+        folded = fold and ref.shape[-1] == shape[-1] and math.prod(ref.shape) == math.prod(shape)
+        if not folded:
+            self.check(tensor, ref.shape, shape)
+        return WeightRef.of(self.settings.checkpoint, tensor, shape=shape)
+
+    def stack(self, name: str, count: int, shape: tuple[int, ...]) -> WeightRef:
+        """`count` tensors of `shape` as one [count, *shape] weight: stored as one tensor, or as one an expert."""
+        pattern = self.names.of(name)
+        if "{}" not in pattern:
+            return self.ref(name, (count, *shape))
+        names = [pattern.format(e) + ".weight" for e in range(count)]
+        self._refuse_more(pattern.format(count) + ".weight", count)
+        ref = WeightRef.of(self.settings.checkpoint, *names)
+        self.check(names[0], ref.shape[1:], shape)
+        return ref
+
+    def check(self, tensor: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        """ArchitectureError when a tensor's shape is not what the configuration says."""
+        if found != expected:
+            raise self.settings.error(
+                f"tensor '{tensor}' has shape {list(found)}, but the configuration asks for {list(expected)}",
+                "the configuration and the weights belong to different models, or one of them was edited",
+            )
+
+    def node(self, name: str, spec: Spec, weights: Mapping[str, WeightRef] | None = None) -> Node:
+        """A node without parts; its layer is taken from its name."""
+        return Node(name, spec, weights or {}, {}, layer_of(name))
+
+    def composite(
+        self,
+        name: str,
+        make_spec: Callable[..., Spec],
+        parts: Mapping[str, Node | None],
+        weights: Mapping[str, WeightRef] | None = None,
+        **fields: Any,
+    ) -> Node:
+        """A node with parts (None where there is none); its spec is `make_spec` of the parts' specs and `fields`."""
+        present = {role: part for role, part in parts.items() if part is not None}
+        spec = make_spec(**fields, **{role: part.spec for role, part in present.items()})
+        return Node(name, spec, weights or {}, present, layer_of(name))
+
+    def linear(self, name: str, in_features: int, out_features: int) -> Node:
+        """A projection; its bias is used when the checkpoint holds one."""
+        weight = self.ref(name, (out_features, in_features))
+        weights = {"weight": weight}
+        if self.has(name, ".bias"):
+            weights["bias"] = self.ref(name, (out_features,), ".bias")
+        return self.node(name, LinearSpec(in_features, out_features, weight.format, "bias" in weights), weights)
+
+    def norm(self, name: str, dim: int, eps: float) -> Node:
+        """An RMSNorm with weight."""
+        weight = self.ref(name, (dim,))
+        return self.node(name, RMSNormSpec(dim, eps, weight.format), {"weight": weight})
+
+    def mlp(self, name: str, hidden: int, intermediate: int, *, eps: float | None = None) -> Node:
+        """A gated MLP; with `eps` a residual branch with its own norm, without one a bare part."""
+        return self.composite(
+            name,
+            MLPSpec,
+            {
+                "gate": self.linear(f"{name}.gate", hidden, intermediate),
+                "up": self.linear(f"{name}.up", hidden, intermediate),
+                "down": self.linear(f"{name}.down", intermediate, hidden),
+                "norm": None if eps is None else self.norm(f"{name}.norm", hidden, eps),
+            },
+            hidden=hidden,
+            intermediate=intermediate,
+            activation=self.activation(),
+            residual=eps is not None,
+        )
+
+    def activation(self) -> str:
+        """The activation of MLPs and experts; GGUF files do not say, every family here uses SiLU."""
+        name = self.settings.get("hidden_act", "", "silu")
+        if name not in ACTIVATIONS:
+            raise self.settings.error(f"activation {name!r} is unknown", f"known: {', '.join(ACTIVATIONS)}")
+        return str(name)
+
+    def _refuse_more(self, tensor: str, count: int) -> None:
+        if tensor in self._tensors:
+            raise self.settings.error(f"the configuration says {count} experts, but tensor '{tensor}' is there too")

@@ -1,0 +1,80 @@
+"""Tensor names: a node's place in the graph -> its tensor in Hugging Face and in GGUF checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+NameTable = Mapping[str, tuple[str, str]]
+"""Node name (within its layer, if it is in one) -> (Hugging Face name, GGUF name), both without suffix."""
+
+OUTSIDE: NameTable = {
+    "embed": ("model.embed_tokens", "token_embd"),
+    "norm": ("model.norm", "output_norm"),
+    "head": ("lm_head", "output"),
+}
+
+ATTENTION: NameTable = {
+    "attn.norm": ("input_layernorm", "attn_norm"),
+    "attn.q": ("self_attn.q_proj", "attn_q"),
+    "attn.k": ("self_attn.k_proj", "attn_k"),
+    "attn.v": ("self_attn.v_proj", "attn_v"),
+    "attn.o": ("self_attn.o_proj", "attn_output"),
+    "attn.q_norm": ("self_attn.q_norm", "attn_q_norm"),
+    "attn.k_norm": ("self_attn.k_norm", "attn_k_norm"),
+}
+
+MLA: NameTable = {
+    **ATTENTION,
+    "attn.q_a": ("self_attn.q_a_proj", "attn_q_a"),
+    "attn.q_a_norm": ("self_attn.q_a_layernorm", "attn_q_a_norm"),
+    "attn.q_b": ("self_attn.q_b_proj", "attn_q_b"),
+    "attn.kv_a": ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+    "attn.kv_a_norm": ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    "attn.kv_b": ("self_attn.kv_b_proj", "attn_kv_b"),
+    "attn.k_b": ("", "attn_k_b"),
+    "attn.v_b": ("", "attn_v_b"),
+}
+
+MLP: NameTable = {
+    "ffn.norm": ("post_attention_layernorm", "ffn_norm"),
+    "ffn.gate": ("mlp.gate_proj", "ffn_gate"),
+    "ffn.up": ("mlp.up_proj", "ffn_up"),
+    "ffn.down": ("mlp.down_proj", "ffn_down"),
+}
+
+MOE: NameTable = {
+    **MLP,
+    "ffn.router": ("mlp.gate", "ffn_gate_inp"),
+    "ffn.router.bias": ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
+    # {} is the expert's index; one tensor for all of them in GGUF
+    "ffn.experts.gate": ("mlp.experts.{}.gate_proj", "ffn_gate_exps"),
+    "ffn.experts.up": ("mlp.experts.{}.up_proj", "ffn_up_exps"),
+    "ffn.experts.down": ("mlp.experts.{}.down_proj", "ffn_down_exps"),
+    "ffn.experts.fused_gate_up": ("mlp.experts.gate_up_proj", "ffn_gate_up_exps.weight"),
+    "ffn.experts.fused_down": ("mlp.experts.down_proj", "ffn_down_exps.weight"),
+    "ffn.shared.gate": ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    "ffn.shared.up": ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    "ffn.shared.down": ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+}
+
+
+class TensorNames:
+    """Looks names up for one kind of checkpoint."""
+
+    def __init__(self, gguf: bool, layer_table: NameTable) -> None:
+        self._column = 1 if gguf else 0
+        self._prefix = "blk.{}." if gguf else "model.layers.{}."
+        self._layer_table = layer_table
+
+    def of(self, node: str) -> str:
+        """The tensor of a node such as "layers.3.attn.q" or "head", without its ".weight" or ".bias"."""
+        layer = layer_of(node)
+        if layer is None:
+            return OUTSIDE[node][self._column]
+        name = self._layer_table[node.split(".", 2)[2]][self._column]
+        return self._prefix.format(layer) + name if name else ""
+
+
+def layer_of(node: str) -> int | None:
+    """Layer index in a node's name; None outside of layers."""
+    return int(node.split(".")[1]) if node.startswith("layers.") else None

@@ -1,0 +1,86 @@
+"""A model's hyper-parameters, read by their config.json name or their GGUF key, whichever the checkpoint has."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, overload
+
+from ktcore.errors import ArchitectureError
+from ktcore.weights.checkpoint import Checkpoint
+
+T = TypeVar("T")
+_REQUIRED: Any = object()
+
+
+class Settings:
+    """Configuration of one checkpoint.
+
+    Attributes:
+        checkpoint: where it comes from.
+        gguf: True for GGUF files, False for Hugging Face folders.
+        architecture: `general.architecture` or `model_type`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.gguf = checkpoint.kind == "gguf"
+        key = "general.architecture" if self.gguf else "model_type"
+        name = checkpoint.config.get(key)
+        if not isinstance(name, str):
+            raise ArchitectureError(f"{checkpoint.path}: '{key}' is missing, so the architecture is unknown")
+        self.architecture = name
+
+    @overload
+    def get(self, hf: str, gguf: str, *, layer: int | None = None) -> Any: ...
+    @overload
+    def get(self, hf: str, gguf: str, default: T, *, layer: int | None = None) -> Any | T: ...
+    def get(self, hf: str, gguf: str, default: Any = _REQUIRED, *, layer: int | None = None) -> Any:
+        """The value of a hyper-parameter; null counts as absent.
+
+        Args:
+            hf: name in config.json, or several with "|" between them; "" when it does not exist there.
+            gguf: GGUF key without the architecture's prefix, or ""; some writers store an array with a value a layer.
+            layer: which item of such an array to take.
+
+        Raises:
+            ArchitectureError: absent, and there is no default.
+        """
+        keys = [f"{self.architecture}.{gguf}"] if self.gguf else hf.split("|")
+        if (gguf if self.gguf else hf) == "":
+            return self._absent(hf or gguf, default)
+        for key in keys:
+            value = self.checkpoint.config.get(key)
+            if value is not None:
+                return self._item(key, value, layer)
+        return self._absent(" or ".join(keys), default)
+
+    def integer(self, hf: str, gguf: str, default: int = _REQUIRED, *, layer: int | None = None) -> int:
+        """A whole number; ArchitectureError when it is missing or something else."""
+        value = self.get(hf, gguf, default, layer=layer)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ArchitectureError(f"{self.checkpoint.path}: {hf or gguf} is {value!r}, a whole number is needed")
+        return value
+
+    def number(self, hf: str, gguf: str, default: float = _REQUIRED) -> float:
+        """A number; ArchitectureError when it is missing or something else."""
+        value = self.get(hf, gguf, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ArchitectureError(f"{self.checkpoint.path}: {hf or gguf} is {value!r}, a number is needed")
+        return float(value)
+
+    def error(self, message: str, hint: str | None = None) -> ArchitectureError:
+        """An error that names the checkpoint; the caller raises it."""
+        return ArchitectureError(f"{self.checkpoint.path}: {message}", hint)
+
+    def _item(self, key: str, value: Any, layer: int | None) -> Any:
+        if layer is None or isinstance(value, (str, int, float)):
+            return value
+        if layer >= len(value):
+            raise ArchitectureError(f"{self.checkpoint.path}: {key} has {len(value)} items, none for layer {layer}")
+        return value[layer]
+
+    def _absent(self, keys: str, default: Any) -> Any:
+        if default is _REQUIRED:
+            raise ArchitectureError(
+                f"{self.checkpoint.path}: '{keys}' is missing, which architecture '{self.architecture}' needs"
+            )
+        return default
