@@ -121,6 +121,8 @@ def dequantize(fmt: WeightFormat | str, raw: npt.NDArray[np.uint8], shape: Seque
             f"{fmt.name} tensor of shape {list(shape)} takes {wanted} bytes, got {raw.size} {raw.dtype}"
         )
 
+    if wanted == 0:
+        return torch.empty(tuple(shape), dtype=torch.float32)
     dtype = getattr(torch, _TORCH_DTYPES.get(fmt.name, ""), None)
     if dtype is not None:
         # A copy: the source may be a read-only map, unaligned for its type, and outlived by the result.

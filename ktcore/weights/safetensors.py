@@ -105,7 +105,7 @@ def _read_shards(path: Path, files: list[MappedFile]) -> dict[str, StoredTensor]
         raise CheckpointError(f"{index}: weight_map is empty", _DAMAGED)
     shards: dict[str, dict[str, StoredTensor]] = {}
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or "\\" in name or "\0" in name or name == "..":
+        if Path(name).name != name or "\\" in name or "\0" in name or name in ("", ".."):
             raise CheckpointError(f"{index}: shard {name!r} is not a plain file name")
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: the index lists this shard, but it is missing", "fetch it")
