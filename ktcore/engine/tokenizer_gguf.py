@@ -81,7 +81,7 @@ def _kinds(config: Mapping[str, Any], count: int, where: str) -> Sequence[int]:
 
 def _pre_tokenizer(config: Mapping[str, Any], where: str) -> PreTokenizer:
     name = config.get("tokenizer.ggml.pre", "default")
-    if name not in PRE_TOKENIZERS:
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise TokenizerError(
             f"{where}: pre-tokenizer {name!r} is unknown, and a guess would give wrong token ids",
             f"known: {', '.join(PRE_TOKENIZERS)}",
