@@ -8,7 +8,7 @@ from typing import Any
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
-from ktcore.ops.rope import Pairing, RopeScaling, RopeSpec
+from ktcore.ops.rope import Pairing, RopeScaling, RopeSpec, yarn_mscale
 from ktcore.weights.ref import WeightRef
 
 DIVISORS = "rope_freqs.weight"
@@ -93,6 +93,7 @@ def _gguf_scaling(settings: Settings, log_multiplier: bool) -> RopeScaling | Non
         return RopeScaling("linear", factor) if factor != 1.0 else None
     # stored is 0.1 * mscale_all_dim; mscale itself is not stored, and every released model has both equal
     mscale = settings.number("", "rope.scaling.yarn_log_multiplier", 0.0) / 0.1 if log_multiplier else 0.0
+    extra = settings.number("", "rope.scaling.attn_factor", 1.0)
     return RopeScaling(
         "yarn",
         factor,
@@ -101,6 +102,7 @@ def _gguf_scaling(settings: Settings, log_multiplier: bool) -> RopeScaling | Non
         beta_slow=settings.number("", "rope.scaling.yarn_beta_slow", 1.0),
         mscale=mscale,
         mscale_all_dim=mscale,
+        attention_factor=extra * yarn_mscale(factor, 1.0) if extra != 1.0 else None,
     )
 
 

@@ -31,7 +31,3 @@ def loaded(request: LoadRequest, role: str) -> torch.Tensor:
     """A weight as float32 on the runtime's device."""
     return request.weights[role].tensor().to(request.runtime.device)
 
-
-def loaded_or_none(request: LoadRequest, role: str) -> torch.Tensor | None:
-    """The same for a weight that the node may not have."""
-    return loaded(request, role) if role in request.weights else None

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from ktcore.backend.implementation import LoadRequest, Module
-from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded, loaded_or_none
+from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.linear import linear
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec, route, routed_experts
 
@@ -19,8 +19,9 @@ class ReferenceRouter(ReferenceImplementation):
     spec_type = RouterSpec
 
     def load(self, request: LoadRequest) -> Module:
-        weight, bias = loaded(request, "weight"), loaded_or_none(request, "bias")
         spec = cast(RouterSpec, request.spec)
+        weight = loaded(request, "weight")
+        bias = loaded(request, "bias") if spec.choice_bias else None
         return lambda x: route(linear(x.float(), weight), spec, bias)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:

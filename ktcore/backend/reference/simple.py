@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from ktcore.backend.implementation import LoadRequest, Module
-from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded, loaded_or_none
+from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.embedding import EmbeddingSpec, embedding
 from ktcore.ops.linear import LinearSpec, linear
 from ktcore.ops.mlp import MLPSpec, gated
@@ -38,7 +38,8 @@ class ReferenceLinear(ReferenceImplementation):
     spec_type = LinearSpec
 
     def load(self, request: LoadRequest) -> Module:
-        weight, bias = loaded(request, "weight"), loaded_or_none(request, "bias")
+        weight = loaded(request, "weight")
+        bias = loaded(request, "bias") if cast(LinearSpec, request.spec).bias else None
         return lambda x: linear(x, weight, bias)
 
     def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
@@ -52,8 +53,8 @@ class ReferenceRMSNorm(ReferenceImplementation):
     spec_type = RMSNormSpec
 
     def load(self, request: LoadRequest) -> Module:
-        weight = loaded_or_none(request, "weight")
         spec = cast(RMSNormSpec, request.spec)
+        weight = loaded(request, "weight") if "weight" in request.weights else None
         if weight is not None and spec.offset:
             weight = weight + spec.offset
         return lambda x: rms_norm(x, weight, spec.eps)
@@ -70,7 +71,7 @@ class ReferenceRope(ReferenceImplementation):
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(RopeSpec, request.spec)
-        freq, factor = inverse_frequencies(spec, loaded_or_none(request, "freq_factors"))
+        freq, factor = inverse_frequencies(spec, loaded(request, "freq_factors") if spec.freq_factors else None)
         freq = freq.to(request.runtime.device)
         return lambda x, positions: rope(x, positions.to(x.device), freq, factor, spec.pairing)
 

@@ -1,0 +1,51 @@
+"""Tiny models, built and run through transformers once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from .models import save, tiny_model
+
+LENGTH = 96  # longer than the trained context of 64, no multiple of the page size away from it
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model with its folder and what transformers computes from it."""
+
+    model: PreTrainedModel
+    folder: Path
+    ids: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors here are too small for more, and threads that wait for each other cost most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    made: dict[str, Tiny] = {}
+
+    def get(name: str) -> Tiny:
+        if name not in made:
+            model = tiny_model(name)
+            folder = save(model, tmp_path_factory.mktemp(name))
+            ids = torch.randint(3, 256, (LENGTH,), generator=torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                logits = model(ids[None]).logits[0]
+            made[name] = Tiny(model, folder, ids, logits)
+        return made[name]
+
+    return get

@@ -1,0 +1,80 @@
+"""Runs a graph on the reference implementations, without rules or engine, over scattered KV pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ktcore.backend.host import HostRuntime
+from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Supported
+from ktcore.backend.reference import reference_implementations
+from ktcore.graph import Graph, Node, build_graph
+from ktcore.ops import Spec, StepBatch
+from ktcore.weights import Checkpoint
+
+PAGE = 16
+
+
+class Runner:
+    """One sequence through a checkpoint; pages come in reverse order, so that page n is never block n.
+
+    Args:
+        options: of a rule, by operator.
+        mutate: makes operators wrong on purpose.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: Mapping[type[Spec], Mapping[str, Any]] | None = None,
+        mutate: Mapping[type[Spec], Callable[[Any], Spec]] | None = None,
+    ) -> None:
+        self.graph: Graph = build_graph(checkpoint)
+        self._checkpoint = checkpoint
+        self._options = options or {}
+        self._mutate = mutate or {}
+        self._runtime = HostRuntime()
+        self._implementations: dict[type[Spec], Implementation] = {i.spec_type: i for i in reference_implementations()}
+        self._caches: list[CacheOwner] = []
+        self._modules = {node.name: self._load(node) for node in self.graph.roots()}
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new sequence."""
+        self._length = 0
+        for cache in self._caches:
+            cache.allocate_pages(8, PAGE)
+
+    @torch.no_grad()
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [tokens, vocab] of the sequence's next tokens."""
+        positions = torch.arange(self._length, self._length + len(ids))
+        self._length += len(ids)
+        table = torch.arange(7, -1, -1, dtype=torch.int32)[None]
+        step = StepBatch(ids, positions, (0, len(ids)), (self._length,), table, PAGE)
+        m = self._modules
+        x = m["embed"](ids)
+        for layer in self.graph.layers:
+            x = m[layer.ffn.name](m[layer.attn.name](x, step))
+        return m["head"](m["norm"](x))
+
+    def _load(self, node: Node) -> Any:
+        implementation = self._implementations[type(node.spec)]
+        device = self._runtime.capabilities()
+        assert isinstance(implementation.supports(node.spec, device), Supported)
+        module = implementation.load(
+            LoadRequest(
+                name=node.name,
+                spec=self._mutate.get(type(node.spec), lambda spec: spec)(node.spec),
+                weights={role: ref.open(self._checkpoint) for role, ref in node.weights.items()},
+                runtime=self._runtime,
+                device=device,
+                children={role: self._load(part) for role, part in node.parts.items()},
+                options=self._options.get(type(node.spec), {}),
+            )
+        )
+        if isinstance(module, CacheOwner):
+            self._caches.append(module)
+        return module

@@ -1,0 +1,164 @@
+"""Writes a transformers model as GGUF the way converters do: metadata, names from the gguf package, and the
+transformations on the way (permuted q and k, stacked experts, split and transposed latent projections)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import gguf
+import numpy as np
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+Layout = Literal["split", "fused", "both"]
+"""Of latent attention: k_b and v_b (new files), kv_b (old files), all three with the split ones folded to 2-D."""
+
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+}
+
+
+def write_gguf(model: PreTrainedModel, path: Path, layout: Layout = "split") -> Path:
+    """The model as one float32 GGUF file."""
+    config = model.config
+    arch = ARCHITECTURES[config.model_type]
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    _common(writer, config)
+    _rope(writer, config)
+    if hasattr(config, "kv_lora_rank"):
+        _latent(writer, config, layout)
+    else:
+        _grouped(writer, config)
+    if "moe_intermediate_size" in config.to_dict():
+        _experts(writer, config)
+    for name, value in _tensors(model, arch, layout):
+        writer.add_tensor(name, value.detach().numpy().astype(np.float32).copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _common(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_block_count(c.num_hidden_layers)
+    w.add_context_length(c.max_position_embeddings)
+    w.add_embedding_length(c.hidden_size)
+    w.add_feed_forward_length(c.intermediate_size)
+    w.add_head_count(c.num_attention_heads)
+    w.add_layer_norm_rms_eps(c.rms_norm_eps)
+
+
+def _grouped(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_head_count_kv(c.num_key_value_heads)
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    if head_dim != c.hidden_size // c.num_attention_heads:  # converters leave it out where it follows
+        w.add_key_length(head_dim)
+        w.add_value_length(head_dim)
+    w.add_rope_dimension_count(head_dim)
+
+
+def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
+    key = c.qk_nope_head_dim + c.qk_rope_head_dim
+    if layout == "split":
+        w.add_head_count_kv(1)
+        w.add_key_length(c.kv_lora_rank + c.qk_rope_head_dim)
+        w.add_value_length(c.kv_lora_rank)
+        w.add_key_length_mla(key)
+        w.add_value_length_mla(c.v_head_dim)
+    else:
+        w.add_head_count_kv(c.num_attention_heads)
+        w.add_key_length(key)
+        w.add_value_length(c.v_head_dim)
+    w.add_rope_dimension_count(c.qk_rope_head_dim)
+    w.add_kv_lora_rank(c.kv_lora_rank)
+    if c.q_lora_rank is not None:
+        w.add_q_lora_rank(c.q_lora_rank)
+    w.add_leading_dense_block_count(c.first_k_dense_replace)
+    w.add_expert_shared_count(c.n_shared_experts)
+    if c.model_type == "deepseek_v3":
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        w.add_expert_weights_norm(c.norm_topk_prob)
+    if c.n_group:
+        w.add_expert_group_count(c.n_group)
+        w.add_expert_group_used_count(c.topk_group)
+    if c.routed_scaling_factor != 1.0:
+        w.add_expert_weights_scale(c.routed_scaling_factor)
+
+
+def _experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_expert_count(c.num_local_experts if hasattr(c, "num_local_experts") else c.num_experts)
+    w.add_expert_used_count(c.num_experts_per_tok)
+    w.add_expert_feed_forward_length(c.moe_intermediate_size)
+
+
+def _rope(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    p = c.rope_parameters
+    w.add_rope_freq_base(p["rope_theta"])
+    if p["rope_type"] == "linear":
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        w.add_rope_scaling_factor(p["factor"])
+    elif p["rope_type"] == "yarn":
+        w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        w.add_rope_scaling_factor(p["factor"])
+        w.add_rope_scaling_orig_ctx_len(p["original_max_position_embeddings"])
+        w.add_rope_scaling_yarn_beta_fast(p["beta_fast"])
+        w.add_rope_scaling_yarn_beta_slow(p["beta_slow"])
+        if p["mscale_all_dim"]:
+            w.add_rope_scaling_yarn_log_mul(0.1 * p["mscale_all_dim"])
+
+
+def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
+    c = model.config
+    maps = [gguf.get_tensor_name_map(a, c.num_hidden_layers) for a in (arch, gguf.MODEL_ARCH.LLAMA)]
+    if c.rope_parameters["rope_type"] == "llama3":
+        theta, d = c.rope_parameters["rope_theta"], c.head_dim
+        yield "rope_freqs.weight", theta ** -(torch.arange(0, d, 2) / d) / model.model.rotary_emb.inv_freq
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and c.tie_word_embeddings:
+            continue
+        for hf, out in _converted(c, name, value, layout):
+            names = (m.get_name(hf, try_suffixes=(".weight", ".bias")) for m in maps)
+            yield next(n for n in names if n), out
+
+
+def _converted(
+    c: PreTrainedConfig, name: str, value: torch.Tensor, layout: Layout
+) -> Iterator[tuple[str, torch.Tensor]]:
+    if c.model_type in ("llama", "mistral") and (".q_proj." in name or ".k_proj." in name):
+        heads = c.num_attention_heads if ".q_proj." in name else c.num_key_value_heads
+        yield (
+            name,
+            value.view(heads, 2, value.shape[0] // heads // 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape),
+        )
+    elif name.endswith("experts.gate_up_proj"):
+        stem, half = name.removesuffix("gate_up_proj"), value.shape[1] // 2
+        yield f"{stem}gate_proj.weight", value[:, :half]
+        yield f"{stem}up_proj.weight", value[:, half:]
+    elif name.endswith("experts.down_proj"):
+        yield f"{name}.weight", value
+    elif name.endswith("kv_b_proj.weight"):
+        yield from _up_projections(c, name, value, layout)
+    else:
+        yield name.replace("e_score_correction_bias", "e_score_correction.bias"), value
+
+
+def _up_projections(
+    c: PreTrainedConfig, name: str, value: torch.Tensor, layout: Layout
+) -> Iterator[tuple[str, torch.Tensor]]:
+    if layout != "split":
+        yield name, value
+    if layout != "fused":
+        heads = value.view(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, c.kv_lora_rank)
+        k, v = heads.split((c.qk_nope_head_dim, c.v_head_dim), 1)
+        k = k.transpose(1, 2)
+        yield name.replace("kv_b", "k_b"), k if layout == "split" else k.flatten(0, 1)
+        yield name.replace("kv_b", "v_b"), v if layout == "split" else v.flatten(0, 1)

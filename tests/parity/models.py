@@ -1,0 +1,228 @@
+"""Tiny random models of every family, with every size distinct where two could be mixed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+BASE: dict[str, Any] = {
+    "vocab_size": 256,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.1,
+}
+GQA: dict[str, Any] = dict(BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+MLA: dict[str, Any] = dict(
+    BASE,
+    hidden_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    kv_lora_rank=32,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=24,
+    intermediate_size=128,
+    moe_intermediate_size=32,
+)
+
+
+def _plain(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+def _yarn(mscale: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 40.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": mscale,
+        "mscale_all_dim": mscale,
+    } | changes
+
+
+def _v3(**changes: Any) -> DeepseekV3Config:
+    settings = dict(
+        MLA,
+        q_lora_rank=48,
+        num_hidden_layers=4,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        norm_topk_prob=True,
+        first_k_dense_replace=2,
+        rope_interleave=True,
+        num_mtp_layers=0,
+        rope_parameters=_yarn(1.0),
+    )
+    return DeepseekV3Config(**(settings | changes))
+
+
+def _kimi_k2() -> DeepseekV3Config:
+    return _v3(
+        num_hidden_layers=3,
+        n_routed_experts=24,
+        num_experts_per_tok=8,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=2.827,
+        first_k_dense_replace=1,
+        rms_norm_eps=1e-5,
+        rope_parameters=_yarn(1.0, rope_theta=5e4, factor=64.0, beta_fast=1.0, original_max_position_embeddings=2048),
+    )
+
+
+def _moonlight() -> DeepseekV3Config:
+    return _v3(
+        q_lora_rank=None,
+        num_hidden_layers=3,
+        num_experts_per_tok=6,
+        n_shared_experts=2,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=2.446,
+        first_k_dense_replace=1,
+        rms_norm_eps=1e-3,
+        rope_parameters=_plain(5e4),
+    )
+
+
+def _v2(**changes: Any) -> DeepseekV2Config:
+    settings = dict(
+        MLA,
+        q_lora_rank=48,
+        num_hidden_layers=3,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=2,
+        n_group=4,
+        topk_group=2,
+        topk_method="group_limited_greedy",
+        routed_scaling_factor=16.0,
+        norm_topk_prob=False,
+        first_k_dense_replace=1,
+        rope_parameters=_yarn(0.707),
+    )
+    return DeepseekV2Config(**(settings | changes))
+
+
+def _v2_lite() -> DeepseekV2Config:
+    return _v2(
+        q_lora_rank=None,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_group=None,
+        topk_group=None,
+        topk_method="greedy",
+        routed_scaling_factor=1.0,
+    )
+
+
+def _qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=3,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_experts=16,
+        num_experts_per_tok=4,
+        norm_topk_prob=True,
+        rope_parameters=_plain(1e6),
+    )
+    return Qwen3MoeConfig(**(settings | changes))
+
+
+def _llama(**changes: Any) -> LlamaConfig:
+    llama3 = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    settings = dict(GQA, num_hidden_layers=2, intermediate_size=96, rope_parameters=llama3)
+    return LlamaConfig(**(settings | changes))
+
+
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": _llama,
+    "llama-bias": lambda: _llama(attention_bias=True, mlp_bias=True),
+    "llama-linear": lambda: _llama(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+    "llama-yarn": lambda: _llama(rope_parameters=_yarn(0.0)),
+    "smollm2": lambda: _llama(
+        hidden_size=72,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        rope_parameters=_plain(1e5),
+    ),
+    "mistral": lambda: MistralConfig(
+        **GQA, num_hidden_layers=2, intermediate_size=96, sliding_window=None, rope_parameters=_plain(1e6)
+    ),
+    "mistral-window": lambda: MistralConfig(
+        **GQA, num_hidden_layers=2, intermediate_size=96, sliding_window=20, rope_parameters=_plain(1e6)
+    ),
+    "qwen2": lambda: Qwen2Config(
+        **GQA, num_hidden_layers=2, intermediate_size=96, tie_word_embeddings=True, rope_parameters=_plain(1e6)
+    ),
+    "qwen3": lambda: Qwen3Config(
+        **GQA,
+        head_dim=32,
+        num_hidden_layers=2,
+        intermediate_size=96,
+        tie_word_embeddings=True,
+        rope_parameters=_plain(1e6),
+    ),
+    "qwen3-moe": _qwen3_moe,
+    "qwen3-moe-mixed": lambda: _qwen3_moe(mlp_only_layers=[1], norm_topk_prob=False),
+    "qwen3-moe-step": lambda: _qwen3_moe(decoder_sparse_step=2),
+    "v3": _v3,
+    "v3-half": lambda: _v3(rope_interleave=False),
+    "kimi-k2": _kimi_k2,
+    "moonlight": _moonlight,
+    "v2-full": _v2,
+    "v2-lite": _v2_lite,
+}
+
+
+def tiny_model(name: str) -> PreTrainedModel:
+    """A model of that configuration, float32, every parameter random, norms and biases too."""
+    torch.manual_seed(7)
+    config = CONFIGS[name]()
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for key, value in [*model.named_parameters(), *model.named_buffers()]:
+            if value.dim() == 1 and "inv_freq" not in key:
+                value.add_(torch.randn_like(value) * (0.2 if "norm" in key else 0.3))
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    """The model as transformers writes it: config.json and safetensors with hub names."""
+    model.save_pretrained(folder)
+    return folder

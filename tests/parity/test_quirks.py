@@ -1,0 +1,96 @@
+"""One quirk of a family wrong moves the logits by far more than the tolerance, so the parity tests see each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktcore.ops import AttentionSpec, KVCacheSpec, LinearSpec, MLASpec, RMSNormSpec, RopeSpec, RouterSpec, Spec
+from ktcore.weights import open_checkpoint
+
+from .conftest import Tiny
+from .driver import Runner
+from .gguf_writer import write_gguf
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOLERANCE = 1e-4
+Mutation = tuple[type[Spec], Callable[[Any], Spec]]
+
+
+def _set(kind: type[Spec], **fields: Any) -> Mutation:
+    return kind, lambda spec: replace(spec, **fields)
+
+
+def _scaling(**fields: Any) -> Mutation:
+    return RopeSpec, lambda spec: replace(spec, scaling=replace(spec.scaling, **fields))
+
+
+NO_SCALING = _set(RopeSpec, scaling=None)
+MODEL_EPS_INSIDE = (RMSNormSpec, lambda spec: replace(spec, eps=1e-3))
+ONE_EXPERT_LESS = (RouterSpec, lambda spec: replace(spec, top_k=spec.top_k - 1))
+
+QUIRKS: dict[str, tuple[str, Mutation]] = {
+    "llama: llama3 scaling": ("llama", NO_SCALING),
+    "llama: pairing": ("smollm2", _set(RopeSpec, pairing="interleaved")),
+    "llama: biases": ("llama-bias", _set(LinearSpec, bias=False)),
+    "llama: linear scaling": ("llama-linear", NO_SCALING),
+    "llama: yarn": ("llama-yarn", NO_SCALING),
+    "llama: yarn's factor on cos and sin": ("llama-yarn", _scaling(attention_factor=1.0)),
+    "mistral: window": ("mistral-window", _set(KVCacheSpec, window=0)),
+    "mistral: width of the window": ("mistral-window", _set(KVCacheSpec, window=21)),
+    "qwen2: biases": ("qwen2", _set(LinearSpec, bias=False)),
+    "qwen3: norms of q and k": ("qwen3", _set(AttentionSpec, q_norm=None)),
+    "qwen3-moe: renormalisation": ("qwen3-moe", _set(RouterSpec, renormalise=False)),
+    "qwen3-moe: no renormalisation": ("qwen3-moe-mixed", _set(RouterSpec, renormalise=True)),
+    "qwen3-moe: number of experts": ("qwen3-moe", ONE_EXPERT_LESS),
+    "v3: pairing": ("v3", _set(RopeSpec, pairing="half")),
+    "v3: groups": ("v3", _set(RouterSpec, groups=1, groups_kept=1)),
+    "v3: group score": ("v3", _set(RouterSpec, group_score="max")),
+    "v3: renormalisation": ("v3", _set(RouterSpec, renormalise=False)),
+    "v3: choice bias": ("v3", _set(RouterSpec, choice_bias=False)),
+    "v3: scale": ("v3", _set(RouterSpec, scale=1.0)),
+    "v3: softmax scores": ("v3", _set(RouterSpec, score="softmax")),
+    "v3: yarn": ("v3", NO_SCALING),
+    "v3: yarn's factor on the scores": ("v3", _set(MLASpec, scale=24**-0.5)),
+    "kimi-k2: yarn": ("kimi-k2", NO_SCALING),
+    "kimi-k2: step of the ramp": ("kimi-k2", _scaling(beta_fast=32.0)),
+    "kimi-k2: number of experts": ("kimi-k2", ONE_EXPERT_LESS),
+    "moonlight: epsilon of the inner norms": ("moonlight", MODEL_EPS_INSIDE),
+    "v2-full: groups": ("v2-full", _set(RouterSpec, groups=1, groups_kept=1)),
+    "v2-full: group score": ("v2-full", _set(RouterSpec, group_score="top2_sum")),
+    "v2-full: scale": ("v2-full", _set(RouterSpec, scale=1.0)),
+    "v2-full: yarn": ("v2-full", NO_SCALING),
+    "v2-full: yarn's factor on the scores": ("v2-full", _set(MLASpec, scale=24**-0.5)),
+    "v2-lite: yarn": ("v2-lite", NO_SCALING),
+    "v2-lite: renormalisation": ("v2-lite", _set(RouterSpec, renormalise=True)),
+}
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_parity_sees(quirk: str, tiny: Callable[[str], Tiny]) -> None:
+    name, (kind, wrong) = QUIRKS[quirk]
+    t = tiny(name)
+    with open_checkpoint(t.folder) as checkpoint:
+        logits = Runner(checkpoint, mutate={kind: wrong})(t.ids)
+    assert (logits - t.logits).abs().max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "mutation"),
+    [
+        ("llama", _set(RopeSpec, freq_factors=False)),
+        ("smollm2", _set(RopeSpec, pairing="half")),
+        ("v3", _set(RouterSpec, choice_bias=False)),
+        ("v3", _set(RouterSpec, scale=1.0)),
+        ("v3", _set(MLASpec, scale=24**-0.5)),
+    ],
+)
+def test_parity_of_gguf_sees(name: str, mutation: Mutation, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    t = tiny(name)
+    with open_checkpoint(write_gguf(t.model, tmp_path / "tiny.gguf")) as checkpoint:
+        logits = Runner(checkpoint, mutate=dict([mutation]))(t.ids)
+    assert (logits - t.logits).abs().max() > 10 * TOLERANCE
