@@ -74,9 +74,15 @@ def _kinds(config: Mapping[str, Any], count: int, where: str) -> Sequence[int]:
     kinds = config.get("tokenizer.ggml.token_type")
     if kinds is None:
         return [_NORMAL] * count
-    if not isinstance(kinds, Sequence) or isinstance(kinds, str) or len(kinds) < count:
+    if not _numbers(kinds, count):
         raise TokenizerError(f"{where}: tokenizer.ggml.token_type does not give a type for each of {count} tokens")
-    return kinds
+    return list(kinds)
+
+
+def _numbers(values: Any, count: int) -> bool:
+    """Whether these are at least `count` numbers."""
+    plain = isinstance(values, Sequence) and not isinstance(values, str)
+    return plain and len(values) >= count and all(isinstance(value, (int, float)) for value in values)
 
 
 def _pre_tokenizer(config: Mapping[str, Any], where: str) -> PreTokenizer:
@@ -143,10 +149,10 @@ def _merges_from_scores(
     config: Mapping[str, Any], vocab: Mapping[str, int], kinds: Sequence[int], where: str
 ) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours whose union has the best score: every way to build a token is a merge."""
-    scores = config.get("tokenizer.ggml.scores")
-    if not isinstance(scores, Sequence) or len(scores) < len(vocab):
+    scores: Any = config.get("tokenizer.ggml.scores")
+    if not _numbers(scores, len(vocab)):
         raise TokenizerError(f"{where}: a SentencePiece vocabulary without a score for each token")
-    ranked = []
+    scores, ranked = list(scores), []
     for token, i in vocab.items():
         if kinds[i] not in (_NORMAL, _USER_DEFINED):
             continue
