@@ -52,8 +52,9 @@ class CpuBackend(Backend):
         from ktcore_cpu.embedding import CpuEmbedding
         from ktcore_cpu.linear import CpuLinear
         from ktcore_cpu.mlp import CpuMLP
+        from ktcore_cpu.norm import CpuRMSNorm
 
-        return [CpuEmbedding(), CpuLinear(), CpuAttention(), CpuMLP()]
+        return [CpuEmbedding(), CpuLinear(), CpuRMSNorm(), CpuAttention(), CpuMLP()]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CpuRuntime:
         """The host; there is only device 0."""

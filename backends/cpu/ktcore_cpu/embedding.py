@@ -43,8 +43,17 @@ class CpuEmbeddingModule:
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         out = torch.empty(ids.shape[0], self._hidden)
-        ids = ids.long().contiguous()
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocab:
-            raise RequestError(f"a token id is outside of the vocabulary of {self._vocab}")
-        self._call(self._format, self._table, self._hidden, ids.data_ptr(), ids.shape[0], out.data_ptr())
+        table = self._table
+        try:
+            self._call(
+                self._format,
+                table.ctypes.data,
+                table.shape[1],
+                self._vocab,
+                self._hidden,
+                ids.long().numpy(),
+                out.data_ptr(),
+            )
+        except ValueError as error:
+            raise RequestError(f"token ids do not fit the vocabulary of {self._vocab}: {error}") from error
         return out

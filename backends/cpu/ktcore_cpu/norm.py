@@ -1,0 +1,47 @@
+"""RMSNorm as one native call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.ops.norm import RMSNormSpec
+from ktcore_cpu import packing
+
+
+class CpuRMSNorm(Implementation):
+    """Over the last axis, with a plain weight."""
+
+    id = "cpu.rms_norm"
+    spec_type = RMSNormSpec
+
+    def supports(self, spec: RMSNormSpec, device: Capabilities) -> Supported | Unsupported:
+        """Anything but zero-centred weights."""
+        return Unsupported("a zero-centred norm") if spec.offset else Supported()
+
+    def load(self, request: LoadRequest) -> CpuRMSNormModule:
+        """Read the weight."""
+        return CpuRMSNormModule(request)
+
+
+class CpuRMSNormModule:
+    """float32 [..., dim] -> the same shape."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
+        spec: RMSNormSpec = request.spec  # type: ignore[assignment]
+        self._call = _native.rms_norm
+        self._pool: Any = request.runtime.pool  # type: ignore[attr-defined]
+        self._weight: Any = packing.vector(request.weights, "weight")
+        self._eps = spec.eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.float().contiguous()
+        out = torch.empty_like(x)
+        self._call(
+            self._pool, x.data_ptr(), self._weight, self._eps, out.data_ptr(), x.numel() // self._weight.shape[0]
+        )
+        return out
