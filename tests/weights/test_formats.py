@@ -56,6 +56,8 @@ def test_block_formats_match_the_gguf_package_bit_for_bit(name: str) -> None:
         ("BF16", torch.bfloat16),
         ("F8_E4M3", torch.float8_e4m3fn),
         ("F8_E5M2", torch.float8_e5m2),
+        ("F8_E4M3FNUZ", torch.float8_e4m3fnuz),
+        ("F8_E8M0", torch.float8_e8m0fnu),
     ],
 )
 def test_float_types_match_torch(name: str, dtype: torch.dtype) -> None:
