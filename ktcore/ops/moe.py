@@ -109,7 +109,7 @@ def routed_experts(
 ) -> torch.Tensor:
     """Weighted sum over each token's chosen experts; shapes as in `ExpertsSpec`. Negative ids add nothing."""
     out = torch.zeros_like(x)
-    for e in ids.unique().tolist():
+    for e in sorted(set(ids.flatten().tolist())):
         if e < 0:
             continue
         token, choice = torch.nonzero(ids == e, as_tuple=True)

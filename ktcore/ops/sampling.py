@@ -61,11 +61,11 @@ def sample(logits: torch.Tensor, params: SamplingParams, seen: Sequence[int], ge
         generator: on the logits' device; may be None only with temperature 0.
     """
     if params.repetition_penalty != 1.0 and seen:
-        index = torch.tensor(sorted(set(seen)), device=logits.device)
-        values = logits[index]
+        repeated = torch.tensor(sorted(set(seen)), device=logits.device)
+        values = logits[repeated]
         penalty = params.repetition_penalty
         logits = logits.clone()
-        logits[index] = torch.where(values > 0, values / penalty, values * penalty)
+        logits[repeated] = torch.where(values > 0, values / penalty, values * penalty)
     if params.temperature == 0:
         return int(logits.argmax())
     probs, index = _candidates(logits / params.temperature, params)

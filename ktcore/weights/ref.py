@@ -132,7 +132,8 @@ class _Item(Weight):
     def raw(self) -> np.ndarray:
         width = row_bytes(self.format, self.shape[-1])
         rows = self._rows(self._whole.sources[0], width).reshape(self._whole.shape[0], -1, width)
-        return rows[self._index]
+        item: np.ndarray = rows[self._index]
+        return item
 
     def release(self) -> None:
         """Nothing: the file pages belong to the whole tensor, which releases them."""

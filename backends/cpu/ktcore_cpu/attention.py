@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
@@ -116,7 +118,7 @@ class CpuAttentionModule:
         )
         return out
 
-    def _describe(self, step: StepBatch) -> object:
+    def _describe(self, step: StepBatch) -> Any:
         """The native description of the step, made once and used by every layer."""
         return self._native.Step(
             step.positions.to(torch.int32).numpy(),
