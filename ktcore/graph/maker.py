@@ -52,7 +52,6 @@ class NodeMaker:
         if "{}" not in pattern:
             return self.ref(name, (count, *shape))
         names = [pattern.format(e) + ".weight" for e in range(count)]
-        self._refuse_more(pattern.format(count) + ".weight", count)
         ref = WeightRef.of(self.settings.checkpoint, *names)
         self.check(names[0], ref.shape[1:], shape)
         return ref
@@ -118,7 +117,3 @@ class NodeMaker:
         if name not in ACTIVATIONS:
             raise self.settings.error(f"activation {name!r} is unknown", f"known: {', '.join(ACTIVATIONS)}")
         return str(name)
-
-    def _refuse_more(self, tensor: str, count: int) -> None:
-        if tensor in self._tensors:
-            raise self.settings.error(f"the configuration says {count} experts, but tensor '{tensor}' is there too")

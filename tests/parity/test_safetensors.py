@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,3 +40,12 @@ def test_plain_latent_attention_matches_transformers(name: str, tiny: Callable[[
         run = Runner(checkpoint, {MLASpec: {"absorbed": False}})
         chunked = torch.cat((run(t.ids[:50]), run(t.ids[50:])))
     torch.testing.assert_close(chunked, t.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "v3"])
+def test_fused_expert_tensors_are_read(name: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    t = tiny(name)
+    t.model.save_pretrained(tmp_path, save_original_format=False)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert any(tensor.endswith("experts.gate_up_proj") for tensor in checkpoint.tensors)
+        torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=TOLERANCE, rtol=0)

@@ -1,0 +1,236 @@
+"""What GGUF metadata leaves out, says twice, or says with an array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ktcore.errors import ArchitectureError, CheckpointError
+from ktcore.graph import build_graph
+from ktcore.ops import AttentionSpec, MLASpec, MLPSpec, MoESpec, RopeSpec, RouterSpec
+
+from .headers import Headers
+
+H, HEADS, KEY, ROPE, VALUE, LATENT, EXPERTS, WIDTH = 64, 4, 24, 8, 16, 32, 8, 20
+
+DEEPSEEK: dict[str, Any] = {
+    "general.architecture": "deepseek2",
+    "deepseek2.block_count": 3,
+    "deepseek2.context_length": 4096,
+    "deepseek2.embedding_length": H,
+    "deepseek2.feed_forward_length": 128,
+    "deepseek2.attention.head_count": HEADS,
+    "deepseek2.attention.head_count_kv": 1,
+    "deepseek2.attention.key_length": LATENT + ROPE,
+    "deepseek2.attention.value_length": LATENT,
+    "deepseek2.attention.key_length_mla": KEY,
+    "deepseek2.attention.value_length_mla": VALUE,
+    "deepseek2.attention.kv_lora_rank": LATENT,
+    "deepseek2.attention.layer_norm_rms_epsilon": 1e-5,
+    "deepseek2.rope.dimension_count": ROPE,
+    "deepseek2.expert_count": EXPERTS,
+    "deepseek2.expert_used_count": 3,
+    "deepseek2.expert_feed_forward_length": WIDTH,
+    "deepseek2.expert_shared_count": 2,
+    "deepseek2.leading_dense_block_count": 1,
+}
+LLAMA: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 4096,
+    "llama.embedding_length": H,
+    "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _gated(prefix: str, suffix: str, width: int) -> Shapes:
+    shapes = {"gate": (width, H), "up": (width, H), "down": (H, width)}
+    return {f"{prefix}.ffn_{name}{suffix}.weight": shape for name, shape in shapes.items()}
+
+
+def _outside() -> Shapes:
+    return {"token_embd.weight": (256, H), "output.weight": (256, H), "output_norm.weight": (H,)}
+
+
+def _deepseek(layers: int = 3) -> Shapes:
+    shapes = _outside()
+    for i in range(layers):
+        p = f"blk.{i}"
+        shapes |= {
+            f"{p}.attn_norm.weight": (H,),
+            f"{p}.ffn_norm.weight": (H,),
+            f"{p}.attn_q.weight": (HEADS * KEY, H),
+            f"{p}.attn_kv_a_mqa.weight": (LATENT + ROPE, H),
+            f"{p}.attn_kv_a_norm.weight": (LATENT,),
+            f"{p}.attn_k_b.weight": (HEADS, LATENT, KEY - ROPE),
+            f"{p}.attn_v_b.weight": (HEADS, VALUE, LATENT),
+            f"{p}.attn_output.weight": (H, HEADS * VALUE),
+        }
+        if i == 0:
+            shapes |= _gated(p, "", 128)
+            continue
+        shapes |= {
+            f"{p}.ffn_gate_inp.weight": (EXPERTS, H),
+            f"{p}.ffn_gate_exps.weight": (EXPERTS, WIDTH, H),
+            f"{p}.ffn_up_exps.weight": (EXPERTS, WIDTH, H),
+            f"{p}.ffn_down_exps.weight": (EXPERTS, H, WIDTH),
+        } | _gated(p, "_shexp", 2 * WIDTH)
+    return shapes
+
+
+def _llama(kv: int = 2, width: int = 96) -> Shapes:
+    shapes = _outside()
+    for i in range(2):
+        p = f"blk.{i}"
+        shapes |= {f"{p}.attn_norm.weight": (H,), f"{p}.ffn_norm.weight": (H,)} | _gated(p, "", width)
+        rows = {"q": 64, "k": kv * 16, "v": kv * 16, "output": 64}
+        shapes |= {f"{p}.attn_{name}.weight": (n, H) for name, n in rows.items()}
+    return shapes
+
+
+def _router(config: dict[str, Any], shapes: Shapes | None = None) -> RouterSpec:
+    spec = build_graph(Headers("gguf", DEEPSEEK | config, shapes or _deepseek())).node("layers.1.ffn.router").spec
+    assert isinstance(spec, RouterSpec)
+    return spec
+
+
+def test_absent_routing_keys_mean_plain_softmax() -> None:
+    router = _router({})
+    assert (router.score, router.choice_bias, router.renormalise, router.scale) == ("softmax", False, False, 1.0)
+    assert (router.groups, router.groups_kept, router.top_k) == (1, 1, 3)
+
+
+def test_routing_keys_are_read() -> None:
+    bias = {f"blk.{i}.exp_probs_b.bias": (EXPERTS,) for i in (1, 2)}
+    keys = {
+        "expert_gating_func": 2,
+        "expert_weights_norm": True,
+        "expert_weights_scale": 2.5,
+        "expert_group_count": 4,
+        "expert_group_used_count": 2,
+    }
+    router = _router({f"deepseek2.{k}": v for k, v in keys.items()}, _deepseek() | bias)
+    assert (router.score, router.choice_bias, router.renormalise, router.scale) == ("sigmoid", True, True, 2.5)
+    assert (router.groups, router.groups_kept, router.group_score) == (4, 2, "top2_sum")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_scale_of_0_means_none(scale: float) -> None:
+    assert _router({"deepseek2.expert_weights_scale": scale}).scale == 1.0
+
+
+def test_softmax_groups_are_scored_by_their_best() -> None:
+    router = _router({"deepseek2.expert_group_count": 4, "deepseek2.expert_group_used_count": 2})
+    assert router.group_score == "max"
+
+
+def test_an_unknown_gating_function_is_an_error() -> None:
+    with pytest.raises(ArchitectureError, match="expert_gating_func 7"):
+        _router({"deepseek2.expert_gating_func": 7})
+
+
+def test_shared_experts_are_one_mlp() -> None:
+    graph = build_graph(Headers("gguf", DEEPSEEK, _deepseek()))
+    assert isinstance(graph.node("layers.0.ffn").spec, MLPSpec)
+    moe = graph.node("layers.2.ffn").spec
+    assert isinstance(moe, MoESpec)
+    assert moe.shared is not None
+    assert moe.shared.intermediate == 2 * WIDTH
+    assert graph.architecture == "deepseek2"
+
+
+def test_prediction_layers_are_dropped() -> None:
+    config = DEEPSEEK | {"deepseek2.block_count": 4, "deepseek2.nextn_predict_layers": 1}
+    assert len(build_graph(Headers("gguf", config, _deepseek(4))).layers) == 3
+
+
+def test_old_files_say_the_real_widths_without_mla_keys() -> None:
+    old = {k: v for k, v in DEEPSEEK.items() if not k.endswith("_mla")}
+    old |= {"deepseek2.attention.key_length": KEY, "deepseek2.attention.value_length": VALUE}
+    shapes = {n: s for n, s in _deepseek().items() if "_k_b" not in n and "_v_b" not in n}
+    shapes |= {f"blk.{i}.attn_kv_b.weight": (HEADS * (KEY - ROPE + VALUE), LATENT) for i in range(3)}
+    new_spec = build_graph(Headers("gguf", DEEPSEEK, _deepseek())).layers[1].attn.spec
+    old_spec = build_graph(Headers("gguf", old, shapes)).layers[1].attn.spec
+    assert isinstance(new_spec, MLASpec)
+    assert isinstance(old_spec, MLASpec)
+    assert (new_spec.split_kv_b, old_spec.split_kv_b) == (True, False)
+    for field in ("nope_dim", "rope_dim", "value_dim", "latent", "scale", "cache"):
+        assert getattr(new_spec, field) == getattr(old_spec, field)
+
+
+def test_yarn_magnitude_comes_from_the_log_multiplier() -> None:
+    yarn = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 40.0,
+        "rope.scaling.original_context_length": 4096,
+        "rope.scaling.yarn_log_multiplier": 0.0707,
+    }
+    graph = build_graph(Headers("gguf", DEEPSEEK | {f"deepseek2.{k}": v for k, v in yarn.items()}, _deepseek()))
+    spec = graph.layers[0].attn.spec
+    assert isinstance(spec, MLASpec)
+    # DeepSeek-V2's published scale, rescaled from its key width of 192
+    assert spec.scale == pytest.approx(0.114721 * (192 / KEY) ** 0.5, rel=1e-5)
+
+
+def test_fused_gate_and_up_experts_are_sliced() -> None:
+    shapes = {n: s for n, s in _deepseek().items() if "gate_exps" not in n and "up_exps" not in n}
+    shapes |= {f"blk.{i}.ffn_gate_up_exps.weight": (EXPERTS, 2 * WIDTH, H) for i in (1, 2)}
+    weights = build_graph(Headers("gguf", DEEPSEEK, shapes)).node("layers.1.ffn.experts").weights
+    assert (weights["gate"].rows, weights["up"].rows) == ((0, WIDTH), (WIDTH, 2 * WIDTH))
+
+
+def test_pairing_of_the_llama_architecture_is_that_of_permuted_rows() -> None:
+    spec = build_graph(Headers("gguf", LLAMA, _llama())).node("layers.0.attn.rope").spec
+    assert isinstance(spec, RopeSpec)
+    assert spec.pairing == "interleaved"
+
+
+def test_values_may_be_arrays_over_layers() -> None:
+    config = LLAMA | {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [96, 96]}
+    graph = build_graph(Headers("gguf", config, _llama()))
+    assert all(isinstance(la.attn.spec, AttentionSpec) and la.attn.spec.kv_heads == 2 for la in graph.layers)
+    with pytest.raises(ArchitectureError, match="none for layer 1"):
+        build_graph(Headers("gguf", LLAMA | {"llama.feed_forward_length": [96]}, _llama()))
+    with pytest.raises(ArchitectureError, match=r"blk\.1\.ffn_gate"):
+        build_graph(Headers("gguf", LLAMA | {"llama.feed_forward_length": [96, 64]}, _llama()))
+
+
+def test_a_file_without_output_weight_has_a_tied_head() -> None:
+    shapes = _llama()
+    del shapes["output.weight"]
+    graph = build_graph(Headers("gguf", LLAMA, shapes))
+    assert graph.head.weights == graph.embed.weights
+
+
+def test_frequency_divisors_are_found_without_a_key() -> None:
+    graph = build_graph(Headers("gguf", LLAMA, _llama() | {"rope_freqs.weight": (8,)}))
+    assert graph.node("layers.1.attn.rope").weights["freq_factors"].shape == (8,)
+    with pytest.raises(ArchitectureError, match=r"rope_freqs\.weight"):
+        build_graph(Headers("gguf", LLAMA, _llama() | {"rope_freqs.weight": (16,)}))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"general.architecture": "rwkv7"}, "'rwkv7' is not supported"),
+        ({"llama.expert_count": 8}, "Mixtral"),
+        ({"llama.rope.scaling.type": "longrope"}, "'longrope' is not supported"),
+        ({"llama.attention.value_length": 32}, "widths differ"),
+        ({"llama.block_count": None}, r"'llama\.block_count' is missing"),
+    ],
+)
+def test_metadata_that_cannot_be_read(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArchitectureError, match=message):
+        build_graph(Headers("gguf", LLAMA | config, _llama()))
+
+
+def test_a_missing_tensor_is_named() -> None:
+    shapes = _deepseek()
+    del shapes["blk.2.ffn_up_exps.weight"]
+    with pytest.raises(CheckpointError, match=r"'blk\.2\.ffn_up_exps\.weight' is missing"):
+        build_graph(Headers("gguf", DEEPSEEK, shapes))
