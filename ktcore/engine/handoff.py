@@ -1,0 +1,150 @@
+"""The hand-off: an accelerator's stream gives host experts a token block and takes back their sum.
+
+The host thread that launches device work does not block in between, where the runtime can call the host in a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ktcore.backend.runtime import DeviceRuntime, HostCallbackMode, Stream
+from ktcore.engine.lane import HostLane, Job
+
+Experts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+SLOTS = 2
+
+
+@dataclass
+class _Slot:
+    """Pinned host buffers of one submission; two of them, so that the next can be filled while one is read."""
+
+    hidden: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    out: torch.Tensor
+
+
+@dataclass
+class HandOffTicket:
+    """An outstanding submission and where its result will be."""
+
+    job: Job
+    number: int
+    slot: _Slot
+    tokens: int
+    device: torch.device
+
+
+class HandOff:
+    """Routed experts on the host, called from an accelerator's stream (`SubmittedExperts`).
+
+    With host callbacks (`eager` or `capturable`) both ends ride on the stream: copies down, a callback that queues the
+    job on the lane, later a callback that blocks the stream (not the host thread) until the job is done, and the copy
+    up. Without them the lane's thread waits for the copies by event, and `wait` blocks the host thread.
+
+    Args:
+        experts: the host module; gets CPU tensors [T, hidden], [T, k], [T, k].
+        runtime: of the device that calls.
+        stream: the device stream that everything is ordered by.
+        max_tokens: most tokens of a submission.
+    """
+
+    def __init__(
+        self,
+        experts: Experts,
+        runtime: DeviceRuntime,
+        stream: Stream,
+        lane: HostLane,
+        hidden: int,
+        top_k: int,
+        max_tokens: int,
+    ) -> None:
+        self._experts = experts
+        self._runtime = runtime
+        self._stream = stream
+        self._lane = lane
+        self._max_tokens = max_tokens
+        self._slots = [
+            _Slot(
+                hidden=runtime.pinned_buffer((max_tokens, hidden), torch.float32),
+                ids=runtime.pinned_buffer((max_tokens, top_k), torch.int64),
+                weights=runtime.pinned_buffer((max_tokens, top_k), torch.float32),
+                out=runtime.pinned_buffer((max_tokens, hidden), torch.float32),
+            )
+            for _ in range(SLOTS)
+        ]
+        self._turn = 0
+        self._outstanding: list[HandOffTicket] = []
+
+    def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Submit and wait."""
+        return self.wait(self.submit(x, ids, weights))
+
+    def submit(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> HandOffTicket:
+        """Start the experts on x [T, hidden], ids [T, k], weights [T, k], all on the device.
+
+        Raises:
+            ValueError: more tokens than the buffers hold.
+        """
+        tokens = x.shape[0]
+        if tokens > self._max_tokens:
+            raise ValueError(f"{tokens} tokens submitted, the hand-off buffers hold {self._max_tokens}")
+        slot = self._slots[self._turn % SLOTS]
+        self._turn += 1
+        copy, stream = self._runtime.copy_async, self._stream
+        copy(slot.hidden[:tokens], x.float(), stream)
+        copy(slot.ids[:tokens], ids, stream)
+        copy(slot.weights[:tokens], weights.float(), stream)
+        job = Job(lambda: self._work(slot, tokens))
+        if self._runtime.host_callback is HostCallbackMode.NONE:
+            copied = self._runtime.record_event(stream)
+            work = job.work
+            job.work = lambda: (self._runtime.synchronize(copied), work())[1]
+            number = 0
+            self._lane.start(job)
+        else:
+            number = self._lane.register(job)
+            self._runtime.launch_host(stream, self._lane.start_address, number)
+        ticket = HandOffTicket(job, number, slot, tokens, x.device)
+        self._outstanding.append(ticket)
+        return ticket
+
+    def wait(self, ticket: HandOffTicket) -> torch.Tensor:
+        """The sum, float32 [T, hidden] on the device, complete for whatever the stream runs next.
+
+        Raises:
+            Exception: what the experts raised, when it is known already; otherwise `check` raises it.
+        """
+        if self._runtime.host_callback is HostCallbackMode.NONE:
+            ticket.job.wait()
+            self.check()
+        else:
+            self._runtime.launch_host(self._stream, self._lane.wait_address, ticket.number)
+        with self._runtime.use_stream(self._stream):
+            out = torch.empty((ticket.tokens, ticket.slot.out.shape[1]), device=ticket.device)
+        self._runtime.copy_async(out, ticket.slot.out[: ticket.tokens], self._stream)
+        return out
+
+    def check(self) -> None:
+        """Raise what experts raised since the last call; the engine calls it once a step's result is on the host."""
+        still = []
+        failed: BaseException | None = None
+        for ticket in self._outstanding:
+            if not ticket.job.done:
+                still.append(ticket)
+                continue
+            failed = failed or ticket.job.error
+            if ticket.number:
+                self._lane.forget(ticket.number)
+        self._outstanding = still
+        if failed is not None:
+            raise failed
+
+    def _work(self, slot: _Slot, tokens: int) -> None:
+        # poison first: a result that is not written must not look like the last one
+        slot.out[:tokens].fill_(float("nan"))
+        with torch.inference_mode():
+            slot.out[:tokens] = self._experts(slot.hidden[:tokens], slot.ids[:tokens], slot.weights[:tokens])
