@@ -44,7 +44,7 @@ class Registry:
         """The installed plugins.
 
         Args:
-            plugins: names of the only ones to load; None takes those of the environment variable KTCORE_PLUGINS, or all.
+            plugins: names of the only ones to load; None takes those of the variable KTCORE_PLUGINS, or all.
 
         Raises:
             BackendError: one of the named plugins is not installed.
@@ -250,4 +250,6 @@ def split_device(device: str) -> tuple[str, int]:
 def _error(record: BackendRecord) -> BackendError:
     verdict = record.verdict
     hint = f"it needs: {record.spec.requirements}" if record.spec is not None else None
-    return BackendError(f"backend '{record.name}' ({record.distribution}) is {verdict.state.value}: {verdict.reason}", hint)
+    return BackendError(
+        f"backend '{record.name}' ({record.distribution}) is {verdict.state.value}: {verdict.reason}", hint
+    )

@@ -1,0 +1,1 @@
+"""Where things fit: the machine's topology and the memory that a plan needs."""

@@ -1,0 +1,85 @@
+"""Memory figures of a plan, device by device, and the words for "it does not fit"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ktcore.ops.attention import AttentionSpec
+from ktcore.ops.base import Spec
+from ktcore.ops.linear import LinearSpec
+from ktcore.ops.mla import MLASpec
+from ktcore.ops.mlp import MLPSpec
+from ktcore.ops.moe import ExpertsSpec
+
+DEFAULT_CONTEXT = 16384
+"""Longest context that is planned for unasked, in tokens."""
+STEP_TOKENS = 512
+"""Tokens of the largest step, for the workspace."""
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device.
+
+    Attributes:
+        workspace: an estimate of what the widest operator holds in one step of `STEP_TOKENS` tokens.
+        limit: what may be used; None when unknown.
+    """
+
+    weights: int
+    kv: int
+    workspace: int
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Weights, KV cache and workspace together."""
+        return self.weights + self.kv + self.workspace
+
+    @property
+    def excess(self) -> int:
+        """Bytes above the limit; 0 when it fits or no limit is known."""
+        return 0 if self.limit is None else max(0, self.total - self.limit)
+
+
+def workspace_bytes(spec: Spec, tokens: int = STEP_TOKENS) -> int:
+    """Estimated bytes of activations that one operator, parts included, holds at once for `tokens` tokens."""
+    return tokens * _FLOAT * _width(spec)
+
+
+def fit_hint(memory: DeviceMemory, context: int) -> str:
+    """What to change when a plan does not fit at `context` tokens."""
+    room = 0 if memory.limit is None else memory.limit - memory.weights - memory.workspace
+    if room > 0 and memory.kv:
+        tokens = room * context // memory.kv
+        if tokens >= 256:
+            return f"a context of {tokens // 256 * 256} tokens fits; or put nodes on the host with a rule"
+    return "put more nodes on the host (a rule with 'device: host'), or take a checkpoint with smaller weights"
+
+
+def human_bytes(count: int) -> str:
+    """A byte count in binary units: "1.5 GiB"."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _width(spec: Spec) -> int:
+    """Float values a token that are alive at once: inputs, outputs and what lies between."""
+    if isinstance(spec, LinearSpec):
+        return spec.in_features + spec.out_features
+    if isinstance(spec, MLPSpec):
+        return 2 * spec.hidden + 3 * spec.intermediate
+    if isinstance(spec, ExpertsSpec):
+        return spec.top_k * (spec.hidden + 3 * spec.intermediate)
+    if isinstance(spec, AttentionSpec):
+        return 2 * spec.hidden + 2 * (spec.heads + spec.kv_heads) * spec.head_dim
+    if isinstance(spec, MLASpec):
+        return 2 * spec.hidden + spec.heads * (2 * (spec.latent + spec.rope_dim) + spec.nope_dim + spec.value_dim)
+    parts = [_width(part) for part in spec.children().values()]
+    return max(parts, default=0) + 2 * int(getattr(spec, "hidden", getattr(spec, "dim", 0)))

@@ -1,0 +1,1 @@
+"""The rule engine: rule files, their resolution into a plan, and the trace that explains it."""

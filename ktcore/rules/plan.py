@@ -1,0 +1,234 @@
+"""The plan: for every node of a graph the implementation that runs it, its device, the rule, and why no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ktcore.backend.implementation import Implementation
+from ktcore.graph.node import Graph, Node
+from ktcore.placement.memory import DEFAULT_CONTEXT, DeviceMemory, human_bytes, workspace_bytes
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An implementation that does not run a node, why, and the rule that lists it (None: no rule does)."""
+
+    implementation: str
+    reason: str
+    rule: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs one node.
+
+    Attributes:
+        device: "name:index".
+        options: the rule's options that the implementation knows.
+        rule: the rule that chose, as "'name' (file:line)".
+        fallback: it is not the first one that the rule lists.
+        rejected: alternatives, those of the rule first.
+        stored_bytes: of the weights it loads, in the checkpoint; packed_bytes: on the device.
+        covered: names of the parts that a fused implementation runs itself.
+        ignored: the rule's options that this implementation, a listed fallback, does not know.
+    """
+
+    node: Node
+    implementation: Implementation
+    device: str
+    rule: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fallback: bool = False
+    rejected: tuple[Rejected, ...] = ()
+    stored_bytes: int = 0
+    packed_bytes: int = 0
+    covered: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that it owns, a token."""
+        return self.implementation.cache_bytes_per_token(self.node.spec)
+
+    @property
+    def why(self) -> str:
+        """The reason in a few words."""
+        if not self.fallback:
+            return self.rule
+        return f"{self.rule}, fallback: {self.rejected[0].implementation}: {self.rejected[0].reason}"
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """Nodes that differ in their layer only, as one line of a table.
+
+    Attributes:
+        nodes: their names with "*" for the layer.
+        layers: the layers as in a rule, "0-29"; "" outside of layers.
+    """
+
+    nodes: str
+    op: str
+    implementation: str
+    device: str
+    count: int
+    stored_bytes: int
+    packed_bytes: int
+    layers: str
+    fallback: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Immutable result of `resolve`.
+
+    Attributes:
+        backend: the backend that was planned for.
+        choices: node name -> choice; parts of fused nodes have none of their own.
+        page_size: tokens a KV page, common to all caches.
+        cache_bytes_per_token: of all caches on all devices.
+        limits: device -> bytes that may be used there, where known.
+        notes: rules that decide nothing here, and why; for readers.
+    """
+
+    graph: Graph
+    backend: str
+    choices: Mapping[str, Choice]
+    page_size: int
+    cache_bytes_per_token: int
+    limits: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices in use, in the order of their first node."""
+        return tuple(dict.fromkeys(choice.device for choice in self.choices.values()))
+
+    @property
+    def fallbacks(self) -> tuple[Choice, ...]:
+        """Choices that are listed fallbacks."""
+        return tuple(choice for choice in self.choices.values() if choice.fallback)
+
+    def default_context(self) -> int:
+        """Tokens to plan for when nobody says: the model's own, at most `DEFAULT_CONTEXT`."""
+        return min(self.graph.context_length, DEFAULT_CONTEXT)
+
+    def memory(self, context: int | None = None) -> dict[str, DeviceMemory]:
+        """Bytes needed on each device with `context` tokens of KV cache."""
+        tokens = -(-(context or self.default_context()) // self.page_size) * self.page_size
+        found: dict[str, DeviceMemory] = {}
+        for device in self.devices:
+            here = [choice for choice in self.choices.values() if choice.device == device]
+            found[device] = DeviceMemory(
+                weights=sum(choice.packed_bytes for choice in here),
+                kv=tokens * sum(choice.kv_bytes_per_token for choice in here),
+                # the head sees a few rows a step only, so its width would overstate the need
+                workspace=max((workspace_bytes(c.node.spec) for c in here if c.node is not self.graph.head), default=0),
+                limit=self.limits.get(device),
+            )
+        return found
+
+    def summary(self) -> list[SummaryRow]:
+        """One row for nodes that are alike, in the graph's order."""
+        groups: dict[tuple[str, str, str, str], list[Choice]] = {}
+        for name, choice in self.choices.items():
+            key = (_LAYER.sub(".*", name), choice.implementation.id, choice.device, choice.why)
+            groups.setdefault(key, []).append(choice)
+        return [
+            SummaryRow(
+                nodes=key[0],
+                op=group[0].node.spec.op,
+                implementation=key[1],
+                device=key[2],
+                count=len(group),
+                stored_bytes=sum(c.stored_bytes for c in group),
+                packed_bytes=sum(c.packed_bytes for c in group),
+                layers=_spans(sorted({c.node.layer for c in group if c.node.layer is not None})),
+                fallback=group[0].fallback,
+                why=key[3],
+            )
+            for key, group in groups.items()
+        ]
+
+    def explain(self, name: str) -> str:
+        """Several lines of text: what runs a node, by which rule, and why each alternative does not.
+
+        Raises:
+            KeyError: the graph has no such node.
+        """
+        node = self.graph.node(name)
+        if name not in self.choices:
+            owner = next(c for c in self.choices.values() if name in c.covered)
+            return f"{name} ({node.spec.op}) is run by {owner.node.name} as a whole, with {owner.implementation.id}"
+        choice = self.choices[name]
+        lines = [
+            f"{name} ({node.spec.op}) is run by {choice.implementation.id} on {choice.device}",
+            f"  rule      {choice.rule}" + (", as a listed fallback" if choice.fallback else ""),
+            f"  weights   {', '.join(node.spec.formats()) or 'none'}: {human_bytes(choice.stored_bytes)} stored, "
+            f"{human_bytes(choice.packed_bytes)} packed",
+        ]
+        if choice.options:
+            lines.append(f"  options   {', '.join(f'{k}={v}' for k, v in choice.options.items())}")
+        if choice.ignored:
+            lines.append(
+                f"  unused    options that {choice.implementation.id} does not know: {', '.join(choice.ignored)}"
+            )
+        if choice.covered:
+            lines.append(f"  covers    {', '.join(choice.covered)}")
+        lines += [
+            f"  rejected  {r.implementation}: {r.reason}" + (f" [rule {r.rule}]" if r.rule else "")
+            for r in choice.rejected
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON types, with the memory for the default context."""
+        context = self.default_context()
+        return {
+            "architecture": self.graph.architecture,
+            "family": self.graph.family,
+            "backend": self.backend,
+            "page_size": self.page_size,
+            "cache_bytes_per_token": self.cache_bytes_per_token,
+            "context": context,
+            "memory": {
+                device: {"weights": m.weights, "kv": m.kv, "workspace": m.workspace, "total": m.total, "limit": m.limit}
+                for device, m in self.memory(context).items()
+            },
+            "notes": list(self.notes),
+            "nodes": {name: _choice_dict(choice) for name, choice in self.choices.items()},
+        }
+
+
+_LAYER = re.compile(r"\.\d+(?=\.|$)")
+
+
+def _choice_dict(choice: Choice) -> dict[str, Any]:
+    return {
+        "op": choice.node.spec.op,
+        "layer": choice.node.layer,
+        "implementation": choice.implementation.id,
+        "device": choice.device,
+        "rule": choice.rule,
+        "fallback": choice.fallback,
+        "options": dict(choice.options),
+        "stored_bytes": choice.stored_bytes,
+        "packed_bytes": choice.packed_bytes,
+        "covered": list(choice.covered),
+        "rejected": [{"implementation": r.implementation, "reason": r.reason, "rule": r.rule} for r in choice.rejected],
+    }
+
+
+def _spans(layers: list[int]) -> str:
+    """ "0-2,5" of [0, 1, 2, 5]."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

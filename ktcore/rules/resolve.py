@@ -1,0 +1,245 @@
+"""Applies rules to a graph: for every node the first rule that matches decides, and what it passed over is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+
+from ktcore.backend.capabilities import Capabilities
+from ktcore.backend.implementation import Implementation, Supported
+from ktcore.backend.record import describe
+from ktcore.backend.registry import Registry, split_device
+from ktcore.errors import BackendError, PlanError, RuleError
+from ktcore.graph.node import Graph, Node
+from ktcore.placement.memory import fit_hint, human_bytes
+from ktcore.rules.audit import check_rules_used
+from ktcore.rules.load import RuleSet
+from ktcore.rules.plan import Choice, Plan, Rejected
+from ktcore.rules.schema import Rule, rule_text
+
+DEFAULT_PAGE_SIZE = 16
+REFERENCE = "reference."
+"""Prefix of the implementations that run on any device."""
+
+
+def resolve(
+    graph: Graph,
+    rules: RuleSet,
+    registry: Registry,
+    backend: str,
+    memory: int | None = None,
+    context: int | None = None,
+) -> Plan:
+    """Plan a graph for a backend ("name" or "name:index"), which need not be available here.
+
+    Args:
+        memory: bytes of accelerator memory to stay within; None takes what an available device reports.
+        context: tokens of KV cache; None takes the model's own, at most 16384.
+
+    Raises:
+        RuleError: a rule names something unknown, matches nothing or can never fire; with file and line.
+        PlanError: no rule is about a node, nothing that its rule lists can run it, caches share no page size, or the
+            plan does not fit into the memory.
+        BackendError: the backend is unknown, incompatible or broken.
+    """
+    plan = _Resolver(graph, rules, registry, backend, memory).plan()
+    _check_fits(plan, context or plan.default_context())
+    return plan
+
+
+class _Resolver:
+    def __init__(self, graph: Graph, rules: RuleSet, registry: Registry, backend: str, memory: int | None) -> None:
+        name, index = split_device(backend)
+        self.graph = graph
+        self.rules = rules
+        self.registry = registry
+        self.backend = backend
+        self.memory = memory
+        self.record = registry.known(name)
+        self.main = f"{name}:{index}"
+        self.implementations = registry.implementations()
+        self.families = (graph.family, graph.architecture)
+        self.choices: dict[str, Choice] = {}
+        self.fired: dict[int, int] = dict.fromkeys(range(len(rules.rules)), 0)
+        self._capabilities: dict[str, Capabilities] = {}
+
+    def plan(self) -> Plan:
+        for rule in self.rules.rules:
+            self._check_rule(rule)
+        for root in self.graph.roots():
+            self._decide(root, self.main)
+        notes = check_rules_used(self.graph, self.rules, self.fired, self._matches)
+        return Plan(
+            graph=self.graph,
+            backend=self.backend,
+            choices=self.choices,
+            page_size=_common_page_size(self.choices),
+            cache_bytes_per_token=sum(choice.kv_bytes_per_token for choice in self.choices.values()),
+            limits=self._limits(),
+            notes=notes,
+        )
+
+    def _check_rule(self, rule: Rule) -> None:
+        self._device(rule, self.main)
+        known: set[str] = set()
+        for name in rule.use:
+            if name not in self.implementations:
+                raise self._unknown(rule, name)
+            known |= self.implementations[name].options
+        for option in rule.options:
+            if option not in known:
+                listed = ", ".join(sorted(known)) or "none"
+                raise rule.where.error(
+                    f"rule '{rule.name}': none of {', '.join(rule.use)} has an option '{option}'", f"known: {listed}"
+                )
+
+    def _unknown(self, rule: Rule, name: str) -> RuleError:
+        message = f"rule '{rule.name}': implementation '{name}' is unknown"
+        owner = self.registry.get(name.partition(".")[0])
+        if owner is not None and not owner.usable:
+            return rule.where.error(f"{message}: backend '{owner.name}' is {owner.state.value}: {owner.reason}")
+        near = get_close_matches(name, self.implementations, 3, 0.5)
+        known = near or sorted(self.implementations)
+        return rule.where.error(message, f"{'near' if near else 'known'} ones: {', '.join(known)}")
+
+    def _device(self, rule: Rule, inherited: str) -> str:
+        if rule.device is None:
+            return inherited
+        if rule.device == "accelerator":
+            return self.main
+        if rule.device == "host":
+            return f"{self.registry.host().name}:0"
+        try:
+            name, index = split_device(rule.device)
+            self.registry.known(name)
+        except BackendError as error:
+            raise rule.where.error(f"rule '{rule.name}': {error.message}", error.hint) from error
+        return f"{name}:{index}"
+
+    def _caps(self, device: str) -> Capabilities:
+        if device not in self._capabilities:
+            self._capabilities[device] = self.registry.capabilities(device)
+        return self._capabilities[device]
+
+    def _matches(self, rule: Rule, node: Node, inherited: str | None = None) -> bool:
+        return rule.match.covers(node, self.families, self._caps(self._device(rule, inherited or self.main)))
+
+    def _decide(self, node: Node, inherited: str) -> None:
+        matching = [i for i, rule in enumerate(self.rules.rules) if self._matches(rule, node, inherited)]
+        if not matching:
+            raise PlanError(
+                f"no rule is about node '{node.name}' ({node.spec.op})",
+                f"add one with 'match: {{op: {node.spec.op}}}' to your rule file",
+            )
+        rule = self.rules.rules[matching[0]]
+        self.fired[matching[0]] += 1
+        choice = self._choose(rule, node, self._device(rule, inherited), [self.rules.rules[i] for i in matching[1:]])
+        self.choices[node.name] = choice
+        if not choice.implementation.fused:
+            for part in node.parts.values():
+                self._decide(part, choice.device)
+
+    def _choose(self, rule: Rule, node: Node, device: str, later: list[Rule]) -> Choice:
+        rejected: list[Rejected] = []
+        chosen: Implementation | None = None
+        for name in rule.use:
+            if chosen is not None:
+                rejected.append(Rejected(name, f"listed after {chosen.id}, which can run it", rule_text(rule)))
+                continue
+            reason = self._obstacle(self.implementations[name], node, device)
+            if reason is None:
+                chosen = self.implementations[name]
+            elif rule.strict or self.rules.strict:
+                raise PlanError(
+                    f"{node.name}: {name} cannot run it on {device}: {reason}",
+                    f"rule {rule_text(rule)} is strict, so no fallback is taken",
+                )
+            else:
+                rejected.append(Rejected(name, reason, rule_text(rule)))
+        if chosen is None:
+            reasons = "; ".join(f"{r.implementation}: {r.reason}" for r in rejected)
+            raise PlanError(
+                f"{node.name} ({node.spec.op}) cannot run on {device}: {reasons}",
+                f"rule {rule} lists no other; add one to its 'use', or write a rule that comes before it",
+            )
+        rejected += self._passed_over(node, device, rule, later)
+        fused = chosen.fused
+        stored = node.nbytes if fused else sum(ref.nbytes for ref in node.weights.values())
+        return Choice(
+            node=node,
+            implementation=chosen,
+            device=device,
+            rule=rule_text(rule),
+            options={key: value for key, value in rule.options.items() if key in chosen.options},
+            fallback=chosen.id != rule.use[0],
+            rejected=tuple(rejected),
+            stored_bytes=stored,
+            packed_bytes=chosen.packed_bytes(node.spec, stored),
+            covered=tuple(part.name for part in node.walk() if part is not node) if fused else (),
+            ignored=tuple(key for key in rule.options if key not in chosen.options),
+        )
+
+    def _obstacle(self, implementation: Implementation, node: Node, device: str) -> str | None:
+        """Why the implementation cannot run the node on the device; None when it can."""
+        if not isinstance(node.spec, implementation.spec_type):
+            return f"it implements {implementation.spec_type.op}, not {node.spec.op}"
+        owner, name = implementation.id.partition(".")[0], split_device(device)[0]
+        if not implementation.id.startswith(REFERENCE) and owner != name:
+            return f"it runs on {owner} devices, the rule puts the node on {device}"
+        try:
+            answer = implementation.supports(node.spec, self._caps(device))
+        except Exception as error:  # a plugin's bug must not take planning down; it shows as the reason
+            return f"its supports() failed: {describe(error)}"
+        return None if isinstance(answer, Supported) else answer.reason
+
+    def _passed_over(self, node: Node, device: str, rule: Rule, later: list[Rule]) -> Iterator[Rejected]:
+        """Alternatives that the deciding rule does not list: those of later rules, then those of no rule."""
+        seen = set(rule.use)
+        for other in later:
+            for name in other.use:
+                if name not in seen:
+                    seen.add(name)
+                    yield Rejected(name, f"rule {rule_text(rule)} comes first", rule_text(other))
+        for name, implementation in self.implementations.items():
+            if name not in seen and isinstance(node.spec, implementation.spec_type):
+                yield Rejected(name, self._obstacle(implementation, node, device) or "no rule lists it for this node")
+
+    def _limits(self) -> Mapping[str, int]:
+        limits: dict[str, int] = {}
+        for device in {choice.device for choice in self.choices.values()}:
+            caps = self._caps(device)
+            if device == self.main and self.record.accelerator and self.memory is not None:
+                limits[device] = self.memory
+            elif caps.memory_bytes is not None and caps.live:
+                limits[device] = caps.memory_bytes
+        return limits
+
+
+def _common_page_size(choices: Mapping[str, Choice]) -> int:
+    owners: dict[tuple[str, tuple[int, ...]], Choice] = {}
+    for choice in choices.values():
+        sizes = choice.implementation.page_sizes(choice.node.spec)
+        if sizes:
+            owners.setdefault((choice.implementation.id, sizes), choice)
+    if not owners:
+        return DEFAULT_PAGE_SIZE
+    common = list(next(iter(owners))[1])
+    for _, sizes in owners:
+        common = [size for size in common if size in sizes]
+    if not common:
+        each = "; ".join(f"{c.node.name} ({name}): {', '.join(map(str, s))}" for (name, s), c in owners.items())
+        raise PlanError(f"the KV caches share no page size: {each}", "choose attention implementations that agree")
+    return common[0]
+
+
+def _check_fits(plan: Plan, context: int) -> None:
+    for device, need in plan.memory(context).items():
+        if need.excess:
+            assert need.limit is not None
+            raise PlanError(
+                f"the plan needs {human_bytes(need.total)} on {device} with a context of {context} tokens (weights "
+                f"{human_bytes(need.weights)}, KV cache {human_bytes(need.kv)}, workspace "
+                f"{human_bytes(need.workspace)}): {human_bytes(need.excess)} more than the {human_bytes(need.limit)} "
+                "that may be used",
+                fit_hint(need, context),
+            )
