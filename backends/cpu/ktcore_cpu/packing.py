@@ -77,6 +77,8 @@ def exact(request: LoadRequest) -> bool:
 
 def rows(x: torch.Tensor, width: int) -> torch.Tensor:
     """x as contiguous float32 [T, width], which the native calls take by address."""
-    if x.shape[-1] != width or x.dim() != 2:
-        raise ValueError(f"expected float32 [T, {width}], got {list(x.shape)}")
-    return x.float().contiguous()
+    shape = x.shape
+    if len(shape) != 2 or shape[1] != width:
+        raise ValueError(f"expected float32 [T, {width}], got {list(shape)}")
+    # the usual case first: two conversions that do nothing would cost as much as a small native call
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
