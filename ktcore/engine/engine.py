@@ -51,7 +51,7 @@ class Engine:
         batch = self.scheduler.next_batch()
         if batch is None:
             return False
-        with torch.inference_mode():
+        with torch.inference_mode(), self.model.running():
             hidden = self.model.hidden(batch.step)
             self.scheduler.ran(batch)
             self._sample(batch, hidden)

@@ -9,9 +9,10 @@ import torch
 
 from ktcore.backend.implementation import CacheOwner, LoadRequest, Module
 from ktcore.backend.registry import Registry
-from ktcore.backend.runtime import DeviceRuntime
+from ktcore.engine.devices import Devices
 from ktcore.engine.runner import LoadedModel
 from ktcore.graph.node import Node
+from ktcore.ops.moe import ExpertsSpec
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.ref import Weight
@@ -26,28 +27,34 @@ def load_modules(
     registry: Registry,
     threads: int | None = None,
     progress: Progress | None = None,
+    max_tokens: int = 512,
 ) -> LoadedModel:
     """Load every node of the plan with its chosen implementation.
+
+    Args:
+        max_tokens: most tokens of a step, which sizes the hand-off buffers.
 
     Raises:
         BackendError: a device that the plan uses is not available here, with the backend's own reason.
         CheckpointError: a tensor cannot be read.
     """
-    loader = _Loader(plan, checkpoint, registry, threads, progress)
+    loader = _Loader(plan, checkpoint, registry, threads, progress, max_tokens)
     graph = plan.graph
     try:
-        return LoadedModel(
+        model = LoadedModel(
             embed=loader.root(graph.embed),
             layers=tuple((loader.root(layer.attn), loader.root(layer.ffn)) for layer in graph.layers),
             norm=loader.root(graph.norm),
             head=loader.root(graph.head),
             sampler=loader.load(graph.sampler),
             caches=tuple(loader.caches),
-            runtimes=tuple(loader.runtimes.values()),
+            devices=loader.devices,
         )
+        # weights were packed on the devices' own streams, steps run on the engine's
+        loader.devices.synchronize()
+        return model
     except BaseException:
-        for runtime in loader.runtimes.values():
-            runtime.close()
+        loader.devices.close()
         raise
 
 
@@ -59,13 +66,14 @@ class _Loader:
         registry: Registry,
         threads: int | None,
         progress: Progress | None,
+        max_tokens: int,
     ) -> None:
         self.plan = plan
         self.checkpoint = checkpoint
         self.registry = registry
-        self.threads = threads
         self.progress = progress
-        self.runtimes: dict[str, DeviceRuntime] = {}
+        self.max_tokens = max_tokens
+        self.devices = Devices(lambda device: registry.runtime(device, threads=threads))
         self.caches: list[CacheOwner] = []
         self.total = sum(node.nbytes for node in plan.graph.roots())
         self.done = 0
@@ -73,14 +81,14 @@ class _Loader:
     def root(self, node: Node) -> Module:
         """A top-level node; its input may come from another device than its own."""
         module = self.load(node)
-        device = self._runtime(self.plan.choices[node.name].device).device
+        device = self.devices.runtime(self.plan.choices[node.name].device).device
         return module if len(self.plan.devices) == 1 and device.type == "cpu" else Arriving(module, device)
 
     def load(self, node: Node) -> Module:
         """A node with all of its parts."""
         choice = self.plan.choices[node.name]
         fused = choice.implementation.fused
-        runtime = self._runtime(choice.device)
+        runtime = self.devices.runtime(choice.device)
         children = {} if fused else {role: self._child(part, choice.device) for role, part in node.parts.items()}
         refs = node.all_weights() if fused else dict(node.weights)
         weights = {role: ref.open(self.checkpoint) for role, ref in refs.items()}
@@ -105,12 +113,10 @@ class _Loader:
         device = self.plan.choices[part.name].device
         if device == parent_device:
             return module
-        return Crossing(module, self._runtime(device).device, self._runtime(parent_device).device)
-
-    def _runtime(self, device: str) -> DeviceRuntime:
-        if device not in self.runtimes:
-            self.runtimes[device] = self.registry.runtime(device, threads=self.threads)
-        return self.runtimes[device]
+        inside, outside = self.devices.runtime(device), self.devices.runtime(parent_device)
+        if isinstance(part.spec, ExpertsSpec) and inside.device.type == "cpu":
+            return self.devices.hand_off(module, parent_device, part.spec.hidden, part.spec.top_k, self.max_tokens)
+        return Crossing(module, inside.device, outside.device)
 
     def _loaded(self, node: Node, weights: Mapping[str, Weight]) -> None:
         for weight in weights.values():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ktcore.backend.implementation import CacheOwner
+from ktcore.engine.devices import Devices
 from ktcore.ops.batch import StepBatch
 
 
@@ -22,7 +23,11 @@ class LoadedModel:
     head: Callable[[torch.Tensor], torch.Tensor]
     sampler: Callable[..., int]
     caches: tuple[CacheOwner, ...]
-    runtimes: tuple[Any, ...]
+    devices: Devices
+
+    def running(self) -> AbstractContextManager[None]:
+        """Within the context, work goes to the streams that the hand-offs are ordered by."""
+        return self.devices.running()
 
     def hidden(self, step: StepBatch) -> torch.Tensor:
         """Last hidden states float32 [T, hidden], before the final norm."""
@@ -33,8 +38,14 @@ class LoadedModel:
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [n, vocab] on the CPU, from rows of `hidden`."""
-        return self.head(self.norm(hidden)).cpu()
+        """Logits float32 [n, vocab] on the CPU, from rows of `hidden`.
+
+        Raises:
+            Exception: what host experts of this step raised.
+        """
+        logits = self.head(self.norm(hidden)).cpu()
+        self.devices.check()
+        return logits
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Make room for `pages` KV pages in every cache."""
@@ -43,5 +54,4 @@ class LoadedModel:
 
     def close(self) -> None:
         """Release the devices."""
-        for runtime in self.runtimes:
-            runtime.close()
+        self.devices.close()

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 
+from ktcore.backend.experts import submit_experts, wait_experts
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.linear import linear
@@ -55,10 +56,13 @@ class ReferenceMoE(ReferenceImplementation):
 
         def run(x: torch.Tensor) -> Any:
             n = parts["norm"](x) if spec.norm else x
-            y = parts["experts"](n, *parts["router"](n))
-            if spec.shared:
-                shared = parts["shared"](n)
-                y = y + (shared * parts["shared_gate"](n).sigmoid() if spec.shared_gate else shared)
+            # experts on another device run beside the shared part
+            ticket = submit_experts(parts["experts"], n, *parts["router"](n))
+            shared = parts["shared"](n) if spec.shared else None
+            if shared is not None and spec.shared_gate:
+                shared = shared * parts["shared_gate"](n).sigmoid()
+            y = wait_experts(parts["experts"], ticket)
+            y = y if shared is None else y + shared
             return x + y if spec.residual else y
 
         return run
