@@ -83,7 +83,7 @@ class DeferredExperts:
         """Start both halves, the urgent one first."""
         if self._last:
             return submit_experts(self._now, x, ids, weights), None
-        rank = weights.argsort(-1, descending=True, stable=True).argsort(-1)
+        rank = _rank(weights)
         urgent = rank < ids.shape[-1] - self._defer
         first = submit_experts(self._now, x, ids.masked_fill(~urgent, -1), weights)
         return first, submit_experts(self._later, x, ids.masked_fill(urgent, -1), weights)
@@ -119,7 +119,7 @@ class ReducedRouter:
         ids, weights = self._router(x)
         dropped = weights < self._threshold * weights.amax(-1, keepdim=True)
         if self._keep:
-            rank = weights.argsort(-1, descending=True, stable=True).argsort(-1)
+            rank = _rank(weights)
             dropped |= rank >= self._keep
         return ids.masked_fill(dropped, -1), weights
 
@@ -135,3 +135,8 @@ def _numbering(ids: Sequence[int], experts: int, device: torch.device) -> torch.
 def _renumber(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     # -1 picks the table's last entry, which is -1 again
     return table[ids]
+
+
+def _rank(weights: torch.Tensor) -> torch.Tensor:
+    """Place of each choice by weight, 0 for the largest; equal ones in order."""
+    return weights.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
