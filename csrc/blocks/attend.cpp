@@ -6,9 +6,8 @@
 namespace ktcore {
 namespace {
 // All constants, none depends on the number of threads: neither does any result.
-constexpr int kTileRows = 96;        // query rows (token x head of the group) that share one transposed key block
-constexpr int kSplitTokens = 4;      // a sequence with at most so many queries is cut along its context...
-constexpr int kSplitKeys = 256;      // ...into parts of so many keys, merged in order
+constexpr int kTileRows = 96;    // query rows (token x head of the group) that share one transposed key block
+constexpr int kSplitTokens = 4;  // a sequence with at most so many queries is cut along its context too
 }  // namespace
 
 void attend(Engine& e, const AttendShape& s, const Step& step, const Cache& cache, const float* q, float* out,
@@ -45,16 +44,16 @@ void attend(Engine& e, const AttendShape& s, const Step& step, const Cache& cach
                 const size_t at = static_cast<size_t>(token) * width + static_cast<size_t>(h) * group * s.head_dim;
                 it.q = q + at;
                 it.out = out + at;
-                if (n > kSplitTokens || end - begin <= kSplitKeys) {
+                if (n > kSplitTokens || begin / kSplitKeys == (end - 1) / kSplitKeys) {
                     it.key0 = begin;
                     it.key1 = end;
                     plan.items.push_back(it);
                     continue;
                 }
                 const int first = parts;
-                for (int key = begin; key < end; key += kSplitKeys, parts++) {
+                for (int key = begin; key < end; key = it.key1, parts++) {
                     it.key0 = key;
-                    it.key1 = std::min(end, key + kSplitKeys);
+                    it.key1 = std::min(end, (key / kSplitKeys + 1) * kSplitKeys);
                     // Offsets for now: the buffer is sized when all are known. Non-null marks a part.
                     it.partial_ml = reinterpret_cast<float*>(partial_rows + 1);
                     partial_rows += static_cast<size_t>(rows);

@@ -11,33 +11,75 @@ AI const uint8_t* cache_slot(const void* pages, const AttendItem& it, int key) {
     return static_cast<const uint8_t*>(pages) + row * it.head_dim * width;
 }
 
-// Values d..d+15 of a cached row; n = how many exist.
-AI VF cache_load(const uint8_t* row, int d, int n, CacheType type) {
-    if (type == CacheType::F32) return load_part(reinterpret_cast<const float*>(row) + d, n);
-    const uint16_t* p = reinterpret_cast<const uint16_t*>(row) + d;
-    if (n >= 16) return ldh(p);
-    uint16_t tmp[16] = {};
-    for (int i = 0; i < n; i++) tmp[i] = p[i];
-    return ldh(tmp);
+// Addresses of 16 cached rows from `key`; the first `count` exist, the rest repeat the first of them (their
+// scores are masked and their probabilities are zero).
+AI void cache_rows(const void* pages, const AttendItem& it, int key, int count, const uint8_t** rows) {
+    const size_t step = static_cast<size_t>(it.head_dim) * (it.type == CacheType::F16 ? 2 : 4);
+    if (count >= 16 && it.page_size % 16 == 0 && key % 16 == 0) {
+        const uint8_t* first = cache_slot(pages, it, key);
+        for (int i = 0; i < 16; i++) rows[i] = first + i * step;
+        return;
+    }
+    for (int i = 0; i < 16; i++) rows[i] = i < count ? cache_slot(pages, it, key + i) : rows[0];
 }
 
-// Transposed keys kt [dp][64] and values v [64][dp] of `count` keys from key0; the rest are zeros.
-AI void load_keys(const AttendItem& it, int key0, int count, int dp, float* kt, float* v) {
+// Values d..d+15 of a cached row, zeros beyond n; kWhole: none is beyond.
+template <CacheType C, bool kWhole>
+AI VF cache_load(const uint8_t* row, int d, int n) {
+    if constexpr (C == CacheType::F32) {
+        const float* p = reinterpret_cast<const float*>(row) + d;
+        return kWhole ? ldf(p) : load_part(p, n);
+    } else {
+        const uint16_t* p = reinterpret_cast<const uint16_t*>(row) + d;
+        if (kWhole || n >= 16) return ldh(p);
+        uint16_t tmp[16] = {};
+        for (int i = 0; i < n; i++) tmp[i] = p[i];
+        return ldh(tmp);
+    }
+}
+
+// Asks for 16 rows of keys or values one block ahead: pages are short and scattered, hardware streams stop at each.
+AI void prefetch_rows(const void* pages, const AttendItem& it, int key, int count) {
+    if (count <= 0) return;
+    const size_t bytes = static_cast<size_t>(it.head_dim) * (it.type == CacheType::F16 ? 2 : 4);
+    const uint8_t* rows[16];
+    cache_rows(pages, it, key, count, rows);
+    for (int i = 0; i < 16; i++)
+        for (size_t b = 0; b < bytes; b += 64) touch(rows[i] + b);
+}
+
+// Transposed keys kt [dp][64] and values v [64][dp] of `count` keys from key0.
+template <CacheType C, bool kWhole>
+void load_block(const AttendItem& it, int key0, int count, int dp, float* kt, float* v) {
     const uint8_t* rows[16];
     for (int j = 0; j < kKeyBlock; j += 16) {
-        for (int i = 0; i < 16; i++) rows[i] = j + i < count ? cache_slot(it.k_pages, it, key0 + j + i) : nullptr;
+        if (j >= count) {
+            for (int d = 0; d < dp; d++) stf(kt + d * kKeyBlock + j, setf(0.f));
+            for (int i = 0; i < 16 * dp; i += 16) stf(v + j * dp + i, setf(0.f));
+            continue;
+        }
+        prefetch_rows(it.k_pages, it, key0 + kKeyBlock + j, it.key1 - key0 - kKeyBlock - j);
+        prefetch_rows(it.v_pages, it, key0 + kKeyBlock + j, it.key1 - key0 - kKeyBlock - j);
+        cache_rows(it.k_pages, it, key0 + j, count - j, rows);
         for (int d = 0; d < dp; d += 16) {
             VF m[16];
-            UNR for (int i = 0; i < 16; i++) m[i] = rows[i] ? cache_load(rows[i], d, it.head_dim - d, it.type) : setf(0.f);
+            UNR for (int i = 0; i < 16; i++) m[i] = cache_load<C, kWhole>(rows[i], d, it.head_dim - d);
             transpose16(m);
             UNR for (int i = 0; i < 16; i++) stf(kt + (d + i) * kKeyBlock + j, m[i]);
         }
+        cache_rows(it.v_pages, it, key0 + j, count - j, rows);
+        for (int i = 0; i < 16; i++)
+            for (int d = 0; d < dp; d += 16) stf(v + (j + i) * dp + d, cache_load<C, kWhole>(rows[i], d, it.head_dim - d));
     }
-    for (int j = 0; j < kKeyBlock; j++) {
-        const uint8_t* row = j < count ? cache_slot(it.v_pages, it, key0 + j) : nullptr;
-        for (int d = 0; d < dp; d += 16)
-            stf(v + j * dp + d, row ? cache_load(row, d, it.head_dim - d, it.type) : setf(0.f));
-    }
+}
+
+inline void load_keys(const AttendItem& it, int key0, int count, int dp, float* kt, float* v) {
+    const bool whole = it.head_dim == dp;
+    if (it.type == CacheType::F16)
+        return whole ? load_block<CacheType::F16, true>(it, key0, count, dp, kt, v)
+                     : load_block<CacheType::F16, false>(it, key0, count, dp, kt, v);
+    return whole ? load_block<CacheType::F32, true>(it, key0, count, dp, kt, v)
+                 : load_block<CacheType::F32, false>(it, key0, count, dp, kt, v);
 }
 
 // Scores of one row to probabilities; updates the running max and sum, rescales the row's output.
@@ -65,31 +107,55 @@ AI void softmax_step(float* s, float* ml, float* out, int dp, int lo, int hi) {
     ml[1] += hsum(total);
 }
 
+// Folds a part of the context into the running result. Folding a part that a row sees nothing of changes nothing, to
+// the last bit: so a row's result depends on its own context alone, not on how a batch was cut into items.
+AI void fold(float* run_ml, float* run, const float* ml, const float* part, int dp) {
+    const float top = ml[0] > run_ml[0] ? ml[0] : run_ml[0];
+    const VF a = exp2v(setf(run_ml[0] - top)), b = exp2v(setf(ml[0] - top));
+    for (int d = 0; d < dp; d += 16) stf(run + d, fma(ldf(run + d), a, mulf(ldf(part + d), b)));
+    float wa[16], wb[16];
+    stf(wa, a);
+    stf(wb, b);
+    run_ml[1] = run_ml[1] * wa[0] + ml[1] * wb[0];
+    run_ml[0] = top;
+}
+
+AI void clear_rows(float* ml, float* out, int rows, int dp) {
+    for (int r = 0; r < rows; r++) {
+        ml[2 * r] = -1e30f;
+        ml[2 * r + 1] = 0.f;
+    }
+    for (int i = 0; i < rows * dp; i += 16) stf(out + i, setf(0.f));
+}
+
+AI void finish_row(const float* ml, const float* sum, float* out, int head_dim) {
+    const VF inv = setf(ml[1] > 0.f ? 1.f / ml[1] : 0.f);
+    for (int d = 0; d < head_dim; d += 16) store_part(out + d, mulf(ldf(sum + d), inv), head_dim - d);
+}
+
 inline void attend_item(const AttendItem& it, uint8_t* scratch) {
     const int dp = dpad(it.head_dim), rows = it.tokens * it.group;
     float* kt = reinterpret_cast<float*>(scratch);
     float* v = kt + dp * kKeyBlock;
     float* q = v + dp * kKeyBlock;
     float* s = q + rows * dp;
-    float* o = it.partial_out ? it.partial_out : s + rows * kKeyBlock;
-    float* ml = it.partial_ml ? it.partial_ml : s + rows * kKeyBlock + rows * dp;
+    float* run = s + rows * kKeyBlock;
+    float* run_ml = run + rows * dp;
+    float* o = it.partial_out ? it.partial_out : run_ml + rows * 2;
+    float* ml = it.partial_ml ? it.partial_ml : o + rows * dp;
     const VF scale = setf(it.scale * 1.44269504f);  // scores in powers of two
     for (int r = 0; r < rows; r++) {
         const float* src = it.q + (r / it.group) * it.q_stride + (r % it.group) * it.head_dim;
-        for (int d = 0; d < dp; d += 16) {
-            stf(q + r * dp + d, mulf(load_part(src + d, it.head_dim - d), scale));
-            stf(o + r * dp + d, setf(0.f));
-        }
-        ml[2 * r] = -1e30f;
-        ml[2 * r + 1] = 0.f;
+        for (int d = 0; d < dp; d += 16) stf(q + r * dp + d, mulf(load_part(src + d, it.head_dim - d), scale));
     }
+    clear_rows(ml, o, rows, dp);
+    clear_rows(run_ml, run, rows, dp);
+    int from = 0;  // first row that sees anything of the current part
     for (int key = it.key0; key < it.key1; key += kKeyBlock) {
         const int count = it.key1 - key < kKeyBlock ? it.key1 - key : kKeyBlock;
+        // Rows whose token is before this block see nothing of it: they are a prefix.
+        const int skip = key > it.first_pos ? (key - it.first_pos) * it.group : 0, n = rows - skip;
         load_keys(it, key, count, dp, kt, v);
-        // Rows whose token is before this step's first key see nothing of it: they are a prefix.
-        const int skip = key > it.first_pos ? (key - it.first_pos) * it.group : 0;
-        if (skip >= rows) break;
-        const int n = rows - skip;
         gemm_f32(kt, kKeyBlock, q + skip * dp, dp, n, dp, s + skip * kKeyBlock, kKeyBlock, kKeyBlock, true);
         for (int r = skip; r < rows; r++) {
             const int pos = it.first_pos + r / it.group;
@@ -97,37 +163,28 @@ inline void attend_item(const AttendItem& it, uint8_t* scratch) {
             softmax_step(s + r * kKeyBlock, ml + 2 * r, o + r * dp, dp, first > 0 ? first : 0, last < count ? last : count);
         }
         gemm_f32(v, dp, s + skip * kKeyBlock, kKeyBlock, n, kKeyBlock, o + skip * dp, dp, dp, false);
+        const bool part_ends = (key + kKeyBlock) % kSplitKeys == 0 || key + kKeyBlock >= it.key1;
+        if (it.partial_out || !part_ends) continue;
+        for (int r = from; r < rows; r++) fold(run_ml + 2 * r, run + r * dp, ml + 2 * r, o + r * dp, dp);
+        clear_rows(ml, o, rows, dp);
+        from = key + kKeyBlock > it.first_pos ? (key + kKeyBlock - it.first_pos) * it.group : 0;
     }
     if (it.partial_out) return;
-    for (int r = 0; r < rows; r++) {
-        const VF inv = setf(ml[2 * r + 1] > 0.f ? 1.f / ml[2 * r + 1] : 0.f);
-        float* dst = it.out + (r / it.group) * it.out_stride + (r % it.group) * it.head_dim;
-        for (int d = 0; d < it.head_dim; d += 16)
-            store_part(dst + d, mulf(ldf(o + r * dp + d), inv), it.head_dim - d);
-    }
+    for (int r = 0; r < rows; r++)
+        finish_row(run_ml + 2 * r, run + r * dp, it.out + (r / it.group) * it.out_stride + (r % it.group) * it.head_dim,
+                   it.head_dim);
 }
 
-// parts x rows partial results, part-major; merged in part order.
-inline void merge_parts(const float* ml, const float* parts_out, int parts, int rows, int head_dim, int group, float* out,
+// parts x rows partial results, part-major; folded into the first in part order.
+inline void merge_parts(float* ml, float* sums, int parts, int rows, int head_dim, int group, float* out,
                         size_t out_stride) {
     const int dp = dpad(head_dim);
     for (int r = 0; r < rows; r++) {
-        float top = -1e30f;
-        for (int p = 0; p < parts; p++) top = ml[2 * (p * rows + r)] > top ? ml[2 * (p * rows + r)] : top;
-        float total = 0.f, w[16];
-        float* dst = out + (r / group) * out_stride + (r % group) * head_dim;
-        for (int p = 0; p < parts; p++) {
-            stf(w, exp2v(setf(ml[2 * (p * rows + r)] - top)));
-            total += w[0] * ml[2 * (p * rows + r) + 1];
+        for (int p = 1; p < parts; p++) {
+            const size_t at = static_cast<size_t>(p) * rows + r;
+            fold(ml + 2 * r, sums + static_cast<size_t>(r) * dp, ml + 2 * at, sums + at * dp, dp);
         }
-        const float inv = total > 0.f ? 1.f / total : 0.f;
-        for (int d = 0; d < head_dim; d += 16) {
-            VF sum = setf(0.f);
-            for (int p = 0; p < parts; p++) {
-                const VF c = exp2v(setf(ml[2 * (p * rows + r)] - top));
-                sum = fma(c, ldf(parts_out + (static_cast<size_t>(p) * rows + r) * dp + d), sum);
-            }
-            store_part(dst + d, mulf(sum, setf(inv)), head_dim - d);
-        }
+        finish_row(ml + 2 * r, sums + static_cast<size_t>(r) * dp, out + (r / group) * out_stride + (r % group) * head_dim,
+                   head_dim);
     }
 }

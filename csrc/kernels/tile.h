@@ -97,6 +97,7 @@ void gemv(const uint8_t* p, int blocks, const uint8_t* act, size_t stride, int k
             VI dot[2][T][2];
             UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
                 dot[s][t][0] = dot[s][t][1] = seed<F>(ActRow{act + t * stride}, kp, g32 * 2 + s);
+            UNR for (int i = 0; i < L::kGroupBytes; i += 64) touch(gp + kReadAhead + i);
             UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
                 const VI v0 = L::quad(gp, s * 4 + q, 0), v1 = L::quad(gp, s * 4 + q, 1);
                 UNR for (int t = 0; t < T; t++) {

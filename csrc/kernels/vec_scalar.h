@@ -15,6 +15,7 @@ AI void stf(float* p, VF a) { __builtin_memcpy(p, &a, 64); }
 AI VI seti(int x) { VI r; KT_LANES r.v[i] = x; return r; }
 AI VF setf(float x) { VF r; KT_LANES r.v[i] = x; return r; }
 AI VI bci(const void* p) { int x; __builtin_memcpy(&x, p, 4); return seti(x); }
+AI void touch(const void*) {}
 AI VF bcf(const float* p) { return setf(*p); }
 AI VI andi(VI a, VI b) { KT_LANES a.v[i] &= b.v[i]; return a; }
 AI VI ori(VI a, VI b) { KT_LANES a.v[i] |= b.v[i]; return a; }
