@@ -54,10 +54,10 @@ def gqa_node(make: NodeMaker, name: str, layer: int, pairing: Pairing, *, qk_nor
 def _window(make: NodeMaker, layer: int) -> int:
     """Sliding window of hub configs: of all layers, or of those that `layer_types` marks."""
     s = make.settings
-    window = s.get("sliding_window", "", None)
-    if window is None or not s.get("use_sliding_window", "", True):
+    window = s.integer("sliding_window", "", 0, least=0)
+    if not window or not s.get("use_sliding_window", "", True):
         return 0
-    kinds = s.get("layer_types", "", None)
-    if kinds is None and s.get("max_window_layers", "", None) is not None:
-        return window if layer >= s.integer("max_window_layers", "") else 0
-    return window if kinds is None or kinds[layer] == "sliding_attention" else 0
+    kinds = s.sequence("layer_types")
+    if kinds:
+        return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
+    return window if layer >= s.integer("max_window_layers", "", 0, least=0) else 0

@@ -21,7 +21,9 @@ def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) 
     """
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
-    layers = settings.integer("num_hidden_layers", "block_count") - settings.integer("", "nextn_predict_layers", 0)
+    layers = settings.integer("num_hidden_layers", "block_count") - settings.integer(
+        "", "nextn_predict_layers", 0, least=0
+    )
     vocab = _vocab(make)
     table = make.ref("embed", (vocab, hidden))
     embed = make.node("embed", EmbeddingSpec(vocab, hidden, table.format), {"weight": table})

@@ -114,6 +114,6 @@ class NodeMaker:
     def activation(self) -> str:
         """The activation of MLPs and experts; GGUF files do not say, every family here uses SiLU."""
         name = self.settings.get("hidden_act", "", "silu")
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise self.settings.error(f"activation {name!r} is unknown", f"known: {', '.join(ACTIVATIONS)}")
-        return str(name)
+        return name

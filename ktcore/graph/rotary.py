@@ -23,25 +23,33 @@ def rope_node(make: NodeMaker, name: str, dim: int, pairing: Pairing, *, log_mul
         log_multiplier: the GGUF architecture keeps YaRN's magnitude in `yarn_log_multiplier`.
     """
     settings = make.settings
-    checkpoint = settings.checkpoint
+    weights: dict[str, WeightRef] = {}
     if settings.gguf:
-        theta = settings.number("", "rope.freq_base", 10000.0)
-        # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
-        if DIVISORS in checkpoint.tensors:
-            make.check(DIVISORS, checkpoint.tensors[DIVISORS].shape, (dim // 2,))
-            spec = RopeSpec(dim, theta, pairing, freq_factors=True)
-            return make.node(name, spec, {"freq_factors": WeightRef.of(checkpoint, DIVISORS)})
-        return make.node(name, RopeSpec(dim, theta, pairing, _gguf_scaling(settings, log_multiplier)))
-    parameters = rope_parameters(checkpoint.config)
-    dim = int(dim * parameters.get("partial_rotary_factor", 1.0))
-    theta = float(parameters.get("rope_theta", 10000.0))
-    return make.node(name, RopeSpec(dim, theta, pairing, _hf_scaling(settings, parameters)))
+        theta = settings.number("", "rope.freq_base", 10000.0, positive=True)
+        if DIVISORS in settings.checkpoint.tensors:
+            # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
+            make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))
+            weights["freq_factors"] = WeightRef.of(settings.checkpoint, DIVISORS)
+        scaling = None if weights else _gguf_scaling(settings, log_multiplier)
+    else:
+        section = Settings(settings.checkpoint, rope_parameters(settings))
+        theta = section.number("rope_theta", "", 10000.0, positive=True)
+        dim = int(dim * min(section.number("partial_rotary_factor", "", 1.0), 1.0))
+        scaling = _hf_scaling(section)
+    if dim < 2 or dim % 2 or theta == 1.0:
+        raise settings.error(f"rotary position embedding of width {dim} and base {theta} is not possible")
+    return make.node(name, RopeSpec(dim, theta, pairing, scaling, bool(weights)), weights)
 
 
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def rope_parameters(settings: Settings) -> dict[str, Any]:
     """The rotary settings of a config.json in the merged form of transformers 5, from either form."""
-    outer = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
-    merged = {**outer, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    config = settings.config
+    merged = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
+    for section in ("rope_scaling", "rope_parameters"):
+        value = config.get(section) or {}
+        if not isinstance(value, Mapping):
+            raise settings.error(f"{section} is {value!r}, an object is needed")
+        merged.update(value)
     merged["rope_type"] = merged.get("rope_type") or merged.get("type") or "default"
     if not merged.get("original_max_position_embeddings"):
         original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
@@ -49,36 +57,36 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _hf_scaling(settings: Settings, p: Mapping[str, Any]) -> RopeScaling | None:
-    kind, original = p["rope_type"], p["original_max_position_embeddings"]
+def _hf_scaling(s: Settings) -> RopeScaling | None:
+    kind = s.get("rope_type", "")
     if kind == "default":
         return None
-    if kind not in ("linear", "llama3", "yarn"):
-        raise settings.error(f"rope type {kind!r} is not supported", "supported: default, linear, llama3, yarn")
-    needed = {"linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor"], "yarn": []}
-    missing = [key for key in needed[kind] if p.get(key) is None]
-    if missing or (kind != "linear" and not original):
-        raise settings.error(f"rope type {kind!r} lacks {', '.join(missing) or 'original_max_position_embeddings'}")
     if kind == "linear":
-        return RopeScaling("linear", float(p["factor"]))
+        return RopeScaling("linear", s.number("factor", "", positive=True))
     if kind == "llama3":
         return RopeScaling(
             "llama3",
-            float(p["factor"]),
-            original,
-            low_freq_factor=float(p["low_freq_factor"]),
-            high_freq_factor=float(p["high_freq_factor"]),
+            s.number("factor", "", positive=True),
+            s.integer("original_max_position_embeddings", ""),
+            low_freq_factor=s.number("low_freq_factor", "", positive=True),
+            high_freq_factor=s.number("high_freq_factor", "", positive=True),
         )
+    if kind != "yarn":
+        raise s.error(f"rope type {kind!r} is not supported", "supported: default, linear, llama3, yarn")
+    original = s.integer("original_max_position_embeddings", "")
+    stretched = Settings(s.checkpoint).integer("max_position_embeddings", "")
+    factor = s.get("attention_factor", "", None)
     return RopeScaling(
         "yarn",
-        float(p.get("factor") or settings.integer("max_position_embeddings", "") / original),
+        s.number("factor", "", stretched / original, positive=True),
         original,
-        beta_fast=float(p.get("beta_fast") or 32.0),
-        beta_slow=float(p.get("beta_slow") or 1.0),
-        mscale=float(p.get("mscale") or 0.0),
-        mscale_all_dim=float(p.get("mscale_all_dim") or 0.0),
-        attention_factor=p.get("attention_factor"),
-        truncate=bool(p.get("truncate", True)),
+        # 0 counts as absent in all of these
+        beta_fast=s.number("beta_fast", "", 32.0) or 32.0,
+        beta_slow=s.number("beta_slow", "", 1.0) or 1.0,
+        mscale=s.number("mscale", "", 0.0),
+        mscale_all_dim=s.number("mscale_all_dim", "", 0.0),
+        attention_factor=None if factor is None else s.number("attention_factor", ""),
+        truncate=bool(s.get("truncate", "", True)),
     )
 
 
@@ -98,8 +106,8 @@ def _gguf_scaling(settings: Settings, log_multiplier: bool) -> RopeScaling | Non
         "yarn",
         factor,
         settings.integer("", "rope.scaling.original_context_length", settings.integer("", "context_length")),
-        beta_fast=settings.number("", "rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=settings.number("", "rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=settings.number("", "rope.scaling.yarn_beta_fast", 32.0, positive=True),
+        beta_slow=settings.number("", "rope.scaling.yarn_beta_slow", 1.0, positive=True),
         mscale=mscale,
         mscale_all_dim=mscale,
         attention_factor=extra * yarn_mscale(factor, 1.0) if extra != 1.0 else None,

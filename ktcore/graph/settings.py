@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from ktcore.errors import ArchitectureError
@@ -16,12 +18,14 @@ class Settings:
 
     Attributes:
         checkpoint: where it comes from.
+        config: the keys and values; those of the checkpoint unless a section is given.
         gguf: True for GGUF files, False for Hugging Face folders.
         architecture: `general.architecture` or `model_type`.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, section: Mapping[str, Any] | None = None) -> None:
         self.checkpoint = checkpoint
+        self.config = checkpoint.config if section is None else section
         self.gguf = checkpoint.kind == "gguf"
         key = "general.architecture" if self.gguf else "model_type"
         name = checkpoint.config.get(key)
@@ -48,24 +52,32 @@ class Settings:
         if (gguf if self.gguf else hf) == "":
             return self._absent(hf or gguf, default)
         for key in keys:
-            value = self.checkpoint.config.get(key)
+            value = self.config.get(key)
             if value is not None:
                 return self._item(key, value, layer)
         return self._absent(" or ".join(keys), default)
 
-    def integer(self, hf: str, gguf: str, default: int = _REQUIRED, *, layer: int | None = None) -> int:
-        """A whole number; ArchitectureError when it is missing or something else."""
+    def integer(self, hf: str, gguf: str, default: int = _REQUIRED, *, least: int = 1, layer: int | None = None) -> int:
+        """A whole number of at least `least`; ArchitectureError when it is missing or something else."""
         value = self.get(hf, gguf, default, layer=layer)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ArchitectureError(f"{self.checkpoint.path}: {hf or gguf} is {value!r}, a whole number is needed")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.error(f"{hf or gguf} is {value!r}, a whole number of at least {least} is needed")
         return value
 
-    def number(self, hf: str, gguf: str, default: float = _REQUIRED) -> float:
-        """A number; ArchitectureError when it is missing or something else."""
+    def number(self, hf: str, gguf: str, default: float = _REQUIRED, *, positive: bool = False) -> float:
+        """A finite number, not negative, and with `positive` not zero; ArchitectureError otherwise."""
         value = self.get(hf, gguf, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ArchitectureError(f"{self.checkpoint.path}: {hf or gguf} is {value!r}, a number is needed")
+        fine = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not fine or value > 1e300 or (positive and value == 0):
+            raise self.error(f"{hf or gguf} is {value!r}, a number {'above 0' if positive else 'from 0 up'} is needed")
         return float(value)
+
+    def sequence(self, hf: str) -> Sequence[Any]:
+        """An array of config.json, empty when it is absent; ArchitectureError when it is something else."""
+        value: Any = self.get(hf, "", [])
+        if not isinstance(value, list):
+            raise self.error(f"{hf} is {value!r}, an array is needed")
+        return value
 
     def error(self, message: str, hint: str | None = None) -> ArchitectureError:
         """An error that names the checkpoint; the caller raises it."""
@@ -74,13 +86,11 @@ class Settings:
     def _item(self, key: str, value: Any, layer: int | None) -> Any:
         if layer is None or isinstance(value, (str, int, float)):
             return value
-        if layer >= len(value):
-            raise ArchitectureError(f"{self.checkpoint.path}: {key} has {len(value)} items, none for layer {layer}")
+        if isinstance(value, Mapping) or layer >= len(value):
+            raise self.error(f"{key} has {len(value)} items, none for layer {layer}")
         return value[layer]
 
     def _absent(self, keys: str, default: Any) -> Any:
         if default is _REQUIRED:
-            raise ArchitectureError(
-                f"{self.checkpoint.path}: '{keys}' is missing, which architecture '{self.architecture}' needs"
-            )
+            raise self.error(f"'{keys}' is missing, which architecture '{self.architecture}' needs")
         return default

@@ -307,7 +307,7 @@ def test_dense_layers_among_sparse_ones() -> None:
         ({"num_key_value_heads": 7}, "32 attention heads cannot share 7"),
         ({"hidden_act": "xielu"}, "activation 'xielu' is unknown"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope type 'longrope' is not supported"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "lacks low_freq_factor, high_freq_factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "'low_freq_factor' is missing"),
         ({"quantization_config": {"quant_method": "awq"}}, "'awq' are not supported"),
     ],
 )

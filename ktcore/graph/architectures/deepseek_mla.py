@@ -67,16 +67,18 @@ def mla_node(make: NodeMaker, name: str) -> Node:
 
 def _sizes(s: Settings) -> _Sizes:
     # newer GGUF files describe the absorbed form in key_length and value_length, and the plain one under _mla
-    key = s.integer("", "attention.key_length_mla", s.integer("", "attention.key_length", 0))
+    key = s.integer("", "attention.key_length_mla", s.integer("", "attention.key_length", 0, least=0), least=0)
     rope = s.integer("qk_rope_head_dim", "rope.dimension_count")
     return _Sizes(
         hidden=s.integer("hidden_size", "embedding_length"),
         heads=s.integer("num_attention_heads", "attention.head_count"),
         nope=key - rope if s.gguf else s.integer("qk_nope_head_dim", ""),
         rope=rope,
-        value=s.integer("v_head_dim", "attention.value_length_mla", s.integer("", "attention.value_length", 0)),
+        value=s.integer(
+            "v_head_dim", "attention.value_length_mla", s.integer("", "attention.value_length", 0, least=0)
+        ),
         latent=s.integer("kv_lora_rank", "attention.kv_lora_rank"),
-        q_rank=s.integer("q_lora_rank", "attention.q_lora_rank", 0),
+        q_rank=s.integer("q_lora_rank", "attention.q_lora_rank", 0, least=0),
     )
 
 

@@ -17,9 +17,9 @@ def build_deepseek(settings: Settings) -> Graph:
     """`deepseek_v3`, `kimi_k2` and `deepseek_v2` of hub folders; `deepseek2` of GGUF files, which serves them all."""
     make = NodeMaker(settings, {**MLA, **MOE})
     hidden = settings.integer("hidden_size", "embedding_length")
-    dense_layers = settings.integer("first_k_dense_replace", "leading_dense_block_count", 0)
+    dense_layers = settings.integer("first_k_dense_replace", "leading_dense_block_count", 0, least=0)
     routing = _routing(make, dense_layers)
-    shared = settings.integer("n_shared_experts", "expert_shared_count", 0)
+    shared = settings.integer("n_shared_experts", "expert_shared_count", 0, least=0)
 
     def ffn(name: str, layer: int) -> Node:
         if layer < dense_layers:
@@ -34,8 +34,8 @@ def build_deepseek(settings: Settings) -> Graph:
 def _routing(make: NodeMaker, first_sparse: int) -> Routing:
     s = make.settings
     sigmoid = _sigmoid(s)
-    groups = s.get("n_group", "expert_group_count", None) or 1
-    kept = s.get("topk_group", "expert_group_used_count", None) or groups
+    groups = s.integer("n_group", "expert_group_count", 0, least=0) or 1
+    kept = s.integer("topk_group", "expert_group_used_count", 0, least=0) or groups
     if s.get("topk_method", "", "noaux_tc" if sigmoid else "group_limited_greedy") == "greedy":
         groups = kept = 1
     # transformers ignores norm_topk_prob for V2, and no released V2 sets it
@@ -57,7 +57,7 @@ def _routing(make: NodeMaker, first_sparse: int) -> Routing:
 
 def _sigmoid(s: Settings) -> bool:
     if s.gguf:
-        function = s.integer("", "expert_gating_func", 1) or 1
+        function = s.integer("", "expert_gating_func", 0, least=0) or 1
         if function not in (1, SIGMOID):
             raise s.error(f"expert_gating_func {function} is unknown", "known: 1 (softmax), 2 (sigmoid)")
         return function == SIGMOID

@@ -13,7 +13,7 @@ from ktcore.ops.rope import Pairing
 
 def build_llama(settings: Settings) -> Graph:
     """`llama` of both kinds of checkpoint, `mistral` of hub folders."""
-    if settings.integer("", "expert_count", 0) > 0:
+    if settings.integer("", "expert_count", 0, least=0) > 0:
         raise settings.error("this 'llama' file holds a mixture of experts (Mixtral), which is not supported yet")
     # converters to GGUF permute the rows of q and k, so the same model pairs them differently there
     return build_dense(settings, "interleaved" if settings.gguf else "half")

@@ -41,6 +41,6 @@ def _sparse(make: NodeMaker, name: str, layer: int) -> bool:
     settings = make.settings
     if settings.gguf:
         return make.has(f"{name}.router")
-    if layer in settings.get("mlp_only_layers", "", []):
+    if layer in settings.sequence("mlp_only_layers"):
         return False
     return (layer + 1) % settings.integer("decoder_sparse_step", "", 1) == 0
