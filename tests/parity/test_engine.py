@@ -1,0 +1,34 @@
+"""The whole engine with the reference rules gives transformers' logits and transformers' greedy tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import ktcore
+
+from .conftest import Tiny
+from .gguf_writer import write_gguf
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOLERANCE = 1e-4
+FAMILIES = ["llama", "smollm2", "qwen3-moe", "v3", "kimi-k2", "moonlight", "v2-full"]
+NEW_TOKENS = 24
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loaded_model_matches_transformers(name: str, kind: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    t = tiny(name)
+    path = t.folder if kind == "safetensors" else write_gguf(t.model, tmp_path / "tiny.gguf")
+    with ktcore.load(path, backend="cpu", rules="reference", context=256) as model:
+        torch.testing.assert_close(model.logits(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+        # two rows of different content in one batch
+        prompts = torch.stack((t.ids[:40], t.ids[40:80]))
+        ours = model.generate(prompts, max_new_tokens=NEW_TOKENS, temperature=0)
+    with torch.no_grad():
+        theirs = t.model.generate(prompts, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
+    assert torch.equal(ours, theirs)
