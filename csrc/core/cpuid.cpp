@@ -43,7 +43,7 @@ std::vector<Flag> all_flags() {
             {"avx2", ymm && bit(seven.b, 5)},         {"avx_vnni", ymm && bit(more.a, 4)},
             {"avx512f", zmm && bit(seven.b, 16)},     {"avx512dq", zmm && bit(seven.b, 17)},
             {"avx512bw", zmm && bit(seven.b, 30)},    {"avx512vl", zmm && bit(seven.b, 31)},
-            {"avx512_vnni", zmm && bit(seven.c, 11)}, {"avx512_vbmi", zmm && bit(seven.c, 1)},
+            {"avx512_vnni", zmm && bit(seven.c, 11)}, {"avx512vbmi", zmm && bit(seven.c, 1)},
             {"avx512_bf16", zmm && bit(more.a, 5)},   {"amx_tile", tiles && bit(seven.d, 24)},
             {"amx_int8", tiles && bit(seven.d, 25)},  {"amx_bf16", tiles && bit(seven.d, 22)}};
 #else

@@ -8,7 +8,8 @@
 
 namespace ktcore {
 namespace isa_avx512 {
-constexpr int kGemvTokens = 4;  // up to here codes are unpacked in registers, beyond into L1
+// Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
+constexpr int kGemvTokens = 12, kGemvTokensK = 4;
 #include "kernels/vec_avx512.h"
 // The order matters: each file uses the ones before it.
 #include "kernels/unpack.h"

@@ -7,7 +7,8 @@
 
 namespace ktcore {
 namespace isa_scalar {
-constexpr int kGemvTokens = 4;  // up to here codes are unpacked in registers, beyond into L1
+// Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
+constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 #include "kernels/vec_scalar.h"
 // The order matters: each file uses the ones before it.
 #include "kernels/unpack.h"

@@ -140,7 +140,7 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     const uint8_t* p = w.data + panel * w.panel_bytes;
     const uint8_t* act = a.base + t0 * a.stride;
     const int tokens = t1 - t0;
-    if (tokens <= kGemvTokens) {
+    if (tokens <= (L::I.packed_k == 32 ? kGemvTokens : kGemvTokensK)) {
         int t = 0;
         for (; t + 4 <= tokens; t += 4) gemv<F, 4>(p, w.kblocks, act + t * a.stride, a.stride, a.k, acc + t * 32);
         act += t * a.stride;

@@ -1,0 +1,275 @@
+"""The attention block against plain torch in fp64: pairings, norms, biases, pages, ragged batches, windows, caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ktcore_cpu import _native
+
+from .blocks import F32, random_blocks, reference
+
+
+@dataclass
+class Layer:
+    """A block and the fp64 weights it was made from."""
+
+    heads: int = 6
+    kv_heads: int = 2
+    dim: int = 64
+    hidden: int = 96
+    pairing: str = "half"
+    rotary: int = 64
+    window: int = 0
+    format: str = "F32"
+    extras: bool = False
+    kv_dtype: str = "f32"
+    page: int = 32
+    w: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def build(self, pool: _native.Pool, pages: int = 40, exact: bool = True) -> Layer:
+        shapes = {
+            "q": (self.heads * self.dim, self.hidden),
+            "k": (self.kv_heads * self.dim, self.hidden),
+            "v": (self.kv_heads * self.dim, self.hidden),
+            "o": (self.hidden, self.heads * self.dim),
+        }
+        packed = {}
+        for seed, (name, (rows, cols)) in enumerate(shapes.items()):
+            raw = random_blocks(self.format, rows, cols, seed)
+            dense = reference(self.format, raw, rows, cols)
+            if self.format == "F32":
+                dense = dense / np.float32(np.sqrt(cols))
+                raw = np.ascontiguousarray(dense).view(np.uint8)
+            self.w[name] = torch.from_numpy(dense).double()
+            packed[name] = _native.PackedMatrix.pack(pool, self.format, rows, cols, raw)
+        rng = np.random.default_rng(9)
+        options: dict[str, Any] = {}
+        names = {"norm": self.hidden, "q_norm": self.dim, "k_norm": self.dim}
+        names |= {f"{n}_bias": s[0] for n, s in shapes.items()}
+        for name, size in names.items() if self.extras else [("norm", self.hidden)]:
+            options[name] = (1 + 0.3 * rng.standard_normal(size)).astype(np.float32)
+            self.w[name] = torch.from_numpy(options[name]).double()
+        self.inv_freq = (1e4 ** (-np.arange(self.rotary // 2) / (self.rotary // 2))).astype(np.float32)
+        self.block = _native.AttentionBlock(
+            pool, packed["q"], packed["k"], packed["v"], packed["o"], self.heads, self.kv_heads, self.dim, self.pairing,
+            self.inv_freq, 1.0 if not self.extras else 1.1, softmax_scale=self.dim**-0.5, norm_eps=1e-5, qk_eps=1e-6,
+            window=self.window, residual=True, exact=exact, **options,
+        )  # fmt: skip
+        self.pages = pages
+        dtype = np.float16 if self.kv_dtype == "f16" else np.float32
+        self.k = np.full((pages, self.kv_heads, self.page, self.dim), np.nan, dtype)
+        self.v = np.full_like(self.k, np.nan)
+        return self
+
+    def run(self, x: F32, step: _native.Step) -> F32:
+        out = np.full_like(x, np.nan)
+        self.block.forward(
+            x.ctypes.data,
+            out.ctypes.data,
+            step,
+            self.k.ctypes.data,
+            self.v.ctypes.data,
+            self.pages,
+            self.page,
+            self.kv_dtype,
+        )
+        return out
+
+    def expected(self, x: F32) -> np.ndarray:
+        """One whole sequence from position 0, in fp64."""
+        w, t = self.w, len(x)
+        h = torch.from_numpy(x).double()
+        n = rms(h, w["norm"], 1e-5)
+
+        def project(name: str, heads: int) -> torch.Tensor:
+            y = n @ w[name].T + (w[f"{name}_bias"] if self.extras else 0)
+            y = y.view(t, heads, self.dim)
+            if self.extras and name != "v":
+                y = rms(y, w[f"{name}_norm"], 1e-6)
+            return y if name == "v" else self.rotate(y)
+
+        q, k, v = project("q", self.heads), project("k", self.kv_heads), project("v", self.kv_heads)
+        group = self.heads // self.kv_heads
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) * self.dim**-0.5
+        at = torch.arange(t)
+        seen = at[None] <= at[:, None]
+        if self.window:
+            seen &= at[None] > at[:, None] - self.window
+        mixed = torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+        y = mixed.reshape(t, -1) @ w["o"].T + (w["o_bias"] if self.extras else 0)
+        return (h + y).numpy()
+
+    def rotate(self, y: torch.Tensor) -> torch.Tensor:
+        angle = torch.arange(len(y)).double()[:, None] * torch.from_numpy(self.inv_freq).double()
+        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        if self.extras:
+            cos, sin = cos * 1.1, sin * 1.1
+        y, half = y.clone(), self.rotary // 2
+        first, second = (slice(0, half), slice(half, 2 * half))
+        if self.pairing == "interleaved":
+            first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+        a, b = y[..., first].clone(), y[..., second].clone()
+        y[..., first], y[..., second] = a * cos - b * sin, b * cos + a * sin
+        return y
+
+
+def rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def ints(values: Any) -> np.ndarray:
+    return np.asarray(values, np.int32)
+
+
+def one(start: int, n: int, table: np.ndarray) -> _native.Step:
+    return _native.Step(ints(range(start, start + n)), ints([0, n]), ints([start + n]), table[None])
+
+
+def hidden_rows(n: int, width: int, seed: int = 3) -> F32:
+    return np.random.default_rng(seed).standard_normal((n, width)).astype(np.float32)
+
+
+CASES = {
+    "half": {},
+    "interleaved": {"pairing": "interleaved"},
+    "partial rotary": {"rotary": 32},
+    "partial interleaved": {"rotary": 48, "pairing": "interleaved"},
+    "no rotary": {"rotary": 0},
+    "norms and biases": {"extras": True},
+    "window": {"window": 37},
+    "wide heads": {"dim": 128, "rotary": 128, "heads": 4, "kv_heads": 4},
+    "odd heads": {"dim": 24, "rotary": 16, "hidden": 50, "heads": 5, "kv_heads": 1},
+    "tiny heads": {"dim": 8, "rotary": 8, "hidden": 20, "heads": 2, "kv_heads": 2, "page": 48},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+def test_prefill_then_decode_equals_plain_attention(pool: _native.Pool, case: str, kv_dtype: str) -> None:
+    layer = Layer(kv_dtype=kv_dtype, **CASES[case]).build(pool)  # type: ignore[arg-type]
+    total = 150 if layer.dim < 128 else 70
+    x = hidden_rows(total, layer.hidden)
+    table = ints(np.random.default_rng(5).permutation(40)[:8])
+    cuts = [0, 40, 41, 44, 100, 101, total] if total == 150 else [0, 40, 41, total]
+    got = np.concatenate([layer.run(x[a:b], one(a, b - a, table)) for a, b in pairwise(cuts)])
+    tolerance = 2e-5 if kv_dtype == "f32" else 5e-3
+    np.testing.assert_allclose(got, layer.expected(x), atol=tolerance, rtol=0)
+
+
+def test_long_contexts_are_cut_into_parts_without_a_trace(pool: _native.Pool) -> None:
+    layer = Layer(heads=3, kv_heads=1, dim=16, rotary=16, hidden=32, page=64).build(pool)
+    x = hidden_rows(700, 32)
+    table = ints(np.random.default_rng(6).permutation(40)[:11])
+    whole = layer.run(x, one(0, 700, table))
+    np.testing.assert_allclose(whole, layer.expected(x), atol=2e-5, rtol=0)
+    for at in (0, 63, 255, 256, 257, 300, 511, 512, 699):
+        np.testing.assert_array_equal(layer.run(x[at : at + 1], one(at, 1, table)), whole[at : at + 1])
+    np.testing.assert_array_equal(layer.run(x[500:503], one(500, 3, table)), whole[500:503])
+
+
+def test_windows_are_cut_alike_in_prefill_and_decode(pool: _native.Pool) -> None:
+    layer = Layer(heads=2, kv_heads=2, dim=16, rotary=16, hidden=32, page=64, window=300).build(pool)
+    x = hidden_rows(650, 32)
+    table = ints(range(20, 31))
+    whole = layer.run(x, one(0, 650, table))
+    np.testing.assert_allclose(whole, layer.expected(x), atol=2e-5, rtol=0)
+    for at in (0, 299, 300, 301, 556, 649):
+        np.testing.assert_array_equal(layer.run(x[at : at + 1], one(at, 1, table)), whole[at : at + 1])
+
+
+def test_a_ragged_batch_equals_its_sequences_alone(pool: _native.Pool) -> None:
+    layer = Layer().build(pool, pages=30)
+    tables = ints(np.random.default_rng(7).permutation(30)[:12].reshape(3, 4))
+    lengths, news = [50, 90, 33], [1, 40, 33]
+    rows = [hidden_rows(n, layer.hidden, seed) for seed, n in enumerate(lengths)]
+    alone = []
+    for x, n, table in zip(rows, news, tables, strict=True):
+        if len(x) > n:
+            layer.run(x[:-n], one(0, len(x) - n, table))
+        alone.append(layer.expected(x)[-n:])
+    positions = np.concatenate([np.arange(length - n, length) for length, n in zip(lengths, news, strict=True)])
+    step = _native.Step(ints(positions), ints([0, 1, 41, 74]), ints(lengths), tables)
+    got = layer.run(np.concatenate([x[-n:] for x, n in zip(rows, news, strict=True)]), step)
+    np.testing.assert_allclose(got, np.concatenate(alone), atol=2e-5, rtol=0)
+
+
+def test_in_place_and_int8_mode(pool: _native.Pool) -> None:
+    layer = Layer(format="Q8_0", hidden=96).build(pool, exact=False)
+    for name in "qkvo":
+        assert layer.w[name].abs().max() > 0
+    x = hidden_rows(40, 96)
+    want, table = layer.expected(x), ints(range(2))
+    out = layer.run(x, one(0, 40, table))
+    error = np.sqrt(((out - want) ** 2).mean()) / np.sqrt(((want - x) ** 2).mean())
+    assert error < 0.06  # scores of these random weights are steep
+    layer.block.forward(
+        x.ctypes.data, x.ctypes.data, one(0, 40, table), layer.k.ctypes.data, layer.v.ctypes.data, 40, 32, "f32"
+    )
+    np.testing.assert_array_equal(x, out)
+
+
+def test_threads_change_nothing(pool_of: Callable[..., _native.Pool], isa: str) -> None:
+    outs = []
+    for threads in (1, 2, 3, 7):
+        layer = Layer(format="Q8_0", kv_dtype="f16").build(pool_of(isa, threads), exact=False)
+        x = hidden_rows(130, 96)
+        first = layer.run(x, one(0, 130, ints(range(6))))
+        outs.append(np.concatenate([first, layer.run(x[:1], one(130, 1, ints(range(6))))]))
+    for other in outs[1:]:
+        np.testing.assert_array_equal(outs[0], other)
+
+
+def test_instruction_sets_agree(pool_of: Callable[[str], _native.Pool]) -> None:
+    outs = []
+    for isa in _native.isa_supported():
+        layer = Layer(extras=True).build(pool_of(isa))
+        outs.append(layer.run(hidden_rows(70, 96), one(0, 70, ints(range(3)))))
+    for other in outs[1:]:
+        np.testing.assert_allclose(other, outs[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("positions", "q_start", "context", "table", "message"),
+    [
+        ([0], [0, 1], [1], [[40]], "page 40"),
+        ([0], [0, 1], [1], [[-1]], "page -1"),
+        ([0], [0, 1], [33], [[0]], "does not fit"),
+        ([0], [0, 1], [0], [[0]], "context length"),
+        ([0], [0, 2], [1], [[0]], "q_start"),
+        ([0], [1, 1], [1], [[0]], "q_start"),
+        ([0, 1], [0, 3, 2], [5, 1], [[0], [1]], "q_start"),
+        ([0], [0], [1], [[0]], "q_start"),
+        ([-1], [0, 1], [1], [[0]], "positions"),
+        ([0], [0, 1], [1], [[0], [0]], "block_table"),
+    ],
+)
+def test_steps_that_point_outside_are_refused(
+    positions: Any, q_start: Any, context: Any, table: Any, message: str
+) -> None:
+    layer = Layer().build(_native.Pool(1))
+    with pytest.raises(ValueError, match=message):
+        layer.run(hidden_rows(1, 96), _native.Step(ints(positions), ints(q_start), ints(context), ints(table)))
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    pool = _native.Pool(1)
+    w = _native.PackedMatrix.pack(pool, "F32", 64, 64, np.zeros((64, 256), np.uint8))
+    ok: dict[str, Any] = {"heads": 2, "kv_heads": 2, "head_dim": 32, "rope_pairing": "half", "softmax_scale": 1.0}
+    ok["inv_freq"] = np.ones(16, np.float32)
+    _native.AttentionBlock(pool, w, w, w, w, **ok)
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"heads": 3}, "heads"), ({"heads": 0}, "heads"), ({"kv_heads": 1}, "kv_heads"), ({"head_dim": 31}, "head_dim"),
+        ({"rope_pairing": "full"}, "rope_pairing"), ({"inv_freq": np.ones(17, np.float32)}, "inv_freq"),
+        ({"norm": np.ones(63, np.float32)}, "norm"), ({"q_bias": np.ones(1, np.float32)}, "q bias"),
+        ({"window": -1}, "window"),
+    ]  # fmt: skip
+    for change, message in bad:
+        with pytest.raises(ValueError, match=message):
+            _native.AttentionBlock(pool, w, w, w, w, **(ok | change))
