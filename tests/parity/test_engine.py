@@ -32,3 +32,14 @@ def test_loaded_model_matches_transformers(name: str, kind: str, tiny: Callable[
     with torch.no_grad():
         theirs = t.model.generate(prompts, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "v3", "moonlight"])
+def test_parts_of_different_backends_work_together(name: str, tiny: Callable[[str], Tiny]) -> None:
+    t = tiny(name)
+    with ktcore.load(t.folder, backend="cpu", context=256) as model:
+        owners = {choice.implementation.id.split(".")[0] for choice in model.plan.choices.values()}
+        logits = model.logits(t.ids)
+    assert owners == {"cpu", "reference"}
+    # wider than float32's: the native cache holds 16 bits a value
+    torch.testing.assert_close(logits, t.logits, atol=1e-2, rtol=0)

@@ -30,4 +30,3 @@ class ReferenceImplementation(Implementation):
 def loaded(request: LoadRequest, role: str) -> torch.Tensor:
     """A weight as float32 on the runtime's device."""
     return request.weights[role].tensor().to(request.runtime.device)
-

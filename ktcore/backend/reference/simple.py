@@ -71,7 +71,8 @@ class ReferenceRope(ReferenceImplementation):
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(RopeSpec, request.spec)
-        freq, factor = inverse_frequencies(spec, loaded(request, "freq_factors") if spec.freq_factors else None)
+        divisors = request.weights["freq_factors"].tensor() if spec.freq_factors else None
+        freq, factor = inverse_frequencies(spec, divisors)
         freq = freq.to(request.runtime.device)
         return lambda x, positions: rope(x, positions.to(x.device), freq, factor, spec.pairing)
 
