@@ -1,4 +1,4 @@
-"""The machine as Linux describes it: CPUs that this process may use, NUMA nodes, memory, and the control group's limits.
+"""The machine as Linux describes it: usable CPUs, NUMA nodes, memory, and the limits of the control group.
 
 All of it is read below a root folder, so that a test can lay out any machine.
 """

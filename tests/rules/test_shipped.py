@@ -1,0 +1,50 @@
+"""The rule files that ktcore ships, for every family on every backend."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktcore.backend import Registry
+from ktcore.rules.load import load_rules, shipped_rules
+from ktcore.rules.resolve import resolve
+
+from .graphs import FAMILIES, deepseek_v3, llama
+
+BACKENDS = sorted(path.stem for path in shipped_rules().glob("*.yaml") if path.stem != "reference")
+
+
+@pytest.fixture(scope="module")
+def installed() -> Registry:
+    return Registry.discover()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_resolves_on_every_backend(installed: Registry, family: str, backend: str) -> None:
+    graph = FAMILIES[family]()
+    made = resolve(graph, load_rules(family, backend, None, installed), installed, backend)
+    where = {name: choice.device for name, choice in made.choices.items()}
+    assert where["embed"] == where["sampler"] == "cpu:0"
+    assert where["head"] == f"{backend}:0"
+    assert all(device == "cpu:0" for name, device in where.items() if name.endswith(".experts"))
+    assert all(device == f"{backend}:0" for name, device in where.items() if name.endswith(".attn"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_rules_put_everything_on_the_host_in_plain_torch(installed: Registry, family: str) -> None:
+    made = resolve(FAMILIES[family](), load_rules(family, "cpu", "reference", installed), installed, "cpu")
+    assert {choice.implementation.id.split(".")[0] for choice in made.choices.values()} == {"reference"}
+    assert made.devices == ("cpu:0",)
+
+
+def test_the_host_runs_whole_branches_in_native_code(installed: Registry) -> None:
+    made = resolve(llama(), load_rules("llama", "cpu", None, installed), installed, "cpu")
+    assert made.choices["layers.0.attn"].implementation.id == "cpu.attention"
+    assert made.choices["layers.0.ffn"].implementation.id == "cpu.mlp"
+    assert not made.fallbacks
+
+
+def test_shared_experts_stay_with_the_dense_part(installed: Registry) -> None:
+    made = resolve(deepseek_v3(), load_rules("deepseek_v3", "cuda", None, installed), installed, "cuda")
+    assert made.choices["layers.1.ffn.shared"].device == "cuda:0"
+    assert made.choices["layers.1.ffn.experts"].device == "cpu:0"
