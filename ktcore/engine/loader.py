@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ktcore.backend.implementation import CacheOwner, LoadRequest, Module
+from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module
 from ktcore.backend.registry import Registry
 from ktcore.engine.devices import Devices
 from ktcore.engine.runner import LoadedModel
+from ktcore.engine.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
 from ktcore.graph.node import Node
-from ktcore.ops.moe import ExpertsSpec
+from ktcore.ops.base import Spec
+from ktcore.ops.moe import ExpertsSpec, MoESpec
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.ref import Weight
@@ -77,6 +80,9 @@ class _Loader:
         self.caches: list[CacheOwner] = []
         self.total = sum(node.nbytes for node in plan.graph.roots())
         self.done = 0
+        self.chain = DeferralChain()
+        moe_layers = [n.layer for n in plan.graph.walk() if isinstance(n.spec, ExpertsSpec)]
+        self.last_moe_layer = moe_layers[-1] if moe_layers else None
 
     def root(self, node: Node) -> Module:
         """A top-level node; its input may come from another device than its own."""
@@ -88,35 +94,84 @@ class _Loader:
         """A node with all of its parts."""
         choice = self.plan.choices[node.name]
         fused = choice.implementation.fused
-        runtime = self.devices.runtime(choice.device)
         children = {} if fused else {role: self._child(part, choice.device) for role, part in node.parts.items()}
+        if isinstance(node.spec, MoESpec) and not fused:
+            children["router"] = self._reduced(children["router"], node.parts["experts"])
         refs = node.all_weights() if fused else dict(node.weights)
         weights = {role: ref.open(self.checkpoint) for role, ref in refs.items()}
-        module = choice.implementation.load(
-            LoadRequest(
-                name=node.name,
-                spec=node.spec,
-                weights=weights,
-                runtime=runtime,
-                device=runtime.capabilities(),
-                children=children,
-                options=choice.options,
-            )
-        )
-        if isinstance(module, CacheOwner):
-            self.caches.append(module)
+        module = self._module(node, choice.implementation, choice.device, node.spec, weights, children, choice.options)
         self._loaded(node, weights)
         return module
 
+    def _module(
+        self,
+        node: Node,
+        implementation: Implementation,
+        device: str,
+        spec: Spec,
+        weights: Mapping[str, Weight],
+        children: Mapping[str, Module],
+        options: Mapping[str, Any],
+    ) -> Module:
+        runtime = self.devices.runtime(device)
+        caps = runtime.capabilities()
+        module = implementation.load(LoadRequest(node.name, spec, weights, runtime, caps, children, options))
+        if isinstance(module, CacheOwner):
+            self.caches.append(module)
+        return module
+
     def _child(self, part: Node, parent_device: str) -> Module:
+        if isinstance(part.spec, ExpertsSpec):
+            return self._experts(part, part.spec, parent_device)
         module = self.load(part)
         device = self.plan.choices[part.name].device
         if device == parent_device:
             return module
-        inside, outside = self.devices.runtime(device), self.devices.runtime(parent_device)
-        if isinstance(part.spec, ExpertsSpec) and inside.device.type == "cpu":
-            return self.devices.hand_off(module, parent_device, part.spec.hidden, part.spec.top_k, self.max_tokens)
-        return Crossing(module, inside.device, outside.device)
+        return Crossing(module, self.devices.runtime(device).device, self.devices.runtime(parent_device).device)
+
+    def _experts(self, node: Node, spec: ExpertsSpec, caller: str) -> Module:
+        """Routed experts as their branch on `caller` sees them: handed off, split, deferred, as the plan says."""
+        choice = self.plan.choices[node.name]
+        resident = choice.resident.experts if choice.resident else ()
+        others = [e for e in range(spec.experts) if e not in set(resident)]
+        weights = {role: ref.open(self.checkpoint) for role, ref in node.weights.items()}
+        far = near = None
+        if others:
+            held = weights if not resident else {role: w.subset(others) for role, w in weights.items()}
+            left = replace(spec, experts=len(others))
+            far = self._module(node, choice.implementation, choice.device, left, held, {}, choice.options)
+        if choice.resident:
+            held = {role: w.subset(resident) for role, w in weights.items()}
+            kept = choice.resident
+            near = self._module(node, kept.implementation, kept.device, kept.spec, held, {}, {})
+            near = self._reached(near, kept.spec, kept.device, caller)
+        self._loaded(node, weights)
+
+        def one_caller() -> Module:
+            reached = None if far is None else self._reached(far, spec, choice.device, caller)
+            if near is None:
+                return reached
+            return SplitExperts(near, reached, resident, spec.experts, self.devices.runtime(caller).device)
+
+        defer = choice.experts.defer if choice.experts else 0
+        if not defer:
+            return one_caller()
+        return DeferredExperts(one_caller(), one_caller(), self.chain, defer, last=node.layer == self.last_moe_layer)
+
+    def _reached(self, module: Module, spec: ExpertsSpec, device: str, caller: str) -> Module:
+        """Experts on `device` as a branch on `caller` calls them."""
+        if device == caller:
+            return module
+        inside, outside = self.devices.runtime(device).device, self.devices.runtime(caller).device
+        if inside.type == "cpu":
+            return self.devices.hand_off(module, caller, spec.hidden, spec.top_k, self.max_tokens)
+        return Crossing(module, inside, outside)
+
+    def _reduced(self, router: Module, experts: Node) -> Module:
+        policy = self.plan.choices[experts.name].experts
+        if policy is None or not (policy.keep or policy.threshold):
+            return router
+        return ReducedRouter(router, policy.keep, policy.threshold)
 
     def _loaded(self, node: Node, weights: Mapping[str, Weight]) -> None:
         for weight in weights.values():

@@ -9,7 +9,9 @@ from typing import Any
 
 from ktcore.backend.implementation import Implementation
 from ktcore.graph.node import Graph, Node
+from ktcore.ops.moe import ExpertsSpec
 from ktcore.placement.memory import DEFAULT_CONTEXT, DeviceMemory, human_bytes, workspace_bytes
+from ktcore.rules.experts import ExpertPolicy
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,22 @@ class Rejected:
     implementation: str
     reason: str
     rule: str | None = None
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Experts of a layer that live on another device than the rest.
+
+    Attributes:
+        experts: their ids.
+        spec: of these experts alone.
+    """
+
+    experts: tuple[int, ...]
+    spec: ExpertsSpec
+    implementation: Implementation
+    device: str
+    packed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,8 @@ class Choice:
         rejected: alternatives, those of the rule first.
         stored_bytes: of the weights it loads, in the checkpoint; packed_bytes: on the device.
         covered: names of the parts that a fused implementation runs itself.
+        experts: how routed experts are treated beyond their device.
+        resident: the experts that live elsewhere; the rest are this choice's own.
         ignored: the rule's options that this implementation, a listed fallback, does not know.
     """
 
@@ -47,6 +67,8 @@ class Choice:
     packed_bytes: int = 0
     covered: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    experts: ExpertPolicy | None = None
+    resident: Resident | None = None
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -56,6 +78,8 @@ class Choice:
     @property
     def why(self) -> str:
         """The reason in a few words."""
+        if self.experts is not None:
+            return f"{self.rule}: {self.experts.describe()}"
         if not self.fallback:
             return self.rule
         return f"{self.rule}, fallback: {self.rejected[0].implementation}: {self.rejected[0].reason}"
@@ -106,7 +130,8 @@ class Plan:
     @property
     def devices(self) -> tuple[str, ...]:
         """Devices in use, in the order of their first node."""
-        return tuple(dict.fromkeys(choice.device for choice in self.choices.values()))
+        own = [choice.device for choice in self.choices.values()]
+        return tuple(dict.fromkeys(own + [c.resident.device for c in self.choices.values() if c.resident]))
 
     @property
     def fallbacks(self) -> tuple[Choice, ...]:
@@ -123,8 +148,9 @@ class Plan:
         found: dict[str, DeviceMemory] = {}
         for device in self.devices:
             here = [choice for choice in self.choices.values() if choice.device == device]
+            residents = [c.resident for c in self.choices.values() if c.resident and c.resident.device == device]
             found[device] = DeviceMemory(
-                weights=sum(choice.packed_bytes for choice in here),
+                weights=sum(choice.packed_bytes for choice in here) + sum(r.packed_bytes for r in residents),
                 kv=tokens * sum(choice.kv_bytes_per_token for choice in here),
                 # the head sees a few rows a step only, so its width would overstate the need
                 workspace=max((workspace_bytes(c.node.spec) for c in here if c.node is not self.graph.head), default=0),
@@ -171,6 +197,14 @@ class Plan:
             f"  weights   {', '.join(node.spec.formats()) or 'none'}: {human_bytes(choice.stored_bytes)} stored, "
             f"{human_bytes(choice.packed_bytes)} packed",
         ]
+        if choice.experts is not None:
+            lines.append(f"  experts   {choice.experts.describe()}")
+        if choice.resident is not None:
+            r = choice.resident
+            lines.append(
+                f"  resident  {len(r.experts)} experts with {r.implementation.id} on {r.device}, "
+                f"{human_bytes(r.packed_bytes)} packed"
+            )
         if choice.options:
             lines.append(f"  options   {', '.join(f'{k}={v}' for k, v in choice.options.items())}")
         if choice.ignored:
@@ -216,6 +250,8 @@ def _choice_dict(choice: Choice) -> dict[str, Any]:
         "rule": choice.rule,
         "fallback": choice.fallback,
         "options": dict(choice.options),
+        "experts": choice.experts.describe() if choice.experts else None,
+        "resident": list(choice.resident.experts) if choice.resident else [],
         "stored_bytes": choice.stored_bytes,
         "packed_bytes": choice.packed_bytes,
         "covered": list(choice.covered),

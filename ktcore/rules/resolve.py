@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 
 from ktcore.backend.capabilities import Capabilities
@@ -11,10 +12,12 @@ from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry, split_device
 from ktcore.errors import BackendError, PlanError, RuleError
 from ktcore.graph.node import Graph, Node
+from ktcore.ops.base import Spec
+from ktcore.ops.moe import ExpertsSpec
 from ktcore.placement.memory import fit_hint, human_bytes
 from ktcore.rules.audit import check_rules_used
 from ktcore.rules.load import RuleSet
-from ktcore.rules.plan import Choice, Plan, Rejected
+from ktcore.rules.plan import Choice, Plan, Rejected, Resident
 from ktcore.rules.schema import Rule, rule_text
 
 DEFAULT_PAGE_SIZE = 16
@@ -163,6 +166,8 @@ class _Resolver:
                 f"rule {rule} lists no other; add one to its 'use', or write a rule that comes before it",
             )
         rejected += self._passed_over(node, device, rule, later)
+        resident = self._resident(rule, node)
+        spec = node.spec if resident is None else _without(node, resident)
         fused = chosen.fused
         stored = node.nbytes if fused else sum(ref.nbytes for ref in node.weights.values())
         return Choice(
@@ -174,10 +179,35 @@ class _Resolver:
             fallback=chosen.id != rule.use[0],
             rejected=tuple(rejected),
             stored_bytes=stored,
-            packed_bytes=chosen.packed_bytes(node.spec, stored),
+            packed_bytes=chosen.packed_bytes(spec, round(stored * _share(spec, node))),
             covered=tuple(part.name for part in node.walk() if part is not node) if fused else (),
             ignored=tuple(key for key in rule.options if key not in chosen.options),
+            experts=rule.experts,
+            resident=resident,
         )
+
+    def _resident(self, rule: Rule, node: Node) -> Resident | None:
+        """The experts that the rule keeps on another device, with the first implementation that runs them there."""
+        policy, whole = rule.experts, node.spec
+        if policy is None or not policy.on_device or not isinstance(whole, ExpertsSpec):
+            return None
+        ids = policy.resident(whole.experts)
+        if ids and max(ids) >= whole.experts:
+            raise rule.where.error(f"rule '{rule.name}': {node.name} has no expert {max(ids)}, only {whole.experts}")
+        device = self._device(replace(rule, device=policy.device), self.main)
+        spec = replace(whole, experts=len(ids))
+        part = replace(node, spec=spec)
+        reasons = []
+        for name in policy.use:
+            if name not in self.implementations:
+                raise self._unknown(rule, name)
+            reason = self._obstacle(self.implementations[name], part, device)
+            if reason is None:
+                stored = node.nbytes * len(ids) // whole.experts
+                packed = self.implementations[name].packed_bytes(spec, stored)
+                return Resident(ids, spec, self.implementations[name], device, packed)
+            reasons.append(f"{name}: {reason}")
+        raise PlanError(f"{node.name}: no implementation keeps experts on {device}: {'; '.join(reasons)}")
 
     def _obstacle(self, implementation: Implementation, node: Node, device: str) -> str | None:
         """Why the implementation cannot run the node on the device; None when it can."""
@@ -213,6 +243,19 @@ class _Resolver:
             elif caps.memory_bytes is not None and caps.live:
                 limits[device] = caps.memory_bytes
         return limits
+
+
+def _without(node: Node, resident: Resident) -> Spec:
+    """The spec of the experts that are left."""
+    assert isinstance(node.spec, ExpertsSpec)
+    return replace(node.spec, experts=node.spec.experts - len(resident.experts))
+
+
+def _share(spec: Spec, node: Node) -> float:
+    """The part of the node's experts that `spec` holds; 1 for everything else."""
+    if isinstance(spec, ExpertsSpec) and isinstance(node.spec, ExpertsSpec):
+        return spec.experts / node.spec.experts
+    return 1.0
 
 
 def _common_page_size(choices: Mapping[str, Choice]) -> int:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from ktcore.rules.experts import ExpertPolicy, parse_experts
 from ktcore.rules.located import Located, Where
 from ktcore.rules.match import Match, Span, parse_layers
 
 VERSION = 1
 FILE_KEYS = ("version", "extends", "vars", "rules", "strict")
-RULE_KEYS = ("name", "match", "use", "device", "options", "optional", "strict")
+RULE_KEYS = ("name", "match", "use", "device", "options", "experts", "optional", "strict")
 MATCH_KEYS = ("op", "name", "layers", "format", "feature", "family")
 
 
@@ -24,6 +25,7 @@ class Rule:
         use: implementation ids; the first runs, the later ones are the listed fallbacks.
         device: "host", "accelerator" (the plan's backend, also when that is the host), "name" or "name:index"; None
             leaves a part where its composite is, and a top-level node on the plan's backend.
+        experts: for a rule about experts: which are resident on the accelerator, late, or dropped.
         optional: it may match nothing; for files that serve several models.
         strict: no fallback: the first of `use` runs, or the plan fails.
     """
@@ -34,6 +36,7 @@ class Rule:
     where: Where
     device: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    experts: ExpertPolicy | None = None
     optional: bool = False
     strict: bool = False
 
@@ -69,13 +72,17 @@ def parse_rule(source: Located) -> Rule:
     use = given["use"].texts("use")
     if len(set(use)) < len(use):
         raise given["use"].where.error("use lists an implementation twice")
+    match = parse_match(given["match"])
+    if "experts" in given and match.op != ("experts",):
+        raise given["experts"].where.error("'experts' belongs to a rule with 'match: {op: experts}'")
     return Rule(
         name=given["name"].text("name"),
-        match=parse_match(given["match"]),
+        match=match,
         use=use,
         where=source.where,
         device=given["device"].text("device") if "device" in given else None,
         options=given["options"].plain() if "options" in given and given["options"].mapping("options") else {},
+        experts=parse_experts(given["experts"]) if "experts" in given else None,
         optional=given["optional"].flag("optional") if "optional" in given else False,
         strict=given["strict"].flag("strict") if "strict" in given else False,
     )

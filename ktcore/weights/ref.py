@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,10 @@ class Weight:
             return Weight(self._checkpoint, WeightRef((self.ref.sources[index],), shape, self.format, self.ref.rows))
         return _Item(self._checkpoint, self.ref, index)
 
+    def subset(self, indices: Sequence[int]) -> Weight:
+        """Items `indices` of the first axis, as a weight of its own."""
+        return _Subset(self._checkpoint, self, tuple(indices))
+
     def release(self) -> None:
         """Let the operating system drop this weight's file pages from memory; reading again brings them back."""
         for name in self.ref.sources:
@@ -137,3 +142,24 @@ class _Item(Weight):
 
     def release(self) -> None:
         """Nothing: the file pages belong to the whole tensor, which releases them."""
+
+
+class _Subset(Weight):
+    """Some items of another weight's first axis."""
+
+    def __init__(self, checkpoint: Checkpoint, whole: Weight, indices: tuple[int, ...]) -> None:
+        super().__init__(checkpoint, replace(whole.ref, shape=(len(indices), *whole.shape[1:])))
+        self._whole = whole
+        self._indices = indices
+
+    def raw(self) -> np.ndarray:
+        return np.concatenate([self._whole.part(i).raw() for i in self._indices])
+
+    def part(self, index: int) -> Weight:
+        return self._whole.part(self._indices[index])
+
+    def subset(self, indices: Sequence[int]) -> Weight:
+        return self._whole.subset([self._indices[i] for i in indices])
+
+    def release(self) -> None:
+        self._whole.release()
