@@ -30,6 +30,10 @@ class Devices:
             self._runtimes[device] = self._open(device)
         return self._runtimes[device]
 
+    def open_runtimes(self) -> tuple[DeviceRuntime, ...]:
+        """The runtimes in use."""
+        return tuple(self._runtimes.values())
+
     def stream(self, device: str) -> Stream:
         """The stream that this engine computes on."""
         if device not in self._streams:

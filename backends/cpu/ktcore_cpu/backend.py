@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ktcore.backend.host import HostRuntime
-
 from ktcore.backend import Backend, Capabilities, Implementation
+from ktcore.backend.host import HostRuntime
 from ktcore.errors import BackendError
 from ktcore_cpu.plugin import DECLARED
 
@@ -41,6 +40,12 @@ class CpuRuntime(HostRuntime):
     def capabilities(self) -> Capabilities:
         """The instruction set in use and the number of threads."""
         return self._capabilities
+
+    def read_bandwidth(self) -> float:
+        """Bytes a second that the pool streams from memory, measured now over a buffer well beyond the caches."""
+        from ktcore_cpu import _native
+
+        return _native.read_bandwidth(self.pool)
 
 
 class CpuBackend(Backend):

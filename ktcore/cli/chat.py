@@ -1,0 +1,159 @@
+"""`ktcore chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ktcore.cli import options as o
+from ktcore.cli.conversation import Conversation, Message
+from ktcore.errors import RequestError, TokenizerError
+
+if TYPE_CHECKING:
+    from ktcore.engine.model import Model
+
+PROMPT = "> "
+HELP = """/clear        forget the conversation
+/system TEXT  set the system message; without TEXT remove it
+/help         this list
+/exit         leave; so does Ctrl-D
+Ctrl-C stops an answer and keeps what was said so far."""
+
+
+def chat(
+    model: o.model_argument,
+    max_new_tokens: o.new_tokens_option = 1024,
+    temperature: o.temperature_option = 0.7,
+    top_k: o.top_k_option = 0,
+    top_p: o.top_p_option = 1.0,
+    min_p: o.min_p_option = 0.0,
+    repetition_penalty: o.penalty_option = 1.0,
+    seed: o.seed_option = None,
+    stop: o.stop_option = None,
+    system: o.system_option = None,
+    backend: o.backend_option = "auto",
+    rules: o.rules_option = None,
+    threads: o.threads_option = None,
+    context: o.context_option = None,
+    memory: o.memory_option = None,
+    debug: o.debug_option = False,
+) -> None:
+    """Hold a conversation; the model sees all of it, through its own chat template.
+
+    /help lists what can be typed besides messages. Ctrl-C stops an answer, Ctrl-D leaves. When the conversation
+    outgrows the context, the oldest turns are dropped, and a note says so.
+
+    \b
+      ktcore chat model.gguf --system "You are a patient teacher."
+    """
+    from ktcore.cli.terminal import opened
+
+    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
+    loading = {"backend": backend, "rules": rules, "threads": threads, "context": context, "memory": memory}
+    with opened(model, **loading) as (loaded, _):
+        if loaded.tokenizer.chat_template is None:
+            raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")
+        Session(loaded, Conversation(system), max_new_tokens, draw).hold()
+
+
+@dataclass
+class Session:
+    """A conversation with its model, fed line by line from stdin."""
+
+    model: Model
+    conversation: Conversation
+    max_new_tokens: int
+    draw: dict[str, Any]
+
+    def hold(self) -> None:
+        """Until /exit or the end of input."""
+        from ktcore.cli.terminal import note
+
+        if sys.stdin.isatty():
+            note("/help lists the commands, Ctrl-D leaves.")
+        while (line := _read_line()) is not None:
+            text = line.strip()
+            if text in ("/exit", "/quit", "/bye"):
+                return
+            if text.startswith("/"):
+                self._command(text)
+            elif text:
+                self._answer(text)
+
+    def _command(self, text: str) -> None:
+        from ktcore.cli.terminal import note
+
+        word, _, rest = text.partition(" ")
+        if word == "/clear":
+            self.conversation.clear()
+            note("The conversation is forgotten.")
+        elif word == "/system":
+            self.conversation.system = rest.strip() or None
+            note("The system message is set." if self.conversation.system else "There is no system message now.")
+        elif word == "/help":
+            note(HELP)
+        else:
+            note(f"{word} is no command.\n{HELP}")
+
+    def _answer(self, text: str) -> None:
+        from ktcore.cli.interrupt import noticing_interrupts
+        from ktcore.cli.terminal import note, show_error, write
+
+        self.conversation.add("user", text)
+        pieces: list[str] = []
+        with noticing_interrupts() as interrupted:
+            try:
+                self._make_room()
+                stream = self.model.stream_chat(self.conversation.messages, self.max_new_tokens, **self.draw)
+                for piece in stream:
+                    pieces.append(piece)
+                    write(piece)
+                    if interrupted:
+                        break
+                write("\n")
+            except RequestError as error:
+                show_error(error)
+            except KeyboardInterrupt:
+                write("\n")
+        if interrupted:
+            note("(stopped)")
+        elif pieces and sys.stderr.isatty():
+            note(f"{stream.stats.new_tokens} tokens at {stream.stats.decode_tok_s:.1f} tok/s")
+        if pieces:
+            self.conversation.add("assistant", "".join(pieces))
+        else:
+            self.conversation.take_back()
+
+    def _make_room(self) -> None:
+        from ktcore.cli.terminal import note
+
+        limit = self.model.context
+        # an answer gets a quarter of the context at least, or what it may take
+        dropped = self.conversation.shorten(self._count, limit - min(self.max_new_tokens, limit // 4))
+        if dropped:
+            note(
+                f"(the {dropped} oldest messages were dropped: the conversation outgrew the context of {limit} tokens)"
+            )
+
+    def _count(self, messages: list[Message]) -> int:
+        return len(self.model.tokenizer.encode_chat(messages))
+
+
+def _read_line() -> str | None:
+    """The next line; None at the end of input. A prompt is shown to people only."""
+    from ktcore.cli.terminal import note, write
+
+    if not sys.stdin.isatty():
+        return sys.stdin.readline() or None
+    import readline  # noqa: F401 - gives input() its line editing and history
+
+    while True:
+        try:
+            return input(PROMPT)
+        except EOFError:
+            write("\n")
+            return None
+        except KeyboardInterrupt:
+            write("\n")
+            note("(Ctrl-D leaves)")

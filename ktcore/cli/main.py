@@ -1,0 +1,95 @@
+"""The `ktcore` program: builds the commands, and turns errors that a user can meet into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ktcore import __version__
+from ktcore.cli.bench import bench
+from ktcore.cli.chat import chat
+from ktcore.cli.doctor import doctor
+from ktcore.cli.options import State, debug_option
+from ktcore.cli.plan import plan
+from ktcore.cli.run import run
+from ktcore.errors import KtcoreError
+
+HELP = """Runs mixture-of-experts language models bigger than your GPU, on whatever accelerator you own.
+
+MODEL is always a GGUF file, or a Hugging Face folder with config.json and *.safetensors.
+
+\b
+  ktcore run model.gguf "Why is the sky blue?"          answer one prompt
+  ktcore chat model.gguf                                hold a conversation
+  ktcore plan model.gguf --backend cpu                  what would run where, and why
+  ktcore doctor                                         what this machine offers
+  ktcore bench model.gguf                               how fast it is here
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the program and leave with its exit code: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+
+    Args:
+        args: the words after `ktcore`; None takes the process's own.
+    """
+    _tolerant_streams()
+    state = State()
+    try:
+        typer.main.get_command(build_app())(args=args, prog_name="ktcore", obj=state)
+    except KtcoreError as error:
+        if state.debug:
+            raise
+        from ktcore.cli.terminal import show_error
+
+        show_error(error)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def build_app() -> typer.Typer:
+    """The commands. Their heavy imports happen inside of them."""
+    app = typer.Typer(
+        name="ktcore",
+        help=HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for command in (run, chat, plan, doctor, bench):
+        app.command(no_args_is_help=command is not doctor)(command)
+    return app
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda given: _show_version(given), is_eager=True, help="Show it.")
+    ] = False,
+    debug: debug_option = False,
+) -> None:
+    pass
+
+
+def _show_version(given: bool) -> None:
+    if given:
+        sys.stdout.write(f"ktcore {__version__}\n")
+        raise typer.Exit
+
+
+def _tolerant_streams() -> None:
+    """A terminal that cannot show a character, or input that is not UTF-8, must not end an answer."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Options that several commands share, so that they read and behave alike."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
+
+
+@dataclass
+class State:
+    """What the program as a whole was told; the root context carries it."""
+
+    debug: bool = False
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "24GiB" (powers of 1024), "2GB" or "512M" (powers of 1000), "1000".
+
+    Raises:
+        typer.BadParameter: it is not a size.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None or (found[3] and not found[2]):
+        raise typer.BadParameter(f"'{text}' is not a size; write it like 24GiB, 2GB or 512M")
+    unit = found[2].upper()
+    size = int(float(found[1]) * (_BINARY[unit] if found[3] else _UNITS[unit]))
+    if size == 0:
+        raise typer.BadParameter("a size must be above 0")
+    return size
+
+
+def sampling(
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    stop: list[str] | None,
+) -> dict[str, Any]:
+    """The options as `Model.generate` takes them."""
+    return {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": stop or [],
+    }
+
+
+def _note_debug(context: typer.Context, given: bool) -> bool:
+    if given:
+        context.find_root().obj.debug = True
+    return given
+
+
+# Typer reads annotations at run time, on Python 3.10 too: hence Optional.
+_LOADING = "Loading"
+_SAMPLING = "Sampling"
+
+model_argument = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file, or a folder with config.json."),
+]
+backend_option = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        "-b",
+        rich_help_panel=_LOADING,
+        help="A backend that `ktcore doctor` lists. [bold]auto[/] takes the accelerator if exactly one is available, "
+        "else the CPU.",
+    ),
+]
+rules_option = Annotated[
+    Optional[str],
+    typer.Option(
+        "--rules",
+        metavar="FILE",
+        rich_help_panel=_LOADING,
+        help="A rule file that goes before the shipped ones, or a shipped one's name such as [bold]reference[/].",
+    ),
+]
+threads_option = Annotated[
+    Optional[int],
+    typer.Option(
+        "--threads",
+        "-t",
+        min=1,
+        show_default="physical cores",
+        rich_help_panel=_LOADING,
+        help="Worker threads on the CPU.",
+    ),
+]
+context_option = Annotated[
+    Optional[int],
+    typer.Option(
+        "--context",
+        "-c",
+        min=1,
+        show_default="the model's own, at most 16384",
+        rich_help_panel=_LOADING,
+        help="Tokens that the KV cache holds: prompt and answer together.",
+    ),
+]
+memory_option = Annotated[
+    Optional[int],
+    typer.Option(
+        "--memory",
+        parser=parse_size,
+        metavar="SIZE",
+        show_default="all that the device has",
+        rich_help_panel=_LOADING,
+        help="Accelerator memory to stay within, like 24GiB.",
+    ),
+]
+new_tokens_option = Annotated[
+    int, typer.Option("--max-new-tokens", "-n", min=1, rich_help_panel=_SAMPLING, help="Longest answer, in tokens.")
+]
+temperature_option = Annotated[
+    float,
+    typer.Option(
+        "--temperature", rich_help_panel=_SAMPLING, help="0 always takes the likeliest token; 1 draws freely."
+    ),
+]
+top_k_option = Annotated[
+    int, typer.Option("--top-k", rich_help_panel=_SAMPLING, help="Draw among the k likeliest tokens; 0: all.")
+]
+top_p_option = Annotated[
+    float,
+    typer.Option("--top-p", rich_help_panel=_SAMPLING, help="Draw among the likeliest that make up this probability."),
+]
+min_p_option = Annotated[
+    float,
+    typer.Option("--min-p", rich_help_panel=_SAMPLING, help="Drop tokens below this share of the likeliest one."),
+]
+penalty_option = Annotated[
+    float, typer.Option("--repetition-penalty", rich_help_panel=_SAMPLING, help="Above 1 discourages repetition.")
+]
+seed_option = Annotated[
+    Optional[int], typer.Option("--seed", rich_help_panel=_SAMPLING, help="The same seed gives the same text.")
+]
+stop_option = Annotated[
+    Optional[list[str]],
+    typer.Option("--stop", metavar="TEXT", rich_help_panel=_SAMPLING, help="Ends the answer; may be given repeatedly."),
+]
+system_option = Annotated[
+    Optional[str], typer.Option("--system", metavar="TEXT", help="A system message: how the model is to behave.")
+]
+json_option = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+debug_option = Annotated[
+    bool, typer.Option("--debug", callback=_note_debug, help="Show the traceback of an error.", hidden=False)
+]

@@ -1,0 +1,94 @@
+"""`ktcore run`: answers one prompt, streaming."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ktcore.cli import options as o
+from ktcore.errors import RequestError
+
+if TYPE_CHECKING:
+    from ktcore.engine.model import Model, TextStream
+
+
+def run(
+    model: o.model_argument,
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", show_default=False, help="The prompt; [bold]-[/] reads it from stdin.")
+    ],
+    max_new_tokens: o.new_tokens_option = 512,
+    temperature: o.temperature_option = 0.7,
+    top_k: o.top_k_option = 0,
+    top_p: o.top_p_option = 1.0,
+    min_p: o.min_p_option = 0.0,
+    repetition_penalty: o.penalty_option = 1.0,
+    seed: o.seed_option = None,
+    stop: o.stop_option = None,
+    system: o.system_option = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    as_json: o.json_option = False,
+    backend: o.backend_option = "auto",
+    rules: o.rules_option = None,
+    threads: o.threads_option = None,
+    context: o.context_option = None,
+    memory: o.memory_option = None,
+    debug: o.debug_option = False,
+) -> None:
+    """Answer a prompt; the text streams to stdout, speeds go to stderr.
+
+    A model with a chat template sees the prompt as a user's message; --raw continues it as plain text.
+
+    \b
+      ktcore run model.gguf "Why is the sky blue?" --temperature 0
+      ktcore run model.gguf - --system "Answer in French." < question.txt
+      ktcore run model.gguf "Once upon a time" --raw -n 100 --seed 7
+    """
+    from ktcore.cli.terminal import note, opened, write, write_json
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise RequestError("the prompt is empty", 'give some text: ktcore run MODEL "Why is the sky blue?"')
+    if raw and system is not None:
+        raise RequestError("--system needs the chat template, which --raw leaves out", "drop one of the two")
+    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
+    loading = {"backend": backend, "rules": rules, "threads": threads, "context": context, "memory": memory}
+    with opened(model, **loading) as (loaded, load_s):
+        stream = _answer(loaded, text, system, raw, max_new_tokens, draw)
+        pieces = []
+        for piece in stream:
+            pieces.append(piece)
+            if not as_json:
+                write(piece)
+        stats = stream.stats
+        if as_json:
+            write_json(
+                {
+                    "text": "".join(pieces),
+                    "prompt_tokens": stats.prompt_tokens,
+                    "new_tokens": stats.new_tokens,
+                    "prefill_tok_s": stats.prefill_tok_s,
+                    "decode_tok_s": stats.decode_tok_s,
+                    "load_s": load_s,
+                    "finish": stream.finish.value if stream.finish else None,
+                }
+            )
+            return
+        write("\n")
+        note(
+            f"prefill {stats.prompt_tokens} tokens at {stats.prefill_tok_s:.1f} tok/s, "
+            f"decode {stats.new_tokens} tokens at {stats.decode_tok_s:.1f} tok/s, loaded in {load_s:.1f} s"
+        )
+
+
+def _answer(
+    model: Model, text: str, system: str | None, raw: bool, max_new_tokens: int, draw: dict[str, Any]
+) -> TextStream:
+    if raw or (model.tokenizer.chat_template is None and system is None):
+        return model.stream(text, max_new_tokens, **draw)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return model.stream_chat([*messages, {"role": "user", "content": text}], max_new_tokens, **draw)
