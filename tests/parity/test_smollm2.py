@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,7 @@ import torch
 
 import ktcore
 
-sys.path.insert(0, str(Path(__file__).parent))
-from smollm2 import PROMPTS, transformers_model
+from .smollm2 import PROMPTS, transformers_model
 
 TEXT = Path(__file__).parents[1] / "data" / "pride.txt"
 NEW_TOKENS = 64
@@ -20,8 +17,8 @@ POSITIONS = 512
 
 
 @pytest.fixture(scope="module")
-def oracle(smollm2_path: Path) -> Iterator[torch.nn.Module]:
-    yield transformers_model(smollm2_path)
+def oracle(smollm2_path: Path) -> torch.nn.Module:
+    return transformers_model(smollm2_path)
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +75,10 @@ def test_without_8bit_activations_the_native_kernels_are_all_but_exact(
 ) -> None:
     rules = tmp_path / "exact.yaml"
     rules.write_text(
-        "version: 1\n"
-        "rules:\n"
-        "  - {name: attention, match: {op: attention}, use: cpu.attention, device: host, options: {activations: f32}}\n"
-        "  - {name: mlp, match: {op: mlp}, use: cpu.mlp, device: host, options: {activations: f32}}\n"
-        "  - {name: head, match: {op: linear, name: head}, use: cpu.linear, device: host, options: {activations: f32}}\n"
+        "version: 1\nrules:\n"
+        "  - {name: a, match: {op: attention}, use: cpu.attention, device: host, options: {activations: f32}}\n"
+        "  - {name: m, match: {op: mlp}, use: cpu.mlp, device: host, options: {activations: f32}}\n"
+        "  - {name: h, match: {op: linear, name: head}, use: cpu.linear, device: host, options: {activations: f32}}\n"
     )
     with ktcore.load(smollm2_path, backend="cpu", rules=rules) as model:
         kl, agreement = _divergence(expected, model.logits(text_ids))
