@@ -54,7 +54,7 @@ def test_the_tightest_control_group_holds(tmp_path: Path) -> None:
         two_sockets(tmp_path),
         {
             "sys/fs/cgroup/a/memory.max": "512000\n",
-            "sys/fs/cgroup/a/b/memory.max": "max\n",
+            "sys/fs/cgroup/a/b/memory.max": "700000\n",
             "sys/fs/cgroup/a/cpu.max": "150000 100000\n",
             "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
         },

@@ -64,11 +64,12 @@ def test_devices_are_names_and_parts_stay_with_their_composite(plan: Planner, re
         "{name: h, match: {name: head}, use: accel.linear, device: accelerator}\n"
         "{name: f, match: {op: mlp}, use: reference.mlp, device: 'accel:1'}"
     )
-    made = plan(llama(1), rules, rest, backend="accel:1")
+    made = plan(llama(1), rules, rest, backend="accel:2")
     devices = {name: choice.device for name, choice in made.choices.items()}
     assert devices["embed"] == "host1:0"
-    assert devices["head"] == devices["layers.0.ffn"] == devices["layers.0.ffn.gate"] == "accel:1"
-    assert made.devices == ("host1:0", "accel:1")
+    assert devices["head"] == devices["layers.0.attn.q"] == "accel:2"
+    assert devices["layers.0.ffn"] == devices["layers.0.ffn.gate"] == "accel:1"
+    assert set(made.devices) == {"host1:0", "accel:1", "accel:2"}
 
 
 def test_a_fused_implementation_covers_its_parts(plan: Planner, rest: str) -> None:
