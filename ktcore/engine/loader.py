@@ -52,6 +52,7 @@ def load_modules(
             sampler=loader.load(graph.sampler),
             caches=tuple(loader.caches),
             devices=loader.devices,
+            deferred=loader.chain,
         )
         # weights were packed on the devices' own streams, steps run on the engine's
         loader.devices.synchronize()

@@ -10,6 +10,7 @@ import torch
 
 from ktcore.backend.implementation import CacheOwner
 from ktcore.engine.devices import Devices
+from ktcore.engine.split import DeferralChain
 from ktcore.ops.batch import StepBatch
 
 
@@ -24,6 +25,7 @@ class LoadedModel:
     sampler: Callable[..., int]
     caches: tuple[CacheOwner, ...]
     devices: Devices
+    deferred: DeferralChain
 
     def running(self) -> AbstractContextManager[None]:
         """Within the context, work goes to the streams that the hand-offs are ordered by."""
@@ -31,6 +33,8 @@ class LoadedModel:
 
     def hidden(self, step: StepBatch) -> torch.Tensor:
         """Last hidden states float32 [T, hidden], before the final norm."""
+        # a step that failed half-way must not leave its debts to this one
+        self.deferred.owed = None
         x = self.embed(step.token_ids)
         for attention, ffn in self.layers:
             x = attention(x, step)
