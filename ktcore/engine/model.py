@@ -25,8 +25,6 @@ from ktcore.rules.prepare import prepare
 from ktcore.weights.checkpoint import Checkpoint
 
 Message = dict[str, Any]
-DEFAULT_CONTEXT = 16384
-"""Longest context that is set up unasked, in tokens; most models can do more, at the price of KV memory."""
 
 
 @dataclass
@@ -76,7 +74,7 @@ def load(
     checkpoint, plan = prepared.checkpoint, prepared.plan
     try:
         modules = load_modules(plan, checkpoint, prepared.registry, threads, progress)
-        size = context or min(plan.graph.context_length, DEFAULT_CONTEXT)
+        size = context or plan.default_context()
         engine = Engine(modules, size, plan.page_size)
         return Model(checkpoint, plan, engine, load_tokenizer(checkpoint))
     except BaseException:
