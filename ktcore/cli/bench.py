@@ -1,151 +1,129 @@
-"""`ktcore bench`: speed of a model on this machine, beside what its memory can do in the same run."""
+"""`ktcore bench`: how fast a model runs here, and how close decode comes to what the memory can give."""
 
 from __future__ import annotations
 
 import statistics
-import sys
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ktcore.cli import console, options
+from ktcore.cli import options as o
 
 if TYPE_CHECKING:
-    from ktcore.engine.model import Model
-    from ktcore.graph.node import Node
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round's speeds, tokens a second."""
-
-    prefill: float
-    decode: float
+    from ktcore.backend.runtime import DeviceRuntime
 
 
 def bench(
-    model: options.Model,
-    prompt: Annotated[int, typer.Option("--prompt", "-p", min=1, help="Prompt tokens.")] = 512,
-    new: Annotated[int, typer.Option("--new", "-n", min=2, help="Tokens to decode.")] = 128,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds, after one that is not.")] = 3,
-    backend: options.Backend = "auto",
-    rules: options.Rules = None,
-    threads: options.Threads = None,
-    as_json: options.Json = False,
+    model: o.ModelArgument,
+    prompt: Annotated[
+        int, typer.Option("--prompt", "-p", metavar="N", min=1, help="Tokens of the prompt (prefill).")
+    ] = 512,
+    new: Annotated[
+        int, typer.Option("--new", "-n", metavar="N", min=1, help="Tokens to draw one by one (decode).")
+    ] = 128,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Timed repetitions; medians are reported.")
+    ] = 3,
+    as_json: o.JsonOption = False,
+    backend: o.BackendOption = "auto",
+    rules: o.RulesOption = None,
+    threads: o.ThreadsOption = None,
+    context: o.ContextOption = None,
+    memory: o.MemoryOption = None,
+    debug: o.DebugOption = False,
 ) -> None:
-    """Time prefill and decode, and put decode beside the machine's streaming-read speed.
+    """Measure prefill and decode, load time and peak memory.
 
-    Prompts are random token ids from a fixed seed, so a model without a tokenizer can be timed. Medians are shown.
+    Decode reads every active weight once a token, so the memory's streaming bandwidth, measured in the same run, bounds
+    it; the share of that bandwidth says how much is left to win. Token ids are random, and no tokenizer is needed.
 
-    Example: `ktcore bench model.gguf -p 512 -n 128 --json`
+    \b
+      ktcore bench model.gguf -p 512 -n 128
+      ktcore bench model.gguf --threads 8 --json
     """
-    begin = time.perf_counter()
-    with console.loaded(model, backend=backend, rules=rules, threads=threads, context=prompt + new + 1) as loaded:
-        load_s = time.perf_counter() - begin
-        one_round(loaded, prompt, new)
-        # before the bandwidth measurement, whose buffer is not the model's
-        peak = _peak_rss()
-        results, reads = [], []
+    from ktcore.cli import measure
+    from ktcore.cli.terminal import opened, write_json
+
+    size = context or prompt + new + 1
+    loading = {"backend": backend, "rules": rules, "threads": threads, "context": size, "memory": memory}
+    with opened(model, **loading) as (loaded, load_s):
+        host = measure.host_runtime(loaded)
+        timer = measure.Timer(loaded, prompt, new)
+        timed, reads, peak = [], [], 0
         for _ in range(rounds):
-            results.append(one_round(loaded, prompt, new))
-            reads.append(read_speed(loaded))
-        report = {**_report(loaded, load_s, results, reads), "peak_rss_bytes": peak}
-        report |= {"model": str(model), "prompt_tokens": prompt, "new_tokens": new, "rounds": rounds}
+            timed.append(timer.round())
+            # before the bandwidth is measured, which takes memory of its own
+            peak = peak or measure.peak_memory()
+            # after every round, so that a machine whose speed drifts changes both alike
+            reads += [host[1].read_bandwidth()] if host and isinstance(host[1], measure.ReadsMemory) else []
+        middle = measure.median(timed)
+        read = statistics.median(reads) if reads else None
+        step_bytes = measure.decode_read_bytes(loaded.plan, {host[0]} if host else set())
+        result = {
+            "prefill_tok_s": middle.prefill_tok_s,
+            "decode_tok_s": middle.decode_tok_s,
+            "load_s": load_s,
+            "peak_rss_bytes": peak,
+            "read_gb_s": read / 1e9 if read else None,
+            "decode_read_share": step_bytes * middle.decode_tok_s / read if read else None,
+            "decode_read_bytes": step_bytes,
+            "rounds": [vars(r) for r in timed],
+            "prompt_tokens": prompt,
+            "new_tokens": new,
+            "model": str(model),
+            "backend": loaded.plan.backend,
+            "devices": list(loaded.plan.devices),
+            **_host_facts(host[1] if host else None),
+        }
     if as_json:
-        console.print_json(report)
+        write_json(result)
     else:
-        _print(report)
+        _show(result)
 
 
-def one_round(model: Model, prompt: int, new: int) -> Round:
-    """Prefill `prompt` tokens and decode `new` more, never ending early."""
-    import torch
-
-    from ktcore.engine.sequence import Sequence
-    from ktcore.ops.sampling import SamplingParams
-
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.plan.graph.vocab, (prompt,), generator=generator).tolist()
-    sequence = Sequence(ids, SamplingParams(temperature=0), max_new_tokens=new + 1)
-    begin = time.perf_counter()
-    model.engine.add(sequence)
-    while not sequence.new_tokens:
-        model.engine.step()
-    middle = time.perf_counter()
-    while model.engine.step():
-        pass
-    end = time.perf_counter()
-    return Round(prompt / (middle - begin), (len(sequence.new_tokens) - 1) / (end - middle))
+def _host_facts(runtime: DeviceRuntime | None) -> dict[str, Any]:
+    if runtime is None:
+        return {"threads": None, "isa": None}
+    caps = runtime.capabilities()
+    isa = next((f.removeprefix("isa:") for f in sorted(caps.features) if f.startswith("isa:")), None)
+    return {"threads": caps.properties.get("threads"), "isa": isa}
 
 
-def read_speed(model: Model) -> float | None:
-    """Bytes a second that the host's threads stream from memory now; None where no host runtime can tell."""
-    for runtime in model.engine.model.devices.open_runtimes():
-        measure = getattr(runtime, "read_bandwidth", None)
-        if measure is not None:
-            return float(measure())
-    return None
-
-
-def bytes_per_token(model: Model) -> int:
-    """Packed weight bytes that one decode step reads: of routed experts only the chosen ones, of an embedding a row."""
-    return sum(
-        int(choice.packed_bytes * _share(choice.node))
-        for choice in model.plan.choices.values()
-        if choice.node.spec.op != "embedding"
-    )
-
-
-def _share(node: Node) -> float:
-    from ktcore.ops.moe import ExpertsSpec
-
-    return node.spec.top_k / node.spec.experts if isinstance(node.spec, ExpertsSpec) else 1.0
-
-
-def _peak_rss() -> int:
-    """Peak resident bytes of this process."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _report(model: Model, load_s: float, rounds: list[Round], reads: list[float | None]) -> dict[str, Any]:
-    decode = statistics.median(r.decode for r in rounds)
-    known = [r for r in reads if r is not None]
-    read = statistics.median(known) if known else None
-    needed = bytes_per_token(model)
-    caps = model.engine.model.devices.open_runtimes()[0].capabilities()
-    return {
-        "prefill_tok_s": statistics.median(r.prefill for r in rounds),
-        "decode_tok_s": decode,
-        "load_s": load_s,
-        "read_gb_s": read / 1e9 if read else None,
-        "decode_read_share": decode * needed / read if read else None,
-        "bytes_per_token": needed,
-        "device": caps.name,
-        "features": sorted(caps.features),
-        "properties": dict(caps.properties),
-    }
-
-
-def _print(report: dict[str, Any]) -> None:
+def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
+
+    from ktcore.cli.terminal import console
+    from ktcore.placement.memory import human_bytes
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
+    table.add_column(justify="right")
     table.add_column()
-    table.add_row("prefill", f"{report['prefill_tok_s']:.1f} tok/s ({report['prompt_tokens']} tokens)")
-    table.add_row("decode", f"{report['decode_tok_s']:.1f} tok/s ({report['new_tokens']} tokens)")
-    if report["read_gb_s"]:
+    spread = {
+        key: f"{min(r[key] for r in result['rounds']):.1f} to {max(r[key] for r in result['rounds']):.1f}"
+        for key in ("prefill_tok_s", "decode_tok_s")
+    }
+    table.add_row(
+        "prefill",
+        f"{result['prefill_tok_s']:.1f}",
+        f"tok/s over {result['prompt_tokens']} tokens ({spread['prefill_tok_s']})",
+    )
+    table.add_row(
+        "decode",
+        f"{result['decode_tok_s']:.1f}",
+        f"tok/s over {result['new_tokens']} tokens ({spread['decode_tok_s']})",
+    )
+    table.add_row("load", f"{result['load_s']:.2f}", "s")
+    table.add_row("peak memory", human_bytes(result["peak_rss_bytes"]), "")
+    if result["read_gb_s"] is not None:
+        table.add_row("memory reads", f"{result['read_gb_s']:.1f}", "GB/s streaming, measured now")
         table.add_row(
-            "memory",
-            f"{report['read_gb_s']:.1f} GB/s streaming read; decode uses {report['decode_read_share']:.0%} of it "
-            f"({report['bytes_per_token'] / 1e6:.1f} MB a token)",
+            "decode's share",
+            f"{result['decode_read_share']:.0%}",
+            f"of that, reading {human_bytes(result['decode_read_bytes'])} of weights a token",
         )
-    table.add_row("load", f"{report['load_s']:.2f} s")
-    table.add_row("peak memory", f"{report['peak_rss_bytes'] / 1e6:.0f} MB")
-    table.add_row("device", f"{report['device']}: {', '.join(report['features'])}")
-    console.out_console().print(table)
+    out = console()
+    out.print(table)
+    out.print(
+        f"{result['threads']} threads, {result['isa']}, median of {len(result['rounds'])}", style="dim", markup=False
+    )

@@ -22,22 +22,22 @@ Ctrl-C stops an answer and keeps what was said so far."""
 
 
 def chat(
-    model: o.model_argument,
-    max_new_tokens: o.new_tokens_option = 1024,
-    temperature: o.temperature_option = 0.7,
-    top_k: o.top_k_option = 0,
-    top_p: o.top_p_option = 1.0,
-    min_p: o.min_p_option = 0.0,
-    repetition_penalty: o.penalty_option = 1.0,
-    seed: o.seed_option = None,
-    stop: o.stop_option = None,
-    system: o.system_option = None,
-    backend: o.backend_option = "auto",
-    rules: o.rules_option = None,
-    threads: o.threads_option = None,
-    context: o.context_option = None,
-    memory: o.memory_option = None,
-    debug: o.debug_option = False,
+    model: o.ModelArgument,
+    max_new_tokens: o.NewTokensOption = 1024,
+    temperature: o.TemperatureOption = 0.7,
+    top_k: o.TopKOption = 0,
+    top_p: o.TopPOption = 1.0,
+    min_p: o.MinPOption = 0.0,
+    repetition_penalty: o.PenaltyOption = 1.0,
+    seed: o.SeedOption = None,
+    stop: o.StopOption = None,
+    system: o.SystemOption = None,
+    backend: o.BackendOption = "auto",
+    rules: o.RulesOption = None,
+    threads: o.ThreadsOption = None,
+    context: o.ContextOption = None,
+    memory: o.MemoryOption = None,
+    debug: o.DebugOption = False,
 ) -> None:
     """Hold a conversation; the model sees all of it, through its own chat template.
 

@@ -1,137 +1,119 @@
-"""`ktcore doctor`: what this machine offers, and what every backend says of itself."""
+"""`ktcore doctor`: what this machine offers, and why a backend is not available."""
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
+import os
 from typing import Annotated, Any
 
 import typer
 
-from ktcore.cli import console, options
+from ktcore.cli import options as o
+
+COLOURS = {"loaded": "green", "unavailable": "yellow", "incompatible": "red", "broken": "bold red"}
+ISA_VARIABLE = "KTCORE_ISA"
 
 
 def doctor(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of broken backends.")] = False,
-    as_json: options.Json = False,
+    as_json: o.JsonOption = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show tracebacks of broken backends and all CPU features.")
+    ] = False,
+    debug: o.DebugOption = False,
 ) -> None:
-    """Examine the machine and every backend found: versions, CPU, memory, states and reasons.
+    """Show Python, CPU, memory, and every backend found with its state and the reason.
 
-    Example: `ktcore doctor --json`
+    \b
+      ktcore doctor
+      ktcore doctor --json | jq '.backends[] | {name, state, reason}'
     """
-    report = examine(verbose)
+    from ktcore.cli.machine import examine
+    from ktcore.cli.terminal import write_json
+
+    found = examine()
     if as_json:
-        console.print_json(report)
+        write_json(found)
     else:
-        _print(report)
+        _show(found, verbose)
 
 
-def examine(verbose: bool = False) -> dict[str, Any]:
-    """All findings as JSON types."""
-    from ktcore.backend.registry import Registry
-    from ktcore.errors import KtcoreError
-    from ktcore.placement.topology import read_topology
-    from ktcore.rules.load import rule_folders
-
-    topology = read_topology()
-    registry = Registry.discover()
-    try:
-        chosen, why = registry.choose("auto")
-    except KtcoreError as error:
-        chosen, why = "", str(error)
-    backends = [
-        {
-            "name": r.name,
-            "distribution": r.distribution,
-            "state": r.state.value,
-            "reason": r.reason,
-            "requirements": r.spec.requirements if r.spec else None,
-            **({"traceback": r.verdict.traceback} if verbose else {}),
-        }
-        for r in registry.records()
-    ]
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}",
-        "versions": {name: _version(name) for name in ("ktcore", "torch", "transformers", "gguf", "numpy")},
-        "cpu": {
-            "model": _cpu_model(),
-            "usable_cpus": len(topology.cpus),
-            "physical_cores": topology.cores,
-            "quota": topology.cpu_quota,
-        },
-        "numa": [{"node": n.id, "cpus": len(n.cpus), "memory_bytes": n.memory_bytes} for n in topology.nodes],
-        "memory": {"total_bytes": topology.memory_bytes, "limit_bytes": topology.memory_limit},
-        "host": _host_capabilities(registry),
-        "backends": backends,
-        "auto": {"backend": chosen, "why": why},
-        "rule_folders": [str(folder) for folder in rule_folders(registry)],
-    }
-
-
-def _host_capabilities(registry: Any) -> dict[str, Any]:
-    """What the host backend says of its device, instruction sets among it; the reason when it does not run."""
-    from ktcore.errors import KtcoreError
-
-    try:
-        runtime = registry.runtime(registry.host().name)
-    except KtcoreError as error:
-        return {"error": str(error)}
-    try:
-        caps = runtime.capabilities()
-        return {"name": caps.name, "features": sorted(caps.features), "properties": dict(caps.properties)}
-    finally:
-        runtime.close()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor()
-    return platform.processor()
-
-
-def _print(report: dict[str, Any]) -> None:
+def _show(found: dict[str, Any], verbose: bool) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
+    from ktcore.cli.terminal import console
+
+    out = console()
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in [*_software(found), *_hardware(found, verbose)]:
+        facts.add_row(name, escape(value))
+    out.print(facts)
+
+    backends = Table(box=None, header_style="bold", pad_edge=False)
+    backends.add_column("backend", no_wrap=True)
+    backends.add_column("state", no_wrap=True)
+    backends.add_column("from", no_wrap=True)
+    backends.add_column("reason", overflow="fold")
+    for record in found["backends"]:
+        colour = COLOURS.get(record["state"], "")
+        state = f"[{colour}]{record['state']}[/]" if colour else record["state"]
+        backends.add_row(escape(record["name"]), state, escape(record["distribution"]), escape(record["reason"]))
+    out.print()
+    out.print(backends)
+    out.print()
+    auto = found["auto"]
+    out.print(f"[bold]auto[/] takes {auto['backend'] or 'nothing'}: {escape(auto['reason'])}")
+    traced = [record for record in found["backends"] if record["traceback"]]
+    for record in traced if verbose else ():
+        out.print(f"\n[bold]{escape(record['name'])}[/]")
+        out.print(record["traceback"], markup=False)
+    if traced and not verbose:
+        out.print("--verbose shows the tracebacks.", style="dim", markup=False)
+
+
+def _software(found: dict[str, Any]) -> list[tuple[str, str]]:
+    packages = ", ".join(f"{name} {version or 'not installed'}" for name, version in found["packages"].items())
+    return [
+        ("ktcore", found["ktcore"]),
+        ("Python", f"{found['python']} ({found['executable']})"),
+        ("packages", packages),
+        ("rule files", ", ".join(found["rule_folders"])),
+    ]
+
+
+def _hardware(found: dict[str, Any], verbose: bool) -> list[tuple[str, str]]:
     from ktcore.placement.memory import human_bytes
 
-    out = console.out_console()
-    facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_column(style="bold")
-    facts.add_column(overflow="fold")
-    facts.add_row("Python", f"{report['python']} on {report['system']}")
-    facts.add_row("packages", ", ".join(f"{k} {v or 'missing'}" for k, v in report["versions"].items()))
-    cpu, memory = report["cpu"], report["memory"]
-    quota = f", quota of {cpu['quota']:g} CPUs" if cpu["quota"] else ""
-    facts.add_row("CPU", f"{cpu['model']}, {cpu['physical_cores']} cores usable ({cpu['usable_cpus']} CPUs{quota})")
-    host = report["host"]
-    facts.add_row("host backend", host.get("error") or f"{host['name']}: {', '.join(host['features'])}")
-    for node in report["numa"]:
-        facts.add_row(f"NUMA node {node['node']}", f"{node['cpus']} CPUs, {human_bytes(node['memory_bytes'])}")
-    limit = f", limited to {human_bytes(memory['limit_bytes'])}" if memory["limit_bytes"] else ""
-    facts.add_row("memory", human_bytes(memory["total_bytes"]) + limit)
-    facts.add_row("rules", ", ".join(report["rule_folders"]))
-    out.print(facts)
-    table = Table(box=None, pad_edge=False, header_style="bold", title="backends")
-    for title in ("name", "state", "reason", "from"):
-        table.add_column(title, overflow="fold")
-    for backend in report["backends"]:
-        color = {"loaded": "green", "unavailable": "yellow"}.get(backend["state"], "red")
-        table.add_row(backend["name"], f"[{color}]{backend['state']}[/]", backend["reason"], backend["distribution"])
-    out.print(table)
-    out.print(f"backend 'auto' takes {report['auto']['backend'] or 'nothing'}: {report['auto']['why']}", markup=False)
-    for backend in report["backends"]:
-        if backend.get("traceback"):
-            out.print(f"\n{backend['name']}:\n{backend['traceback']}", markup=False)
+    machine = found["machine"]
+    quota, limit = machine["cpu_quota"], machine["memory_limit_bytes"]
+    cores = f"{machine['physical_cores']} physical, {machine['logical_cpus']} logical that this process may use"
+    nodes = (f"{n['id']}: {len(n['cpus'])} CPUs, {human_bytes(n['memory_bytes'])}" for n in machine["numa_nodes"])
+    return [
+        ("system", machine["os"]),
+        ("CPU", machine["cpu"]),
+        ("cores", cores + (f", {quota:g} CPUs' worth of time" if quota is not None else "")),
+        *_instructions(found["host"], verbose),
+        ("NUMA nodes", "; ".join(nodes)),
+        (
+            "memory",
+            f"{human_bytes(machine['memory_bytes'])}, {human_bytes(machine['memory_available_bytes'])} available"
+            + (f", control group limit {human_bytes(limit)}" if limit is not None else ""),
+        ),
+    ]
+
+
+def _instructions(host: dict[str, Any], verbose: bool) -> list[tuple[str, str]]:
+    if host["backend"] is None:
+        return [("instructions", host["reason"])]
+    properties = host["properties"]
+    chosen = [feature.removeprefix("isa:") for feature in host["features"] if feature.startswith("isa:")]
+    text = f"{', '.join(chosen) or 'not told'} in use"
+    if "isa_supported" in properties:
+        text += f"; supported: {properties['isa_supported']}"
+    forced = os.environ.get(ISA_VARIABLE)
+    text += f" ({ISA_VARIABLE}={forced})" if forced else f" (set {ISA_VARIABLE} to force a lower one)"
+    rows = [("instructions", text), ("threads", str(properties.get("threads", "not told")))]
+    if verbose and "cpu_flags" in properties:
+        rows.append(("CPU features", str(properties["cpu_flags"])))
+    return rows

@@ -12,7 +12,7 @@ from ktcore import __version__
 from ktcore.cli.bench import bench
 from ktcore.cli.chat import chat
 from ktcore.cli.doctor import doctor
-from ktcore.cli.options import State, debug_option
+from ktcore.cli.options import DebugOption, State
 from ktcore.cli.plan import plan
 from ktcore.cli.run import run
 from ktcore.errors import KtcoreError
@@ -22,11 +22,11 @@ HELP = """Runs mixture-of-experts language models bigger than your GPU, on whate
 MODEL is always a GGUF file, or a Hugging Face folder with config.json and *.safetensors.
 
 \b
-  ktcore run model.gguf "Why is the sky blue?"          answer one prompt
-  ktcore chat model.gguf                                hold a conversation
-  ktcore plan model.gguf --backend cpu                  what would run where, and why
-  ktcore doctor                                         what this machine offers
-  ktcore bench model.gguf                               how fast it is here
+  ktcore run model.gguf "Why is the sky blue?"   answer one prompt
+  ktcore chat model.gguf                         hold a conversation
+  ktcore plan model.gguf --backend cpu           what would run where, and why
+  ktcore doctor                                  what this machine offers
+  ktcore bench model.gguf                        how fast it is here
 """
 
 
@@ -72,7 +72,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=lambda given: _show_version(given), is_eager=True, help="Show it.")
     ] = False,
-    debug: debug_option = False,
+    debug: DebugOption = False,
 ) -> None:
     pass
 

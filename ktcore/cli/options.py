@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -64,26 +64,29 @@ def _note_debug(context: typer.Context, given: bool) -> bool:
     return given
 
 
-# Typer reads annotations at run time, on Python 3.10 too: hence Optional.
+# Panels of the help text.
 _LOADING = "Loading"
 _SAMPLING = "Sampling"
 
-model_argument = Annotated[
+ModelArgument = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", show_default=False, help="A GGUF file, or a folder with config.json."),
+    typer.Argument(
+        metavar="MODEL", show_default=False, help="A GGUF file, or a folder with config.json and *.safetensors."
+    ),
 ]
-backend_option = Annotated[
+BackendOption = Annotated[
     str,
     typer.Option(
         "--backend",
         "-b",
+        metavar="NAME",
         rich_help_panel=_LOADING,
         help="A backend that `ktcore doctor` lists. [bold]auto[/] takes the accelerator if exactly one is available, "
         "else the CPU.",
     ),
 ]
-rules_option = Annotated[
-    Optional[str],
+RulesOption = Annotated[
+    str | None,
     typer.Option(
         "--rules",
         metavar="FILE",
@@ -91,30 +94,32 @@ rules_option = Annotated[
         help="A rule file that goes before the shipped ones, or a shipped one's name such as [bold]reference[/].",
     ),
 ]
-threads_option = Annotated[
-    Optional[int],
+ThreadsOption = Annotated[
+    int | None,
     typer.Option(
         "--threads",
         "-t",
+        metavar="N",
         min=1,
         show_default="physical cores",
         rich_help_panel=_LOADING,
         help="Worker threads on the CPU.",
     ),
 ]
-context_option = Annotated[
-    Optional[int],
+ContextOption = Annotated[
+    int | None,
     typer.Option(
         "--context",
         "-c",
+        metavar="N",
         min=1,
         show_default="the model's own, at most 16384",
         rich_help_panel=_LOADING,
         help="Tokens that the KV cache holds: prompt and answer together.",
     ),
 ]
-memory_option = Annotated[
-    Optional[int],
+MemoryOption = Annotated[
+    int | None,
     typer.Option(
         "--memory",
         parser=parse_size,
@@ -124,40 +129,56 @@ memory_option = Annotated[
         help="Accelerator memory to stay within, like 24GiB.",
     ),
 ]
-new_tokens_option = Annotated[
-    int, typer.Option("--max-new-tokens", "-n", min=1, rich_help_panel=_SAMPLING, help="Longest answer, in tokens.")
-]
-temperature_option = Annotated[
-    float,
+NewTokensOption = Annotated[
+    int,
     typer.Option(
-        "--temperature", rich_help_panel=_SAMPLING, help="0 always takes the likeliest token; 1 draws freely."
+        "--max-new-tokens", "-n", metavar="N", min=1, rich_help_panel=_SAMPLING, help="Longest answer, in tokens."
     ),
 ]
-top_k_option = Annotated[
-    int, typer.Option("--top-k", rich_help_panel=_SAMPLING, help="Draw among the k likeliest tokens; 0: all.")
-]
-top_p_option = Annotated[
+TemperatureOption = Annotated[
     float,
-    typer.Option("--top-p", rich_help_panel=_SAMPLING, help="Draw among the likeliest that make up this probability."),
+    typer.Option(
+        "--temperature",
+        metavar="X",
+        rich_help_panel=_SAMPLING,
+        help="0 always takes the likeliest token; 1 draws freely.",
+    ),
 ]
-min_p_option = Annotated[
+TopKOption = Annotated[
+    int,
+    typer.Option("--top-k", metavar="N", rich_help_panel=_SAMPLING, help="Draw among the k likeliest tokens; 0: all."),
+]
+TopPOption = Annotated[
     float,
-    typer.Option("--min-p", rich_help_panel=_SAMPLING, help="Drop tokens below this share of the likeliest one."),
+    typer.Option(
+        "--top-p",
+        metavar="X",
+        rich_help_panel=_SAMPLING,
+        help="Draw among the likeliest that make up this probability.",
+    ),
 ]
-penalty_option = Annotated[
-    float, typer.Option("--repetition-penalty", rich_help_panel=_SAMPLING, help="Above 1 discourages repetition.")
+MinPOption = Annotated[
+    float,
+    typer.Option(
+        "--min-p", metavar="X", rich_help_panel=_SAMPLING, help="Drop tokens below this share of the likeliest one."
+    ),
 ]
-seed_option = Annotated[
-    Optional[int], typer.Option("--seed", rich_help_panel=_SAMPLING, help="The same seed gives the same text.")
+PenaltyOption = Annotated[
+    float,
+    typer.Option(
+        "--repetition-penalty", metavar="X", rich_help_panel=_SAMPLING, help="Above 1 discourages repetition."
+    ),
 ]
-stop_option = Annotated[
-    Optional[list[str]],
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", rich_help_panel=_SAMPLING, help="The same seed gives the same text."),
+]
+StopOption = Annotated[
+    list[str] | None,
     typer.Option("--stop", metavar="TEXT", rich_help_panel=_SAMPLING, help="Ends the answer; may be given repeatedly."),
 ]
-system_option = Annotated[
-    Optional[str], typer.Option("--system", metavar="TEXT", help="A system message: how the model is to behave.")
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="A system message: how the model is to behave.")
 ]
-json_option = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-debug_option = Annotated[
-    bool, typer.Option("--debug", callback=_note_debug, help="Show the traceback of an error.", hidden=False)
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+DebugOption = Annotated[bool, typer.Option("--debug", callback=_note_debug, help="Show the traceback of an error.")]

@@ -1,105 +1,137 @@
-"""`ktcore plan`: what would run where, and why, from the model's header alone."""
+"""`ktcore plan`: what would run where, and why, from headers alone."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ktcore.cli import console, options
-from ktcore.errors import KtcoreError
+from ktcore.cli import options as o
+from ktcore.errors import PlanError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ktcore.rules.plan import Plan
 
 
 def plan(
-    model: options.Model,
-    backend: options.Backend = "auto",
-    memory: options.Memory = None,
-    context: options.Context = None,
-    rules: options.Rules = None,
+    model: o.ModelArgument,
+    backend: o.BackendOption = "auto",
+    rules: o.RulesOption = None,
+    memory: o.MemoryOption = None,
+    context: o.ContextOption = None,
     explain: Annotated[
         str | None,
-        typer.Option("--explain", metavar="NODE", help="Why this node runs as it does, such as layers.0.attn."),
+        typer.Option("--explain", metavar="NODE", help="One node: its rule, and why each alternative was rejected."),
     ] = None,
-    as_json: options.Json = False,
+    as_json: o.JsonOption = False,
+    debug: o.DebugOption = False,
 ) -> None:
-    """Show which implementation runs each part of a model, on which device, and why.
+    """Show what would run where, and why. Reads headers only; the backend's device need not be here.
 
-    Reads headers only and needs no hardware: plan for a card that you have yet to buy.
-
-    Example: `ktcore plan model.gguf --backend rocm --memory 24GiB`
+    \b
+      ktcore plan model.gguf --backend cpu
+      ktcore plan model.gguf --backend cpu --explain layers.0.attn
+      ktcore plan deepseek.gguf --backend NAME --memory 24GiB --context 32768
     """
+    from ktcore.cli.terminal import write, write_json
     from ktcore.rules.prepare import prepare
 
-    prepared = prepare(model, backend=backend, rules=rules, memory=options.parse_size(memory), context=context)
-    try:
-        if explain is not None:
-            typer.echo(_explain(prepared.plan, explain))
-        elif as_json:
-            console.print_json({**prepared.plan.to_dict(), "backend_reason": prepared.backend_reason})
-        else:
-            _print(prepared.plan, prepared.backend_reason, context)
-    finally:
-        prepared.checkpoint.close()
+    prepared = prepare(model, backend=backend, rules=rules, memory=memory, context=context)
+    prepared.checkpoint.close()
+    made = prepared.plan
+    if explain is not None:
+        _check_node(made, explain)
+    if as_json:
+        whole = {**made.to_dict(), "backend_reason": prepared.backend_reason}
+        write_json(whole if explain is None else _explained(made, whole, explain))
+    elif explain is not None:
+        write(made.explain(explain) + "\n")
+    else:
+        _show(made, prepared.backend_reason, context)
 
 
-def _explain(plan: Plan, name: str) -> str:
-    try:
-        return plan.explain(name)
-    except KeyError:
-        known = [node.name for node in plan.graph.walk()]
-        near = get_close_matches(name, known, 3) or known[:5]
-        raise KtcoreError(f"the model has no node '{name}'", f"near ones: {', '.join(near)}") from None
+def _check_node(made: Plan, name: str) -> None:
+    names = [node.name for node in made.graph.walk()]
+    if name not in names:
+        near = get_close_matches(name, names, 5, 0.4) or names[:5]
+        raise PlanError(f"the model has no node '{name}'", f"near ones: {', '.join(near)}")
 
 
-def _print(plan: Plan, reason: str, context: int | None) -> None:
-    out = console.out_console()
-    out.print(f"{plan.graph.architecture}, {len(plan.graph.layers)} layers, planned for {plan.backend}. {reason}")
-    out.print(_nodes(plan))
-    out.print(_memory(plan, context))
-    for note in plan.notes:
-        out.print(f"note: {note}", style="dim", markup=False)
+def _explained(made: Plan, whole: dict[str, Any], name: str) -> dict[str, Any]:
+    """The node's entry; for a part of a fused node, that of the whole."""
+    owner = next(key for key, choice in made.choices.items() if name == key or name in choice.covered)
+    return {"node": owner, **whole["nodes"][owner]}
 
 
-def _nodes(plan: Plan) -> Table:
+def _show(made: Plan, reason: str, context: int | None) -> None:
+    from rich.markup import escape
+
+    from ktcore.cli.terminal import console
+
+    graph = made.graph
+    out = console()
+    out.print(
+        f"{graph.architecture}: {len(graph.layers)} layers, hidden {graph.hidden}, vocabulary {graph.vocab}, "
+        f"context {graph.context_length}",
+        markup=False,
+    )
+    out.print(f"Backend [bold]{made.backend}[/]: {escape(reason)}")
+    out.print(_nodes_table(made))
+    out.print(_memory_table(made, context or made.default_context()))
+    if made.fallbacks:
+        out.print(f"[yellow]fallback[/] marks {len(made.fallbacks)} nodes whose rule's first choice cannot run them.")
+    for text in made.notes:
+        out.print(f"note: {text}", style="dim", markup=False)
+    out.print("`--explain NODE` tells more about one of them.", style="dim", markup=False)
+
+
+def _nodes_table(made: Plan) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     from ktcore.placement.memory import human_bytes
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("nodes", "kind", "count", "implementation", "device", "bytes", "why"):
-        right = title in ("count", "bytes")
-        table.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=title != "why")
-    for row in plan.summary():
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("node", "op", "layers"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("count", justify="right")
+    table.add_column("implementation", overflow="fold")
+    table.add_column("device")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for row in made.summary():
         table.add_row(
-            row.nodes,
+            escape(row.nodes),
             row.op,
+            row.layers,
             str(row.count),
-            row.implementation,
+            f"[yellow]{row.implementation} fallback[/]" if row.fallback else row.implementation,
             row.device,
             human_bytes(row.packed_bytes),
-            row.why,
-            style="yellow" if row.fallback else None,
+            escape(row.why),
         )
     return table
 
 
-def _memory(plan: Plan, context: int | None) -> Table:
+def _memory_table(made: Plan, context: int) -> Any:
     from rich.table import Table
 
     from ktcore.placement.memory import human_bytes
 
-    tokens = context or plan.default_context()
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"memory with a context of {tokens} tokens")
-    for title in ("device", "weights", "KV cache", "workspace", "total", "limit"):
-        table.add_column(title, justify="left" if title == "device" else "right")
-    for device, need in plan.memory(tokens).items():
-        limit = "unknown" if need.limit is None else human_bytes(need.limit)
-        figures = [human_bytes(n) for n in (need.weights, need.kv, need.workspace, need.total)]
-        table.add_row(device, *figures, limit)
+    table = Table(box=None, header_style="bold", pad_edge=False, title=None)
+    for heading in ("device", "weights", f"KV, {context} tokens", "workspace", "total", "may use", "fits"):
+        table.add_column(heading, justify="left" if heading in ("device", "fits") else "right", no_wrap=True)
+    for device, need in made.memory(context).items():
+        per_token = sum(c.kv_bytes_per_token for c in made.choices.values() if c.device == device)
+        fits = "limit unknown: give --memory" if need.limit is None else "yes" if not need.excess else "no"
+        if need.limit is not None and per_token:
+            room = max(0, need.limit - need.weights - need.workspace) // per_token
+            fits += f", up to {room // made.page_size * made.page_size} tokens of context"
+        table.add_row(
+            device,
+            *(human_bytes(n) for n in (need.weights, need.kv, need.workspace, need.total)),
+            "?" if need.limit is None else human_bytes(need.limit),
+            fits,
+        )
     return table

@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: o.model_argument,
+    model: o.ModelArgument,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", show_default=False, help="The prompt; [bold]-[/] reads it from stdin.")
     ],
-    max_new_tokens: o.new_tokens_option = 512,
-    temperature: o.temperature_option = 0.7,
-    top_k: o.top_k_option = 0,
-    top_p: o.top_p_option = 1.0,
-    min_p: o.min_p_option = 0.0,
-    repetition_penalty: o.penalty_option = 1.0,
-    seed: o.seed_option = None,
-    stop: o.stop_option = None,
-    system: o.system_option = None,
+    max_new_tokens: o.NewTokensOption = 512,
+    temperature: o.TemperatureOption = 0.7,
+    top_k: o.TopKOption = 0,
+    top_p: o.TopPOption = 1.0,
+    min_p: o.MinPOption = 0.0,
+    repetition_penalty: o.PenaltyOption = 1.0,
+    seed: o.SeedOption = None,
+    stop: o.StopOption = None,
+    system: o.SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
-    as_json: o.json_option = False,
-    backend: o.backend_option = "auto",
-    rules: o.rules_option = None,
-    threads: o.threads_option = None,
-    context: o.context_option = None,
-    memory: o.memory_option = None,
-    debug: o.debug_option = False,
+    as_json: o.JsonOption = False,
+    backend: o.BackendOption = "auto",
+    rules: o.RulesOption = None,
+    threads: o.ThreadsOption = None,
+    context: o.ContextOption = None,
+    memory: o.MemoryOption = None,
+    debug: o.DebugOption = False,
 ) -> None:
     """Answer a prompt; the text streams to stdout, speeds go to stderr.
 

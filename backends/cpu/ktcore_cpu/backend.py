@@ -31,14 +31,18 @@ class CpuRuntime(HostRuntime):
                 backend="cpu",
                 name=DECLARED.name,
                 features=DECLARED.features | {f"isa:{_native.isa_selected()}"},
-                properties={"threads": self.pool.threads},
+                properties={
+                    "threads": self.pool.threads,
+                    "isa_supported": " ".join(_native.isa_supported()),
+                    "cpu_flags": " ".join(_native.cpu_flags()),
+                },
                 live=True,
             )
         except (ValueError, RuntimeError) as error:
             raise BackendError(f"the cpu backend cannot start: {error}") from error
 
     def capabilities(self) -> Capabilities:
-        """The instruction set in use and the number of threads."""
+        """The instruction set in use, those supported, CPU features, and the number of threads."""
         return self._capabilities
 
     def read_bandwidth(self) -> float:

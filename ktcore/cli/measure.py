@@ -1,0 +1,139 @@
+"""Measures one loaded model: prefill and decode by the engine's own steps, and what a decode step has to read."""
+
+from __future__ import annotations
+
+import random
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from ktcore.errors import RequestError
+
+if TYPE_CHECKING:
+    from ktcore.backend.runtime import DeviceRuntime
+    from ktcore.engine.model import Model
+    from ktcore.graph.node import Node
+    from ktcore.rules.plan import Choice, Plan
+
+WARM_UP = (32, 2)
+"""Prompt and new tokens of the untimed run."""
+
+
+@runtime_checkable
+class ReadsMemory(Protocol):
+    """A host runtime that can measure its memory; optional."""
+
+    def read_bandwidth(self) -> float:
+        """Bytes a second that its threads read from main memory, measured now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Round:
+    """Tokens a second of one prompt and its answer."""
+
+    prefill_tok_s: float
+    decode_tok_s: float
+
+
+class Timer:
+    """Times generations of one model over the same random ids; the first, short and untimed, faults memory in.
+
+    Raises:
+        RequestError: the context does not hold `prompt` + `new` + 1 tokens.
+    """
+
+    def __init__(self, model: Model, prompt: int, new: int, seed: int = 0) -> None:
+        if prompt + new + 1 > model.context:
+            raise RequestError(
+                f"{prompt} + {new} tokens do not fit into the context of {model.context}",
+                f"give --context {prompt + new + 1}, or fewer tokens",
+            )
+        draw = random.Random(seed)
+        self._model = model
+        self._new = new
+        self._ids = [draw.randrange(model.plan.graph.vocab) for _ in range(prompt)]
+        _one_round(model, self._ids[: WARM_UP[0]], min(new, WARM_UP[1]))
+
+    def round(self) -> Round:
+        """Prefill is timed until the first token is drawn, decode over exactly `new` further ones: none ends it."""
+        return _one_round(self._model, self._ids, self._new)
+
+
+def median(rounds: list[Round]) -> Round:
+    """The median of each figure."""
+    return Round(statistics.median(r.prefill_tok_s for r in rounds), statistics.median(r.decode_tok_s for r in rounds))
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has had resident so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def decode_read_bytes(plan: Plan, devices: set[str]) -> int:
+    """Weight bytes that one token reads on `devices`: all of the dense part, of the experts those that it is sent to.
+
+    The KV cache, which grows with the context, is left out.
+    """
+    return round(sum(_read_by(choice) for choice in plan.choices.values() if choice.device in devices))
+
+
+def host_runtime(model: Model) -> tuple[str, DeviceRuntime] | None:
+    """The device of the plan that computes on the CPU, and its runtime."""
+    for device in model.plan.devices:
+        runtime = model.engine.model.devices.runtime(device)
+        if runtime.device.type == "cpu":
+            return device, runtime
+    return None
+
+
+def _one_round(model: Model, ids: list[int], new: int) -> Round:
+    from ktcore.engine.sequence import Sequence
+    from ktcore.ops.sampling import SamplingParams
+
+    sequence = Sequence(list(ids), SamplingParams(temperature=0), max_new_tokens=new + 1)
+    engine = model.engine
+    engine.add(sequence)
+    try:
+        began = time.perf_counter()
+        while not sequence.new_tokens:
+            engine.step()
+        drawn = time.perf_counter()
+        while len(sequence.new_tokens) <= new:
+            engine.step()
+        ended = time.perf_counter()
+    finally:
+        engine.cancel(sequence)
+    return Round(len(ids) / (drawn - began), new / (ended - drawn))
+
+
+def _read_by(choice: Choice) -> float:
+    nodes = list(choice.node.walk()) if choice.implementation.fused else [choice.node]
+    stored = sum(_own_bytes(node) for node in nodes)
+    if not stored:
+        return 0.0
+    touched = sum(_own_bytes(node) * _share(node, choice) for node in nodes)
+    # an implementation that packs nothing reads the file's own bytes
+    return touched * (choice.packed_bytes / stored if choice.packed_bytes else 1.0)
+
+
+def _own_bytes(node: Node) -> int:
+    return sum(ref.nbytes for ref in node.weights.values())
+
+
+def _share(node: Node, choice: Choice) -> float:
+    """The part of a node's weights that one token reads."""
+    from ktcore.ops.embedding import EmbeddingSpec
+    from ktcore.ops.moe import ExpertsSpec
+
+    spec = node.spec
+    if isinstance(spec, EmbeddingSpec):
+        return 1 / spec.vocab
+    if isinstance(spec, ExpertsSpec):
+        most = choice.experts.keep if choice.experts is not None and choice.experts.keep else spec.top_k
+        return min(most, spec.top_k) / spec.experts
+    return 1.0

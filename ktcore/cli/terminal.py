@@ -1,0 +1,96 @@
+"""What commands show besides their result: errors, notes and progress on stderr, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ktcore.engine.model import Model
+    from ktcore.errors import KtcoreError
+
+WIDE = 160
+"""Columns of a table that goes into a file or a pipe, where nothing tells the width."""
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that leaves numbers and brackets as they are."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False, soft_wrap=stderr)
+    if not made.is_terminal and "COLUMNS" not in made._environ:
+        made.width = WIDE
+    return made
+
+
+def show_error(error: KtcoreError) -> None:
+    """One red line that says what is wrong, and one that says what to do."""
+    from rich.markup import escape
+
+    err = console(stderr=True)
+    err.print(f"[bold red]error:[/] {escape(error.message)}")
+    if error.hint:
+        err.print(f"  [dim]hint:[/] {escape(error.hint)}")
+
+
+def note(text: str) -> None:
+    """A dim line on stderr."""
+    console(stderr=True).print(text, style="dim", markup=False)
+
+
+def write(text: str) -> None:
+    """A piece of a result, shown at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """One JSON object."""
+    write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def opened(path: Path, **options: Any) -> Iterator[tuple[Model, float]]:
+    """A loaded model and the seconds it took, with a progress bar when stderr is a terminal.
+
+    Args:
+        options: of `ktcore.load`.
+    """
+    began = time.perf_counter()
+    err = console(stderr=True)
+    if not err.is_terminal:
+        from ktcore.engine.model import load
+
+        model = load(path, **options)
+    else:
+        model = _load_with_bar(err, path, options)
+    took = time.perf_counter() - began
+    with model:
+        yield model, took
+
+
+def _load_with_bar(err: Console, path: Path, options: dict[str, Any]) -> Model:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[node]}"),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(f"loading {path.name}", total=None, node="")
+        # torch alone takes a second: the bar is there before that
+        from ktcore.engine.model import load
+
+        def loaded(node: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, node=node)
+
+        return load(path, progress=loaded, **options)
