@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from ktcore.backend.capabilities import Capabilities
+from ktcore.backend.lane import Lane, ThreadLane
 from ktcore.backend.runtime import DeviceRuntime, Event, HostCallbackMode, MemoryInfo, Stream
 
 
@@ -54,6 +55,10 @@ class HostRuntime(DeviceRuntime):
     def new_stream(self) -> Stream:
         self._streams += 1
         return HostStream(self._streams)
+
+    def new_lane(self) -> Lane:
+        """A thread that runs this host's jobs for accelerators' streams."""
+        return ThreadLane()
 
     @contextmanager
     def use_stream(self, stream: Stream) -> Iterator[None]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from ktcore.backend.host import HostRuntime
+from ktcore.backend.lane import Lane
 from ktcore.backend.runtime import DeviceRuntime, Stream
 from ktcore.engine.handoff import Experts, HandOff
-from ktcore.engine.lane import HostLane
 
 
 class Devices:
@@ -22,7 +23,7 @@ class Devices:
         self._runtimes: dict[str, DeviceRuntime] = {}
         self._streams: dict[str, Stream] = {}
         self._hand_offs: list[HandOff] = []
-        self._lane: HostLane | None = None
+        self._lanes: dict[str, Lane] = {}
 
     def runtime(self, device: str) -> DeviceRuntime:
         """The open runtime of "name:index"."""
@@ -40,11 +41,14 @@ class Devices:
             self._streams[device] = self.runtime(device).new_stream()
         return self._streams[device]
 
-    def hand_off(self, experts: Experts, caller: str, hidden: int, top_k: int, max_tokens: int) -> HandOff:
-        """Host experts as the modules of device `caller` see them."""
-        if self._lane is None:
-            self._lane = HostLane()
-        made = HandOff(experts, self.runtime(caller), self.stream(caller), self._lane, hidden, top_k, max_tokens)
+    def hand_off(self, experts: Experts, home: str, caller: str, hidden: int, top_k: int, max_tokens: int) -> HandOff:
+        """Experts of the host device `home` as the modules of device `caller` see them."""
+        if home not in self._lanes:
+            host = self.runtime(home)
+            assert isinstance(host, HostRuntime), f"{home} is not a host device"
+            self._lanes[home] = host.new_lane()
+        runtime, stream = self.runtime(caller), self.stream(caller)
+        made = HandOff(experts, runtime, stream, self._lanes[home], hidden, top_k, max_tokens)
         self._hand_offs.append(made)
         return made
 
@@ -68,9 +72,9 @@ class Devices:
             hand_off.check()
 
     def close(self) -> None:
-        """End the lane and close the runtimes."""
-        if self._lane is not None:
-            self._lane.close()
-            self._lane = None
+        """End the lanes and close the runtimes."""
+        self._hand_offs.clear()
+        while self._lanes:
+            self._lanes.popitem()[1].close()
         while self._runtimes:
             self._runtimes.popitem()[1].close()

@@ -7,14 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ktcore.backend.lane import Lane, LaneJob
 from ktcore.backend.runtime import DeviceRuntime, HostCallbackMode, Stream
-from ktcore.engine.lane import HostLane, Job
 
 Experts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SLOTS = 2
+
+
+@runtime_checkable
+class LaneExperts(Protocol):
+    """Host experts that make lane jobs of their own, so that no Python runs on the lane."""
+
+    def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The plain call."""
+        ...
+
+    def lane_job(
+        self, lane: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+    ) -> LaneJob:
+        """A job that reads x [T, hidden], ids [T, k], weights [T, k] and writes out [T, hidden], each time it runs."""
+        ...
 
 
 @dataclass
@@ -31,8 +47,7 @@ class _Slot:
 class HandOffTicket:
     """An outstanding submission and where its result will be."""
 
-    job: Job
-    number: int
+    job: LaneJob
     slot: _Slot
     tokens: int
     device: torch.device
@@ -57,7 +72,7 @@ class HandOff:
         experts: Experts,
         runtime: DeviceRuntime,
         stream: Stream,
-        lane: HostLane,
+        lane: Lane,
         hidden: int,
         top_k: int,
         max_tokens: int,
@@ -98,17 +113,12 @@ class HandOff:
         copy(slot.hidden[:tokens], x.float(), stream)
         copy(slot.ids[:tokens], ids, stream)
         copy(slot.weights[:tokens], weights.float(), stream)
-        job = Job(lambda: self._work(slot, tokens))
+        job = self._job(slot, tokens)
         if self._runtime.host_callback is HostCallbackMode.NONE:
-            copied = self._runtime.record_event(stream)
-            work = job.work
-            job.work = lambda: (self._runtime.synchronize(copied), work())[1]
-            number = 0
-            self._lane.start(job)
+            job.start()
         else:
-            number = self._lane.register(job)
-            self._runtime.launch_host(stream, self._lane.start_address, number)
-        ticket = HandOffTicket(job, number, slot, tokens, x.device)
+            self._runtime.launch_host(stream, self._lane.start_address, job.address)
+        ticket = HandOffTicket(job, slot, tokens, x.device)
         self._outstanding.append(ticket)
         return ticket
 
@@ -122,7 +132,7 @@ class HandOff:
             ticket.job.wait()
             self.check()
         else:
-            self._runtime.launch_host(self._stream, self._lane.wait_address, ticket.number)
+            self._runtime.launch_host(self._stream, self._lane.wait_address, ticket.job.address)
         with self._runtime.use_stream(self._stream):
             out = torch.empty((ticket.tokens, ticket.slot.out.shape[1]), device=ticket.device)
         self._runtime.copy_async(out, ticket.slot.out[: ticket.tokens], self._stream)
@@ -131,20 +141,34 @@ class HandOff:
     def check(self) -> None:
         """Raise what experts raised since the last call; the engine calls it once a step's result is on the host."""
         still = []
-        failed: BaseException | None = None
+        failed: BaseException | str | None = None
         for ticket in self._outstanding:
-            if not ticket.job.done:
+            if ticket.job.done:
+                failed = failed or ticket.job.error
+            else:
                 still.append(ticket)
-                continue
-            failed = failed or ticket.job.error
-            if ticket.number:
-                self._lane.forget(ticket.number)
         self._outstanding = still
-        if failed is not None:
-            raise failed
+        if failed:
+            raise failed if isinstance(failed, BaseException) else RuntimeError(f"host experts failed: {failed}")
 
-    def _work(self, slot: _Slot, tokens: int) -> None:
+    def _job(self, slot: _Slot, tokens: int) -> LaneJob:
+        """The host work of one submission; without callbacks it begins by waiting for the copies."""
+        block = (slot.hidden[:tokens], slot.ids[:tokens], slot.weights[:tokens])
+        out = slot.out[:tokens]
+        if self._runtime.host_callback is HostCallbackMode.NONE:
+            copied = self._runtime.record_event(self._stream)
+
+            def work() -> None:
+                self._runtime.synchronize(copied)
+                self._compute(block, out)
+
+            return self._lane.job(work)
+        if isinstance(self._experts, LaneExperts):
+            return self._experts.lane_job(self._lane, *block, out)
+        return self._lane.job(lambda: self._compute(block, out))
+
+    def _compute(self, block: tuple[torch.Tensor, torch.Tensor, torch.Tensor], out: torch.Tensor) -> None:
         # poison first: a result that is not written must not look like the last one
-        slot.out[:tokens].fill_(float("nan"))
+        out.fill_(float("nan"))
         with torch.inference_mode():
-            slot.out[:tokens] = self._experts(slot.hidden[:tokens], slot.ids[:tokens], slot.weights[:tokens])
+            out.copy_(self._experts(*block))

@@ -165,7 +165,7 @@ class _Loader:
             return module
         inside, outside = self.devices.runtime(device).device, self.devices.runtime(caller).device
         if inside.type == "cpu":
-            return self.devices.hand_off(module, caller, spec.hidden, spec.top_k, self.max_tokens)
+            return self.devices.hand_off(module, device, caller, spec.hidden, spec.top_k, self.max_tokens)
         return Crossing(module, inside, outside)
 
     def _reduced(self, router: Module, experts: Node) -> Module:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ktcore.backend.host import HostRuntime
+from ktcore.backend.lane import ThreadLane
 from ktcore.backend.runtime import HostCallbackMode
 from ktcore.engine.handoff import HandOff
-from ktcore.engine.lane import HostLane, Job
 
 HIDDEN, TOP_K = 8, 2
 
@@ -26,8 +26,8 @@ class _Failing(RuntimeError):
 
 
 @pytest.fixture
-def lane() -> Iterator[HostLane]:
-    lane = HostLane()
+def lane() -> Iterator[ThreadLane]:
+    lane = ThreadLane()
     yield lane
     lane.close()
 
@@ -41,7 +41,7 @@ def _weighted(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torc
     return x * (ids * weights).sum(-1, keepdim=True)
 
 
-def _hand_off(experts: object, runtime: HostRuntime, lane: HostLane, max_tokens: int = 16) -> HandOff:
+def _hand_off(experts: object, runtime: HostRuntime, lane: ThreadLane, max_tokens: int = 16) -> HandOff:
     return HandOff(experts, runtime, runtime.new_stream(), lane, HIDDEN, TOP_K, max_tokens)  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def _block(tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 16])
-def test_the_sum_comes_back(runtime: HostRuntime, lane: HostLane, tokens: int) -> None:
+def test_the_sum_comes_back(runtime: HostRuntime, lane: ThreadLane, tokens: int) -> None:
     hand_off = _hand_off(_weighted, runtime, lane)
     for seed in range(5):
         block = _block(tokens, seed)
@@ -60,7 +60,7 @@ def test_the_sum_comes_back(runtime: HostRuntime, lane: HostLane, tokens: int) -
     hand_off.check()
 
 
-def test_work_between_submit_and_wait_overlaps_with_the_experts(runtime: HostRuntime, lane: HostLane) -> None:
+def test_work_between_submit_and_wait_overlaps_with_the_experts(runtime: HostRuntime, lane: ThreadLane) -> None:
     released = threading.Event()
 
     def experts(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_work_between_submit_and_wait_overlaps_with_the_experts(runtime: HostRun
     torch.testing.assert_close(hand_off.wait(ticket), _weighted(*block))
 
 
-def test_an_error_is_carried_to_the_caller_and_the_lane_goes_on(runtime: HostRuntime, lane: HostLane) -> None:
+def test_an_error_is_carried_to_the_caller_and_the_lane_goes_on(runtime: HostRuntime, lane: ThreadLane) -> None:
     broken = [True]
 
     def experts(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -95,17 +95,17 @@ def test_an_error_is_carried_to_the_caller_and_the_lane_goes_on(runtime: HostRun
     hand_off.check()
 
 
-def test_more_tokens_than_the_buffers_hold_are_refused(runtime: HostRuntime, lane: HostLane) -> None:
+def test_more_tokens_than_the_buffers_hold_are_refused(runtime: HostRuntime, lane: ThreadLane) -> None:
     with pytest.raises(ValueError, match="17 tokens submitted, the hand-off buffers hold 16"):
         _hand_off(_weighted, runtime, lane).submit(*_block(17))
 
 
-def test_a_registered_job_runs_again_at_every_replay(lane: HostLane) -> None:
+def test_a_registered_job_runs_again_at_every_replay(lane: ThreadLane) -> None:
     """A captured graph calls the same two addresses with the same data at every replay."""
     runs: list[int] = []
-    number = lane.register(Job(lambda: runs.append(len(runs))))
+    job = lane.job(lambda: runs.append(len(runs)))
     start, wait = (ctypes.CFUNCTYPE(None, ctypes.c_void_p)(a) for a in (lane.start_address, lane.wait_address))
     for expected in range(1, 4):
-        start(number)
-        wait(number)
+        start(job.address)
+        wait(job.address)
         assert len(runs) == expected
