@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "bindings/lane.h"
 #include "blocks/attention.h"
 #include "blocks/mlp.h"
 #include "core/raw_blocks.h"
@@ -312,4 +313,5 @@ PYBIND11_MODULE(_native, m) {
     bind_weights(m);
     bind_blocks(m);
     bind_functions(m);
+    bind_lane(m);
 }

@@ -1,6 +1,7 @@
 """Types of the native kernels. Activations, outputs and cache pages cross as integer addresses of C-contiguous float32
 (or float16 pages) memory; every function raises ValueError for a shape, range or name that does not fit."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -189,3 +190,29 @@ class MLPBlock:
     ) -> None: ...
     def forward(self, x_ptr: int, out_ptr: int, tokens: int) -> None:
         """x, out: float32 [tokens, hidden]; out may be x."""
+
+class Job:
+    """One piece of host work; `Lane.start_address` and `Lane.wait_address` take its `address`."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def error(self) -> str:
+        """What the last run raised, as text; empty when it went well."""
+    def start(self) -> None: ...
+    def wait(self) -> None: ...
+
+class Lane:
+    """One thread that runs jobs in order; spins 40 us between them, then sleeps."""
+
+    @property
+    def start_address(self) -> int:
+        """C function `void (*)(void *)` that queues the job at its argument."""
+    @property
+    def wait_address(self) -> int:
+        """C function `void (*)(void *)` that blocks until the job at its argument is done."""
+    def __init__(self) -> None: ...
+    def job(self, work: Callable[[], None]) -> Job: ...
+    def close(self) -> None: ...

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ktcore.backend import Backend, Capabilities, Implementation
 from ktcore.backend.host import HostRuntime
+from ktcore.backend.lane import Lane
 from ktcore.errors import BackendError
 from ktcore_cpu.plugin import DECLARED
 
@@ -40,6 +41,12 @@ class CpuRuntime(HostRuntime):
             )
         except (ValueError, RuntimeError) as error:
             raise BackendError(f"the cpu backend cannot start: {error}") from error
+
+    def new_lane(self) -> Lane:
+        """A native lane: its callbacks take no interpreter lock."""
+        from ktcore_cpu import _native
+
+        return _native.Lane()
 
     def capabilities(self) -> Capabilities:
         """The instruction set in use, those supported, CPU features, and the number of threads."""

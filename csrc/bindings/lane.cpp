@@ -1,0 +1,81 @@
+// Binds the lane. Python callables run on its thread with the GIL held; native work runs without it.
+#include "core/lane.h"
+
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+
+#include "bindings/lane.h"
+
+namespace py = pybind11;
+
+namespace ktcore {
+namespace {
+
+using NoGil = py::gil_scoped_release;
+
+// A job with the lane that it needs; the lane outlives it. A job that is dropped while it is queued ends first.
+struct OwnedJob {
+    std::shared_ptr<Lane> lane;
+    Job job;
+    ~OwnedJob() {
+        if (job.done.load() != 0) return;
+        if (PyGILState_Check()) {
+            NoGil release;
+            Lane::wait(job);
+        } else {
+            Lane::wait(job);
+        }
+    }
+};
+
+uintptr_t address(void (*function)(void*) noexcept) { return reinterpret_cast<uintptr_t>(function); }
+
+// The callable is dropped with the GIL held, whichever thread lets the job go.
+std::shared_ptr<py::function> keep(py::function f) {
+    return {new py::function(std::move(f)), [](py::function* held) {
+                py::gil_scoped_acquire gil;
+                delete held;
+            }};
+}
+
+}  // namespace
+
+void bind_lane(py::module_& m) {
+    py::class_<OwnedJob, std::shared_ptr<OwnedJob>>(m, "Job")
+        .def_property_readonly("address", [](OwnedJob& j) { return reinterpret_cast<uintptr_t>(&j.job); })
+        .def_property_readonly("done", [](OwnedJob& j) { return j.job.done.load() != 0; })
+        .def_property_readonly("error", [](OwnedJob& j) { return j.job.done.load() != 0 ? j.job.error : std::string(); })
+        .def("start", [](OwnedJob& j) { j.lane->start(j.job); }, py::call_guard<NoGil>())
+        .def("wait", [](OwnedJob& j) { Lane::wait(j.job); }, py::call_guard<NoGil>());
+
+    py::class_<Lane, std::shared_ptr<Lane>>(m, "Lane")
+        .def(py::init([] { return std::shared_ptr<Lane>(new Lane, [](Lane* lane) {
+                               // its thread may be waiting for the GIL to finish a job
+                               if (PyGILState_Check()) {
+                                   NoGil release;
+                                   delete lane;
+                               } else {
+                                   delete lane;
+                               }
+                           }); }))
+        .def_property_readonly_static("start_address", [](const py::object&) { return address(Lane::start_callback); })
+        .def_property_readonly_static("wait_address", [](const py::object&) { return address(Lane::wait_callback); })
+        .def("close", &Lane::close, py::call_guard<NoGil>())
+        .def("job", [](std::shared_ptr<Lane> lane, py::function work) {
+            auto owned = std::make_shared<OwnedJob>();
+            owned->job.lane = lane.get();
+            owned->lane = std::move(lane);
+            owned->job.work = [held = keep(std::move(work))] {
+                py::gil_scoped_acquire gil;
+                try {
+                    (*held)();
+                } catch (py::error_already_set& e) {
+                    // the Python exception must not leave with the GIL released; its text does
+                    throw std::runtime_error(e.what());
+                }
+            };
+            return owned;
+        });
+}
+
+}  // namespace ktcore
