@@ -1,0 +1,58 @@
+"""`ktcore new-backend`: writes a plugin package that loads and passes the first levels of the conformance kit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from ktcore.errors import KtcoreError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_SUFFIX = ".tmpl"
+TEMPLATES = Path(__file__).parent / "templates" / "backend"
+
+
+def new_backend(
+    name: Annotated[str, typer.Argument(help="The backend's name: what people will type after --backend.")],
+    folder: Annotated[Path | None, typer.Option("--to", help="Folder to write.  [default: ./ktcore-NAME]")] = None,
+) -> None:
+    """Write a new backend package: it installs, loads, and passes levels 0 and 1 with the host as a stand-in.
+
+    Example: `ktcore new-backend acme && pip install -e ktcore-acme && ktcore doctor`
+    """
+    target = write_package(name, folder or Path(f"ktcore-{name}"))
+    typer.echo(f"wrote {target}; its README.md says what to implement next:\n")
+    typer.echo((target / "README.md").read_text(encoding="utf-8"))
+
+
+def write_package(name: str, target: Path) -> Path:
+    """Write the package and return its folder.
+
+    Raises:
+        KtcoreError: the name is not usable, or the folder exists.
+    """
+    if not _NAME.fullmatch(name):
+        raise KtcoreError(f"'{name}' cannot name a backend", "use lower-case letters, digits and '_', a letter first")
+    if target.exists():
+        raise KtcoreError(f"{target} exists already", "give another folder with --to")
+    words = {"name": name, "package": f"ktcore_{name}", "title": name.title().replace("_", "")}
+    # everything is filled in before the first file is written
+    texts = {path: Template(text).substitute(words) for path, text in _templates().items()}
+    for path, text in texts.items():
+        parts = [words["package"] if part == "package" else part for part in path.parts]
+        place = target.joinpath(*parts)
+        if place.name == "overlay.yaml":
+            place = place.with_name(f"{name}.yaml")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+    return target
+
+
+def _templates() -> dict[Path, str]:
+    """Relative path, without the suffix, to text."""
+    sources = sorted(TEMPLATES.rglob(f"*{_SUFFIX}"))
+    return {p.relative_to(TEMPLATES).with_suffix(""): p.read_text(encoding="utf-8") for p in sources}
