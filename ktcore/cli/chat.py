@@ -129,6 +129,9 @@ class Session:
         from ktcore.cli.terminal import note
 
         limit = self.model.context
+        alone = Conversation(self.conversation.system, self.conversation.turns[-1:])
+        if self._count(alone.messages) > limit:
+            return  # dropping others would not help, and the engine says what is wrong
         # an answer gets a quarter of the context at least, or what it may take
         dropped = self.conversation.shorten(self._count, limit - min(self.max_new_tokens, limit // 4))
         if dropped:

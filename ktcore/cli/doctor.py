@@ -20,7 +20,9 @@ def doctor(
     ] = False,
     debug: o.DebugOption = False,
 ) -> None:
-    """Show Python, CPU, memory, and every backend found with its state and the reason.
+    """Show what this machine offers, and every backend found.
+
+    A backend that is not loaded says what it lacks; KTCORE_PLUGINS=cpu,NAME limits which ones are looked at.
 
     \b
       ktcore doctor

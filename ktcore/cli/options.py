@@ -46,16 +46,15 @@ def sampling(
     seed: int | None,
     stop: list[str] | None,
 ) -> dict[str, Any]:
-    """The options as `Model.generate` takes them."""
-    return {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": stop or [],
-    }
+    """The options as `Model.generate` takes them, checked before anything is loaded.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
+    from ktcore.ops.sampling import SamplingParams
+
+    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    return {**vars(params), "stop": stop or []}
 
 
 def _note_debug(context: typer.Context, given: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,9 @@ from ktcore.cli import options as o
 from ktcore.errors import PlanError
 
 if TYPE_CHECKING:
+    from ktcore.placement.memory import DeviceMemory
     from ktcore.rules.plan import Plan
+    from ktcore.rules.prepare import Prepared
 
 
 def plan(
@@ -27,7 +30,9 @@ def plan(
     as_json: o.JsonOption = False,
     debug: o.DebugOption = False,
 ) -> None:
-    """Show what would run where, and why. Reads headers only; the backend's device need not be here.
+    """Show what would run where, and why.
+
+    Reads headers only, and the backend's device need not be here. Rules choose; `--explain` says how they did.
 
     \b
       ktcore plan model.gguf --backend cpu
@@ -43,12 +48,12 @@ def plan(
     if explain is not None:
         _check_node(made, explain)
     if as_json:
-        whole = {**made.to_dict(), "backend_reason": prepared.backend_reason}
+        whole = _whole(prepared, context)
         write_json(whole if explain is None else _explained(made, whole, explain))
     elif explain is not None:
         write(made.explain(explain) + "\n")
     else:
-        _show(made, prepared.backend_reason, context)
+        _show(prepared, context, asked=backend != "auto")
 
 
 def _check_node(made: Plan, name: str) -> None:
@@ -58,17 +63,27 @@ def _check_node(made: Plan, name: str) -> None:
         raise PlanError(f"the model has no node '{name}'", f"near ones: {', '.join(near)}")
 
 
+def _whole(prepared: Prepared, context: int | None) -> dict[str, Any]:
+    whole = {**prepared.plan.to_dict(), "backend_reason": prepared.backend_reason}
+    if context is not None:
+        needs = prepared.plan.memory(context)
+        whole["context"] = context
+        whole["memory"] = {device: {**vars(need), "total": need.total} for device, need in needs.items()}
+    return whole
+
+
 def _explained(made: Plan, whole: dict[str, Any], name: str) -> dict[str, Any]:
     """The node's entry; for a part of a fused node, that of the whole."""
     owner = next(key for key, choice in made.choices.items() if name == key or name in choice.covered)
     return {"node": owner, **whole["nodes"][owner]}
 
 
-def _show(made: Plan, reason: str, context: int | None) -> None:
+def _show(prepared: Prepared, context: int | None, asked: bool) -> None:
     from rich.markup import escape
 
     from ktcore.cli.terminal import console
 
+    made = prepared.plan
     graph = made.graph
     out = console()
     out.print(
@@ -76,14 +91,36 @@ def _show(made: Plan, reason: str, context: int | None) -> None:
         f"context {graph.context_length}",
         markup=False,
     )
-    out.print(f"Backend [bold]{made.backend}[/]: {escape(reason)}")
+    out.print(
+        f"Planned for [bold]{escape(made.backend)}[/]." + ("" if asked else f" {escape(prepared.backend_reason)}")
+    )
+    out.print()
     out.print(_nodes_table(made))
-    out.print(_memory_table(made, context or made.default_context()))
+    out.print()
+    out.print(_memory_table(prepared, context or made.default_context()))
+    out.print()
     if made.fallbacks:
-        out.print(f"[yellow]fallback[/] marks {len(made.fallbacks)} nodes whose rule's first choice cannot run them.")
-    for text in made.notes:
+        out.print(
+            f"[yellow]fallback[/] marks {len(made.fallbacks)} nodes that their rule's first choice cannot run; "
+            "the reason stands beside them."
+        )
+    for text in [*_absences(prepared), *made.notes]:
         out.print(f"note: {text}", style="dim", markup=False)
-    out.print("`--explain NODE` tells more about one of them.", style="dim", markup=False)
+    out.print("`--explain NODE` tells more about one node.", style="dim", markup=False)
+
+
+def _absences(prepared: Prepared) -> Iterator[str]:
+    """A sentence for each backend of the plan that could not run here."""
+    from ktcore.backend.record import BackendState
+    from ktcore.backend.registry import split_device
+
+    for name in dict.fromkeys(split_device(device)[0] for device in prepared.plan.devices):
+        record = prepared.registry.known(name)
+        if record.state is not BackendState.LOADED and record.spec is not None:
+            yield (
+                f"{name} is {record.state.value} here ({record.reason}); the plan is for its declared device class, "
+                f"{record.spec.declared[0].name}"
+            )
 
 
 def _nodes_table(made: Plan) -> Any:
@@ -114,24 +151,37 @@ def _nodes_table(made: Plan) -> Any:
     return table
 
 
-def _memory_table(made: Plan, context: int) -> Any:
+def _memory_table(prepared: Prepared, context: int) -> Any:
     from rich.table import Table
 
     from ktcore.placement.memory import human_bytes
 
-    table = Table(box=None, header_style="bold", pad_edge=False, title=None)
-    for heading in ("device", "weights", f"KV, {context} tokens", "workspace", "total", "may use", "fits"):
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("device", "weights", f"KV, {context} tokens", "workspace", "total", "fits"):
         table.add_column(heading, justify="left" if heading in ("device", "fits") else "right", no_wrap=True)
-    for device, need in made.memory(context).items():
-        per_token = sum(c.kv_bytes_per_token for c in made.choices.values() if c.device == device)
-        fits = "limit unknown: give --memory" if need.limit is None else "yes" if not need.excess else "no"
-        if need.limit is not None and per_token:
-            room = max(0, need.limit - need.weights - need.workspace) // per_token
-            fits += f", up to {room // made.page_size * made.page_size} tokens of context"
-        table.add_row(
-            device,
-            *(human_bytes(n) for n in (need.weights, need.kv, need.workspace, need.total)),
-            "?" if need.limit is None else human_bytes(need.limit),
-            fits,
-        )
+    for device, need in prepared.plan.memory(context).items():
+        figures = (human_bytes(n) for n in (need.weights, need.kv, need.workspace, need.total))
+        table.add_row(device, *figures, _fits(prepared, device, need))
     return table
+
+
+def _fits(prepared: Prepared, device: str, need: DeviceMemory) -> str:
+    """Whether the device's part fits, and into what."""
+    from ktcore.backend.registry import split_device
+    from ktcore.placement.memory import human_bytes
+    from ktcore.placement.topology import read_topology
+
+    made = prepared.plan
+    limit, what = need.limit, ""
+    if limit is None:
+        if prepared.registry.known(split_device(device)[0]).accelerator:
+            return "unknown: say with --memory what it has"
+        limit, what = read_topology().usable_memory, " of this machine"
+    if need.total > limit:
+        return f"no: {human_bytes(limit)}{what} is too little"
+    verdict = f"yes, into {human_bytes(limit)}{what}"
+    per_token = sum(choice.kv_bytes_per_token for choice in made.choices.values() if choice.device == device)
+    if per_token:
+        pages = (limit - need.weights - need.workspace) // (per_token * made.page_size)
+        verdict += f"; {pages * made.page_size} tokens of context would"
+    return verdict

@@ -1,0 +1,73 @@
+"""`ktcore plan`: the table, explanations, JSON, and planning for a device that is not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+from .test_errors import FAR, install
+
+
+def test_the_table_names_nodes_implementations_devices_and_rules(ktcore: Run, tiny_llama: Path) -> None:
+    done = ktcore("plan", tiny_llama, "--backend", "cpu")
+    assert done.code == 0
+    (line,) = (line for line in done.out.splitlines() if line.startswith("layers.*.attn "))
+    assert line.split()[:6] == ["layers.*.attn", "attention", "0-1", "2", "cpu.attention", "cpu:0"]
+    assert "dense.yaml:" in line
+    assert "of this machine" in done.out
+
+
+def test_auto_says_what_it_took(ktcore: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
+    assert "No accelerator is available, so cpu is used." in ktcore("plan", tiny_llama).out
+
+
+def test_explain_gives_rule_parts_and_rejected_implementations(ktcore: Run, tiny_llama: Path) -> None:
+    out = ktcore("plan", tiny_llama, "--backend", "cpu", "--explain", "layers.0.attn").out
+    assert "layers.0.attn (attention) is run by cpu.attention on cpu:0" in out
+    assert "rejected  reference.attention: " in out
+    assert "layers.0.attn.q" in out
+    part = ktcore("plan", tiny_llama, "--backend", "cpu", "--explain", "layers.0.attn.q").out
+    assert "run by layers.0.attn as a whole" in part
+
+
+def test_json(ktcore: Run, tiny_llama: Path) -> None:
+    found = ktcore("plan", tiny_llama, "--backend", "cpu", "--context", 128, "--json").json
+    assert found["backend"] == "cpu"
+    assert found["context"] == 128
+    assert found["nodes"]["layers.0.attn"]["implementation"] == "cpu.attention"
+    memory = found["memory"]["cpu:0"]
+    assert memory["total"] == memory["weights"] + memory["kv"] + memory["workspace"]
+    assert memory["kv"] == 128 * found["cache_bytes_per_token"]
+    node = ktcore("plan", tiny_llama, "--backend", "cpu", "--explain", "layers.0.attn.q", "--json").json
+    assert node["node"] == "layers.0.attn"
+    assert "reference.attention" in [item["implementation"] for item in node["rejected"]]
+
+
+def test_a_device_that_is_not_here_is_planned_for_and_named_as_absent(
+    ktcore: Run, tiny_moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "far", FAR)
+    out = ktcore("plan", tiny_moe, "--backend", "far", "--memory", "24GiB").out
+    assert "Planned for far." in out
+    assert "far is unavailable here (it is on another planet)" in out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("layers.*")}
+    assert "far:0" in rows["layers.*.attn"]
+    assert "cpu:0" in rows["layers.*.ffn.experts"]
+    assert "yes, into 24.0 GiB;" in out
+    assert "say with --memory" in ktcore("plan", tiny_moe, "--backend", "far").out
+
+
+def test_fallbacks_are_marked_with_their_reason(ktcore: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "mine.yaml"
+    rules.write_text(
+        "version: 1\nrules:\n  - name: mine\n    match: {op: rms_norm, name: norm}\n"
+        "    use: [cpu.linear, reference.rms_norm]\n"
+    )
+    out = ktcore("plan", tiny_llama, "--backend", "cpu", "--rules", rules).out
+    (line,) = (line for line in out.splitlines() if line.startswith("norm "))
+    assert "reference.rms_norm fallback" in line
+    assert "it implements linear, not rms_norm" in line
+    assert "fallback marks 1 node" in out

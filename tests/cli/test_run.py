@@ -1,0 +1,65 @@
+"""`ktcore run` on the demo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ktcore as package
+
+from .conftest import Run
+
+QUESTION = "Why is the sky blue?"
+STORY = "Once upon a time"
+KEYS = {"text", "prompt_tokens", "new_tokens", "prefill_tok_s", "decode_tok_s", "load_s", "finish"}
+
+
+@pytest.fixture(scope="module")
+def answers(smollm2_path: Path) -> dict[str, str]:
+    """What the Python API says to the same prompts."""
+    user = {"role": "user", "content": QUESTION}
+    system = {"role": "system", "content": "Answer in French."}
+    with package.load(smollm2_path, backend="cpu") as model:
+        return {
+            "chat": model.chat([user], 12, temperature=0),
+            "system": model.chat([system, user], 12, temperature=0),
+            "raw": model.generate(STORY, 12, temperature=0),
+        }
+
+
+def test_text_goes_to_stdout_and_speeds_to_stderr(ktcore: Run, smollm2_path: Path, answers: dict[str, str]) -> None:
+    done = ktcore("run", smollm2_path, QUESTION, "--temperature", 0, "-n", 12)
+    assert done.code == 0
+    assert done.out == answers["chat"] + "\n"
+    assert done.out.startswith("The sky is blue")
+    assert "prefill" in done.err
+    assert "decode 12 tokens at" in done.err
+
+
+def test_json_has_text_counts_and_speeds(ktcore: Run, smollm2_path: Path, answers: dict[str, str]) -> None:
+    found = ktcore("run", smollm2_path, QUESTION, "--temperature", 0, "-n", 12, "--json").json
+    assert set(found) == KEYS
+    assert found["text"] == answers["chat"]
+    assert found["finish"] in ("stop", "length")
+    assert 0 < found["new_tokens"] <= 12
+    assert min(found["prompt_tokens"], found["prefill_tok_s"], found["decode_tok_s"], found["load_s"]) > 0
+
+
+def test_a_system_message_and_a_prompt_from_stdin(ktcore: Run, smollm2_path: Path, answers: dict[str, str]) -> None:
+    words = ("run", smollm2_path, "-", "--system", "Answer in French.", "--temperature", 0, "-n", 12)
+    assert ktcore(*words, stdin=QUESTION).out == answers["system"] + "\n"
+
+
+def test_raw_leaves_the_chat_template_out(ktcore: Run, smollm2_path: Path, answers: dict[str, str]) -> None:
+    assert len(answers["raw"]) > 10
+    done = ktcore("run", smollm2_path, STORY, "--raw", "--temperature", 0, "-n", 12)
+    assert done.out == answers["raw"] + "\n"
+    assert ktcore("run", smollm2_path, QUESTION, "--raw", "--system", "Be kind.").code == 1
+
+
+def test_stop_strings_end_the_answer(ktcore: Run, smollm2_path: Path, answers: dict[str, str]) -> None:
+    words = ("run", smollm2_path, QUESTION, "--temperature", 0, "-n", 12, "--stop", "Nowhere", "--stop", "blue")
+    done = ktcore(*words, "--json").json
+    assert done["finish"] == "stop"
+    assert done["text"] == answers["chat"].partition("blue")[0]
