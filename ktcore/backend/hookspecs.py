@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -25,3 +26,8 @@ class HookSpecs:
     @hookspec
     def ktcore_rule_paths(self) -> list[Path]:  # type: ignore[empty-body]
         """Folders with rule files (`<backend>.yaml` overlays) that are searched after the shipped ones. Optional."""
+
+    @hookspec
+    def ktcore_conformance_expectations(self) -> Any:
+        """What the conformance kit should know of this plugin's backends: a `ktcore.conformance.Expectations`, or a list
+        of them: known gaps with their reasons, declared precisions, whether the device is real. Optional."""

@@ -37,3 +37,11 @@ def ktcore_register_backends() -> list[BackendSpec]:
             accelerator=False,
         )
     ]
+
+
+@hookimpl
+def ktcore_conformance_expectations() -> object:
+    """Precision of the kernels."""
+    from ktcore_cpu.conformance import expectations
+
+    return expectations()

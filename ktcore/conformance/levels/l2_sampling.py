@@ -1,0 +1,133 @@
+"""Sampling: greedy is the largest, and draws follow the distribution that float64 gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import torch
+
+from ktcore.conformance.case import Case, Context
+from ktcore.ops import SamplingParams, SamplingSpec
+
+VOCAB = 40
+DRAWS = 1500
+DEVIATIONS = 5.0
+"""Standard deviations by which a count may differ from what is expected."""
+
+
+def cases() -> list[Case]:
+    """Each parameter by itself, and together."""
+    drawn = {
+        "temperature": SamplingParams(temperature=0.8),
+        "hot": SamplingParams(temperature=2.0),
+        "top-k": SamplingParams(temperature=1.0, top_k=5),
+        "top-p": SamplingParams(temperature=1.0, top_p=0.7),
+        "min-p": SamplingParams(temperature=1.0, min_p=0.2),
+        "penalty": SamplingParams(temperature=1.0, repetition_penalty=1.8),
+        "all-together": SamplingParams(0.9, top_k=12, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
+    }
+    found = [_case(name, "draws follow the distribution", partial(_draws, params)) for name, params in drawn.items()]
+    return [
+        _case("greedy", "temperature 0 takes the largest", _greedy),
+        _case("greedy-penalty", "a penalty can change the largest", _greedy_penalty),
+        _case("large-vocabulary", "the largest of 151936", _large),
+        *found,
+        _case("same-seed", "the same generator state gives the same tokens", _same_seed),
+    ]
+
+
+def _case(name: str, about: str, run: object) -> Case:
+    return Case(f"L2.sampling.{name}", 2, "sampling", about, run)  # type: ignore[arg-type]
+
+
+def _greedy(ctx: Context) -> None:
+    for sample in _samplers(ctx, VOCAB):
+        for row in range(20):
+            logits = _logits(ctx, VOCAB, str(row))
+            got = sample(logits, SamplingParams(temperature=0), [], None)
+            ctx.require(int(got) == int(logits.argmax()), f"took {int(got)}, the largest is {int(logits.argmax())}")
+
+
+def _greedy_penalty(ctx: Context) -> None:
+    logits = torch.full((VOCAB,), -3.0)
+    logits[7], logits[9] = 2.0, 1.5
+    for sample in _samplers(ctx, VOCAB):
+        got = int(sample(logits, SamplingParams(temperature=0, repetition_penalty=1.5), [7, 7, 1], None))
+        ctx.require(got == 9, f"took {got}: token 7 was seen, 2.0 / 1.5 is below token 9's 1.5")
+
+
+def _large(ctx: Context) -> None:
+    logits = _logits(ctx, 151936, "")
+    logits[151935] = 20.0
+    for sample in _samplers(ctx, 151936):
+        got = int(sample(logits, SamplingParams(temperature=0), [], None))
+        ctx.require(got == 151935, f"took {got}, the largest is the last")
+
+
+def _draws(params: SamplingParams, ctx: Context) -> None:
+    logits, seen = _logits(ctx, VOCAB, ""), [1, 2, 3, 2]
+    expected = _distribution(logits, params, seen)
+    for sample in _samplers(ctx, VOCAB):
+        generator = _generator(ctx, 1)
+        counts = Counter(int(sample(logits, params, seen, generator)) for _ in range(DRAWS))
+        for token, p in enumerate(expected):
+            if p == 0:
+                ctx.require(counts[token] == 0, f"token {token} was drawn, but is cut off")
+                continue
+            off = abs(counts[token] - DRAWS * p) / max(np.sqrt(DRAWS * p * (1 - p)), 1.0)
+            ctx.require(off < DEVIATIONS, f"token {token} was drawn {counts[token]} times, expected {DRAWS * p:.0f}")
+
+
+def _same_seed(ctx: Context) -> None:
+    logits, params = _logits(ctx, VOCAB, ""), SamplingParams(temperature=1.0, top_p=0.95)
+    for sample in _samplers(ctx, VOCAB):
+        runs = []
+        for seed in (1, 1, 2):
+            generator = _generator(ctx, seed)
+            runs.append([int(sample(logits, params, [], generator)) for _ in range(30)])
+        ctx.require(runs[0] == runs[1], "two runs of one seed differ")
+        ctx.require(runs[0] != runs[2], "two seeds give the same tokens")
+
+
+def _samplers(ctx: Context, vocab: int) -> list[partial[object]]:
+    loaded = ctx.target.load(ctx, SamplingSpec(vocab), {})
+    return [partial(_sample, ctx, one.module) for one in loaded]  # type: ignore[arg-type]
+
+
+def _sample(ctx: Context, module: object, logits: torch.Tensor, *rest: object) -> object:
+    return ctx.target.call(module, logits, *rest)
+
+
+def _generator(ctx: Context, seed: int) -> torch.Generator:
+    generator = torch.Generator(device=ctx.target.runtime.device)
+    generator.manual_seed(int(ctx.rng(f"generator {seed}").integers(2**31)))
+    return generator
+
+
+def _logits(ctx: Context, vocab: int, what: str) -> torch.Tensor:
+    return torch.from_numpy(ctx.rng(f"logits {what}").standard_normal(vocab).astype(np.float32) * 2)
+
+
+def _distribution(logits: torch.Tensor, params: SamplingParams, seen: list[int]) -> np.ndarray:
+    """Probabilities by the filters' definitions, one after the other, each renormalised."""
+    z = logits.double().numpy().copy()
+    for token in set(seen):
+        z[token] = z[token] / params.repetition_penalty if z[token] > 0 else z[token] * params.repetition_penalty
+    p = np.exp(z / params.temperature)
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    keep = np.ones(len(p), dtype=bool)
+    if params.top_k:
+        keep[order[params.top_k :]] = False
+        p = np.where(keep, p, 0) / p[keep].sum()
+    if params.top_p < 1:
+        before = np.cumsum(p[order]) - p[order]
+        p[order[before >= params.top_p]] = 0
+        p /= p.sum()
+    if params.min_p:
+        p[p < params.min_p * p.max()] = 0
+        p /= p.sum()
+    result: np.ndarray = p
+    return result

@@ -1,0 +1,82 @@
+"""Truth of attention: each sequence at once over all of its tokens, without pages."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.conformance.truth.arithmetic import Arithmetic
+from ktcore.conformance.truth.small import Values, linear, rms_norm, rope
+from ktcore.ops import AttentionSpec, MLASpec
+
+
+def causal(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, a: Arithmetic, window: int = 0
+) -> torch.Tensor:
+    """q [L, H, dk], k [L, G, dk], v [L, G, dv], query i seeing keys up to i -> [L, H, dv]."""
+    length, heads, _ = q.shape
+    share = heads // k.shape[1]
+    reach = torch.arange(length)
+    seen = reach[None, :] <= reach[:, None]
+    if window:
+        seen &= reach[None, :] > reach[:, None] - window
+    out = []
+    for g in range(k.shape[1]):
+        rows = q[:, g * share : (g + 1) * share].transpose(0, 1)
+        score = (rows @ k[:, g].T) * scale
+        weight = torch.softmax(score.masked_fill(~seen, float("-inf")), -1)
+        out.append((weight @ v[:, g]).transpose(0, 1))
+    return torch.cat(out, 1)
+
+
+def attention(spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
+    """A whole sequence x [L, hidden] -> [L, hidden]."""
+    n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
+    q = linear(spec.q, w, n, a, "q.").unflatten(-1, (spec.heads, spec.head_dim))
+    k = linear(spec.k, w, n, a, "k.").unflatten(-1, (spec.kv_heads, spec.head_dim))
+    v = linear(spec.v, w, n, a, "v.").unflatten(-1, (spec.kv_heads, spec.head_dim))
+    if spec.q_norm:
+        q = rms_norm(spec.q_norm, w, q, a, "q_norm.")
+    if spec.k_norm:
+        k = rms_norm(spec.k_norm, w, k, a, "k_norm.")
+    if spec.rope:
+        positions = torch.arange(x.shape[0])
+        q, k = (rope(spec.rope, w, t, positions, a, "rope.") for t in (q, k))
+    y = causal(q, a.stored(k), a.stored(v), spec.scale, a, spec.cache.window)
+    y = linear(spec.o, w, y.flatten(1), a, "o.")
+    return a.cast(x) + y if spec.residual else y
+
+
+def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
+    """A whole sequence x [L, hidden] -> [L, hidden], keys and values expanded from the latents."""
+    n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
+    q = _queries(spec, w, n, a)
+    positions = torch.arange(x.shape[0])
+    q_rope = rope(spec.rope, w, q[..., spec.nope_dim :], positions, a, "rope.")
+    latent, k_rope = linear(spec.kv_a, w, n, a, "kv_a.").split((spec.latent, spec.rope_dim), -1)
+    latent = a.stored(rms_norm(spec.kv_a_norm, w, latent, a, "kv_a_norm."))
+    k_rope = a.stored(rope(spec.rope, w, k_rope[:, None], positions, a, "rope."))
+    up_k, up_v = _up(spec, w)
+    k_nope = torch.stack([latent @ a.cast(m).T for m in up_k], 1)
+    v = torch.stack([latent @ a.cast(m).T for m in up_v], 1)
+    k = torch.cat((k_nope, k_rope.expand(-1, spec.heads, -1)), -1)
+    y = causal(torch.cat((q[..., : spec.nope_dim], q_rope), -1), k, v, spec.scale, a)
+    y = linear(spec.o, w, y.flatten(1), a, "o.")
+    return a.cast(x) + y if spec.residual else y
+
+
+def _queries(spec: MLASpec, w: Values, n: torch.Tensor, a: Arithmetic) -> torch.Tensor:
+    if spec.q_a and spec.q_a_norm and spec.q_b:
+        low = rms_norm(spec.q_a_norm, w, linear(spec.q_a, w, n, a, "q_a."), a, "q_a_norm.")
+        flat = linear(spec.q_b, w, low, a, "q_b.")
+    else:
+        assert spec.q is not None, "a query projection is either whole or in two parts"
+        flat = linear(spec.q, w, n, a, "q.")
+    return flat.unflatten(-1, (spec.heads, spec.nope_dim + spec.rope_dim))
+
+
+def _up(spec: MLASpec, w: Values) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Per head: key rows [nope, latent] and value rows [value, latent]."""
+    if spec.split_kv_b:
+        return [m.T for m in w["k_b"]], list(w["v_b"])
+    both = w["kv_b"].unflatten(0, (spec.heads, -1))
+    return [m[: spec.nope_dim] for m in both], [m[spec.nope_dim :] for m in both]

@@ -1,0 +1,97 @@
+"""Truth of the mixture of experts: token by token, choice by choice."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.conformance.truth.arithmetic import Arithmetic
+from ktcore.conformance.truth.small import Values, activate, linear, mlp, rms_norm
+from ktcore.ops import ExpertsSpec, MoESpec, RouterSpec
+
+
+def router(
+    spec: RouterSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = ""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x [T, hidden] -> ids [T, k], weights [T, k], and by how much each token's choice was made [T]."""
+    score = _scores(spec, w, x, a, prefix)
+    choice = score + a.cast(w[f"{prefix}bias"]) if spec.choice_bias else score.clone()
+    margin = torch.full((x.shape[0],), float("inf"), dtype=a.compute)
+    if spec.groups > 1:
+        choice, margin = _best_groups(spec, choice)
+    ranked, order = torch.sort(choice, dim=-1, descending=True, stable=True)
+    if spec.top_k < spec.experts:
+        margin = torch.minimum(margin, ranked[:, spec.top_k - 1] - ranked[:, spec.top_k])
+    ids = order[:, : spec.top_k]
+    return ids, _weigh(spec, score, ids), margin
+
+
+def router_weights(
+    spec: RouterSpec, w: Values, x: torch.Tensor, ids: torch.Tensor, a: Arithmetic, prefix: str = ""
+) -> torch.Tensor:
+    """Weights [T, k] of experts that are chosen already."""
+    return _weigh(spec, _scores(spec, w, x, a, prefix), ids)
+
+
+def experts(
+    spec: ExpertsSpec,
+    w: Values,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    a: Arithmetic,
+    prefix: str = "",
+) -> torch.Tensor:
+    """x [T, hidden], ids [T, k], weights [T, k] -> [T, hidden]."""
+    x, weights = a.cast(x), a.cast(weights)
+    out = torch.zeros_like(x)
+    for t in range(x.shape[0]):
+        for j in range(ids.shape[1]):
+            e = int(ids[t, j])
+            if e < 0:
+                continue
+            row = x[t : t + 1] * weights[t, j] if spec.weight_on_input else x[t : t + 1]
+            gate, up = a.matmul(row, w[f"{prefix}gate"][e]), a.matmul(row, w[f"{prefix}up"][e])
+            y = a.matmul(activate(gate, spec.activation) * up, w[f"{prefix}down"][e])[0]
+            out[t] += y if spec.weight_on_input else y * weights[t, j]
+    return out
+
+
+def moe(spec: MoESpec, w: Values, x: torch.Tensor, a: Arithmetic) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, hidden] -> [T, hidden], and by how much each token's experts were chosen [T]."""
+    n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
+    ids, weights, margin = router(spec.router, w, n, a, "router.")
+    y = experts(spec.experts, w, n, ids, weights, a, "experts.")
+    if spec.shared:
+        part = mlp(spec.shared, w, n, a, "shared.")
+        if spec.shared_gate:
+            part = part / (1 + torch.exp(-linear(spec.shared_gate, w, n, a, "shared_gate.")))
+        y = y + part
+    return (a.cast(x) + y if spec.residual else y), margin
+
+
+def _scores(spec: RouterSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str) -> torch.Tensor:
+    logits = a.cast(x) @ a.cast(w[f"{prefix}weight"]).T
+    return torch.softmax(logits, -1) if spec.score == "softmax" else 1 / (1 + torch.exp(-logits))
+
+
+def _weigh(spec: RouterSpec, score: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    weights = score.gather(-1, ids)
+    if spec.renormalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + spec.renorm_eps)
+    return weights * spec.scale
+
+
+def _best_groups(spec: RouterSpec, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choices outside of the kept groups masked, and the margin between the last kept group and the next."""
+    groups = choice.unflatten(-1, (spec.groups, -1))
+    best = groups.sort(-1, descending=True).values
+    score = best[..., 0] if spec.group_score == "max" else best[..., 0] + best[..., 1]
+    ranked, order = torch.sort(score, dim=-1, descending=True, stable=True)
+    keep = torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order[:, : spec.groups_kept], True)
+    fill = 0.0 if spec.group_score == "max" else float("-inf")
+    margin = (
+        ranked[:, spec.groups_kept - 1] - ranked[:, spec.groups_kept]
+        if spec.groups_kept < spec.groups
+        else torch.full_like(ranked[:, 0], float("inf"))
+    )
+    return torch.where(keep[..., None], groups, fill).flatten(1), margin
