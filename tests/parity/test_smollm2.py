@@ -40,6 +40,7 @@ def _divergence(expected: torch.Tensor, logits: torch.Tensor) -> tuple[float, fl
     return kl, (ours.argmax(-1) == expected.argmax(-1)).double().mean().item()
 
 
+@pytest.mark.timeout(900)  # 135M parameters in float32 on both sides, on machines with little to spare
 def test_reference_greedy_tokens_equal_transformers(smollm2_path: Path, oracle: torch.nn.Module) -> None:
     with ktcore.load(smollm2_path, backend="cpu", rules="reference", context=1024) as model:
         ids = [model.tokenizer.encode(p) for p in PROMPTS]
