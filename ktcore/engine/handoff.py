@@ -34,13 +34,22 @@ class LaneExperts(Protocol):
 
 
 @dataclass
-class _Slot:
-    """Pinned host buffers of one submission; two of them, so that the next can be filled while one is read."""
+class _Block:
+    """The part of a slot's pinned buffers that a submission of so many tokens uses, and a job that has run on it.
+
+    Kept for the next submission of the same size: slicing four tensors and making a job would cost as much as the
+    whole hand-off of one token.
+    """
 
     hidden: torch.Tensor
     ids: torch.Tensor
     weights: torch.Tensor
     out: torch.Tensor
+    job: LaneJob | None = None
+
+    def first(self, tokens: int) -> _Block:
+        """The first rows of every buffer."""
+        return _Block(self.hidden[:tokens], self.ids[:tokens], self.weights[:tokens], self.out[:tokens])
 
 
 @dataclass
@@ -48,8 +57,7 @@ class HandOffTicket:
     """An outstanding submission and where its result will be."""
 
     job: LaneJob
-    slot: _Slot
-    tokens: int
+    block: _Block
     device: torch.device
 
 
@@ -82,8 +90,9 @@ class HandOff:
         self._stream = stream
         self._lane = lane
         self._max_tokens = max_tokens
+        # two slots, so that the next block can be filled while one is read
         self._slots = [
-            _Slot(
+            _Block(
                 hidden=runtime.pinned_buffer((max_tokens, hidden), torch.float32),
                 ids=runtime.pinned_buffer((max_tokens, top_k), torch.int64),
                 weights=runtime.pinned_buffer((max_tokens, top_k), torch.float32),
@@ -91,6 +100,7 @@ class HandOff:
             )
             for _ in range(SLOTS)
         ]
+        self._blocks: list[dict[int, _Block]] = [{} for _ in range(SLOTS)]
         self._turn = 0
         self._outstanding: list[HandOffTicket] = []
 
@@ -107,18 +117,17 @@ class HandOff:
         tokens = x.shape[0]
         if tokens > self._max_tokens:
             raise ValueError(f"{tokens} tokens submitted, the hand-off buffers hold {self._max_tokens}")
-        slot = self._slots[self._turn % SLOTS]
-        self._turn += 1
+        block = self._next_block(tokens)
         copy, stream = self._runtime.copy_async, self._stream
-        copy(slot.hidden[:tokens], x.float(), stream)
-        copy(slot.ids[:tokens], ids, stream)
-        copy(slot.weights[:tokens], weights.float(), stream)
-        job = self._job(slot, tokens)
+        copy(block.hidden, x.float(), stream)
+        copy(block.ids, ids, stream)
+        copy(block.weights, weights.float(), stream)
+        job = self._job(block)
         if self._runtime.host_callback is HostCallbackMode.NONE:
             job.start()
         else:
             self._runtime.launch_host(stream, self._lane.start_address, job.address)
-        ticket = HandOffTicket(job, slot, tokens, x.device)
+        ticket = HandOffTicket(job, block, x.device)
         self._outstanding.append(ticket)
         return ticket
 
@@ -134,8 +143,8 @@ class HandOff:
         else:
             self._runtime.launch_host(self._stream, self._lane.wait_address, ticket.job.address)
         with self._runtime.use_stream(self._stream):
-            out = torch.empty((ticket.tokens, ticket.slot.out.shape[1]), device=ticket.device)
-        self._runtime.copy_async(out, ticket.slot.out[: ticket.tokens], self._stream)
+            out = torch.empty(ticket.block.out.shape, device=ticket.device)
+        self._runtime.copy_async(out, ticket.block.out, self._stream)
         return out
 
     def check(self) -> None:
@@ -151,24 +160,36 @@ class HandOff:
         if failed:
             raise failed if isinstance(failed, BaseException) else RuntimeError(f"host experts failed: {failed}")
 
-    def _job(self, slot: _Slot, tokens: int) -> LaneJob:
+    def _next_block(self, tokens: int) -> _Block:
+        slot = self._turn % SLOTS
+        self._turn += 1
+        block = self._blocks[slot].get(tokens)
+        if block is None:
+            block = self._blocks[slot][tokens] = self._slots[slot].first(tokens)
+        return block
+
+    def _job(self, block: _Block) -> LaneJob:
         """The host work of one submission; without callbacks it begins by waiting for the copies."""
-        block = (slot.hidden[:tokens], slot.ids[:tokens], slot.weights[:tokens])
-        out = slot.out[:tokens]
         if self._runtime.host_callback is HostCallbackMode.NONE:
             copied = self._runtime.record_event(self._stream)
 
             def work() -> None:
                 self._runtime.synchronize(copied)
-                self._compute(block, out)
+                self._compute(block)
 
             return self._lane.job(work)
-        if isinstance(self._experts, LaneExperts):
-            return self._experts.lane_job(self._lane, *block, out)
-        return self._lane.job(lambda: self._compute(block, out))
+        # a job that may still run, or whose error nobody has seen, is not used again
+        if block.job is None or any(ticket.job is block.job for ticket in self._outstanding):
+            block.job = self._new_job(block)
+        return block.job
 
-    def _compute(self, block: tuple[torch.Tensor, torch.Tensor, torch.Tensor], out: torch.Tensor) -> None:
+    def _new_job(self, block: _Block) -> LaneJob:
+        if isinstance(self._experts, LaneExperts):
+            return self._experts.lane_job(self._lane, block.hidden, block.ids, block.weights, block.out)
+        return self._lane.job(lambda: self._compute(block))
+
+    def _compute(self, block: _Block) -> None:
         # poison first: a result that is not written must not look like the last one
-        out.fill_(float("nan"))
+        block.out.fill_(float("nan"))
         with torch.inference_mode():
-            out.copy_(self._experts(*block))
+            block.out.copy_(self._experts(block.hidden, block.ids, block.weights))
