@@ -1,46 +1,12 @@
 // The Python module ktcore_cpu._native. Buffers of activations and cache pages cross as addresses; every shape is
 // checked here or in the blocks before any kernel runs, and the GIL is released while one does.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <optional>
-
+#include "bindings/common.h"
 #include "bindings/lane.h"
 #include "blocks/attention.h"
 #include "blocks/mlp.h"
 #include "core/raw_blocks.h"
 
-namespace py = pybind11;
-using namespace ktcore;
-
 namespace {
-
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using Ints = py::array_t<int32_t, py::array::c_style>;
-using Bytes = py::array_t<uint8_t, py::array::c_style>;
-using NoGil = py::gil_scoped_release;
-
-Vector to_vector(const std::optional<Floats>& a) {
-    if (!a) return {};
-    check(a->ndim() == 1 && a->size() > 0, "expected a vector");
-    return Vector(a->data(), a->data() + a->size());
-}
-
-std::vector<int32_t> to_ints(const Ints& a, int dims, const char* what) {
-    check(a.ndim() == dims, std::string(what) + " must have " + std::to_string(dims) + " dimension(s)");
-    return std::vector<int32_t>(a.data(), a.data() + a.size());
-}
-
-float* pointer(uintptr_t address, const char* what) {
-    check(address != 0 && address % 4 == 0, std::string(what) + " must be a non-null address aligned to 4 bytes");
-    return reinterpret_cast<float*>(address);
-}
-
-int check_tokens(int64_t tokens) {
-    check(tokens >= 0 && tokens <= 1 << 24, "tokens must be 0 to 2^24");
-    return static_cast<int>(tokens);
-}
 
 Cache to_cache(uintptr_t k, uintptr_t v, int64_t num_pages, int page_size, const std::string& type) {
     const CacheType t = parse_cache_type(type);
@@ -67,13 +33,7 @@ void bind_weights(py::module_& m) {
         .def_static(
             "pack",
             [](Engine& e, const std::string& format, int64_t rows, int64_t cols, const py::buffer& raw) {
-                const py::buffer_info b = raw.request();
-                py::ssize_t step = b.itemsize;
-                for (py::ssize_t i = b.ndim - 1; i >= 0; i--) {
-                    check(b.shape[i] <= 1 || b.strides[i] == step, "raw must be C-contiguous");
-                    step *= b.shape[i];
-                }
-                check(b.itemsize == 1, "raw must be a buffer of bytes");
+                const py::buffer_info b = contiguous_bytes(raw);
                 NoGil nogil;
                 std::lock_guard<std::mutex> hold(e.pool.mutex());
                 return std::const_pointer_cast<PackedMatrix>(PackedMatrix::pack(
@@ -312,6 +272,7 @@ PYBIND11_MODULE(_native, m) {
     });
     bind_weights(m);
     bind_blocks(m);
+    bind_experts(m);
     bind_functions(m);
     bind_lane(m);
 }

@@ -20,6 +20,9 @@ struct Kernels {
     // out[t][r] = acc[t][r] (+ bias[r]) (+ residual[t][r]).
     void (*store)(const float* acc, int tokens, int rows, float* out, size_t ldo, const float* bias,
                   const float* residual, size_t ldr);
+    // out[token[i]][r] += weight[i] * acc[i][r].
+    void (*accumulate)(const float* acc, int count, int rows, float* out, size_t ldo, const int32_t* token,
+                       const float* weight);
     // h = act(gate) * up, 32 values a token, quantised into records t0.. at column `row0`...
     void (*gated_quantize)(const float* gate, const float* up, int tokens, Activation act, const ActView& a, int t0,
                            int row0);

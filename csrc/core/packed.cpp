@@ -1,6 +1,7 @@
 // Packing GGUF rows into panels, and back to floats.
 #include "core/packed.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #include "core/raw_blocks.h"
@@ -16,47 +17,74 @@ Format parse_format(const std::string& name) {
     throw std::invalid_argument("unknown weight format '" + name + "'; known: " + known);
 }
 
-std::shared_ptr<const PackedMatrix> PackedMatrix::pack(Pool& pool, const std::string& format, int64_t rows, int64_t cols,
-                                                       const uint8_t* raw, size_t bytes) {
-    const Format f = parse_format(format);
-    const FormatInfo& t = info(f);
+size_t raw_bytes(Format format, int64_t rows, int64_t cols) {
+    const FormatInfo& t = info(format);
+    return static_cast<size_t>(cols / t.block) * t.block_bytes * static_cast<size_t>(rows);
+}
+
+PackedView packed_shape(Format format, int64_t rows, int64_t cols, size_t bytes) {
+    const FormatInfo& t = info(format);
+    const std::string name = t.name;
     constexpr int64_t kLimit = int64_t{1} << 30;
     if (rows <= 0 || cols <= 0 || rows > kLimit || cols > kLimit)
         throw std::invalid_argument("a packed matrix needs 1 to 2^30 rows and columns");
     if (cols % t.block != 0)
-        throw std::invalid_argument(format + " needs columns in multiples of " + std::to_string(t.block) + ", not " +
+        throw std::invalid_argument(name + " needs columns in multiples of " + std::to_string(t.block) + ", not " +
                                     std::to_string(cols));
-    const size_t row_bytes = static_cast<size_t>(cols / t.block) * t.block_bytes;
-    if (bytes != row_bytes * static_cast<size_t>(rows))
+    const size_t expected = raw_bytes(format, rows, cols);
+    if (bytes != expected)
         throw std::invalid_argument("raw data has " + std::to_string(bytes) + " bytes; " + std::to_string(rows) + " x " +
-                                    std::to_string(cols) + " " + format + " takes " +
-                                    std::to_string(row_bytes * static_cast<size_t>(rows)));
-    auto out = std::make_shared<PackedMatrix>();
+                                    std::to_string(cols) + " " + name + " takes " + std::to_string(expected));
     const int kblocks = static_cast<int>((cols + t.packed_k - 1) / t.packed_k);
     const int panels = static_cast<int>((rows + kPanelRows - 1) / kPanelRows);
-    const size_t block_bytes = static_cast<size_t>(packed_block_bytes(t));
-    const size_t panel_bytes = block_bytes * static_cast<size_t>(kblocks);
-    out->memory_ = Memory(panel_bytes * static_cast<size_t>(panels));
-    out->view_ = {out->memory_.data(), panel_bytes, static_cast<int>(rows), static_cast<int>(cols), panels, kblocks, f};
-    uint8_t* base = out->memory_.data();
-    pool.run(panels, [&](int p, int) {
-        const uint8_t* row[kPanelRows];
-        for (int b = 0; b < kblocks; b++) {
-            const int left = static_cast<int>(cols) - b * t.packed_k;
-            uint8_t padded[kPanelRows][32 * 4] = {};
-            for (int r = 0; r < kPanelRows; r++) {
-                const int64_t at = static_cast<int64_t>(p) * kPanelRows + r;
-                row[r] = at < rows ? raw + static_cast<size_t>(at) * row_bytes +
-                                         static_cast<size_t>(b) * (t.packed_k / t.block) * t.block_bytes
-                                   : nullptr;
-                if (row[r] && left < t.packed_k) {  // float formats only: a partial last block
-                    __builtin_memcpy(padded[r], row[r], static_cast<size_t>(left) * t.block_bytes);
-                    row[r] = padded[r];
-                }
+    const size_t panel_bytes = static_cast<size_t>(packed_block_bytes(t)) * static_cast<size_t>(kblocks);
+    return {nullptr, panel_bytes, static_cast<int>(rows), static_cast<int>(cols), panels, kblocks, format};
+}
+
+namespace {
+void pack_panel(const PackJob& job, int p) {
+    const PackedView& w = job.to;
+    const FormatInfo& t = info(w.format);
+    const size_t row_bytes = raw_bytes(w.format, 1, w.cols), block_bytes = static_cast<size_t>(packed_block_bytes(t));
+    uint8_t* out = const_cast<uint8_t*>(w.data) + w.panel_bytes * static_cast<size_t>(p);
+    const uint8_t* row[kPanelRows];
+    for (int b = 0; b < w.kblocks; b++, out += block_bytes) {
+        const int left = w.cols - b * t.packed_k;
+        uint8_t padded[kPanelRows][32 * 4];
+        for (int r = 0; r < kPanelRows; r++) {
+            const int64_t at = static_cast<int64_t>(p) * kPanelRows + r;
+            row[r] = at < w.rows ? job.raw + static_cast<size_t>(at) * row_bytes +
+                                       static_cast<size_t>(b) * (t.packed_k / t.block) * t.block_bytes
+                                 : nullptr;
+            if (row[r] && left < t.packed_k) {  // float formats only: a partial last block
+                std::memset(padded[r], 0, sizeof padded[r]);
+                std::memcpy(padded[r], row[r], static_cast<size_t>(left) * t.block_bytes);
+                row[r] = padded[r];
             }
-            raw_pack(f, row, base + panel_bytes * static_cast<size_t>(p) + block_bytes * static_cast<size_t>(b));
         }
+        raw_pack(w.format, row, out);
+    }
+}
+}  // namespace
+
+void pack_panels(Pool& pool, const PackJob* jobs, int count) {
+    int panels = 0;
+    for (int i = 0; i < count; i++) panels += jobs[i].to.panels;
+    pool.run(panels, [&](int item, int) {
+        const PackJob* job = jobs;
+        while (item >= job->to.panels) item -= (job++)->to.panels;
+        pack_panel(*job, item);
     });
+}
+
+std::shared_ptr<const PackedMatrix> PackedMatrix::pack(Pool& pool, const std::string& format, int64_t rows, int64_t cols,
+                                                       const uint8_t* raw, size_t bytes) {
+    auto out = std::make_shared<PackedMatrix>();
+    out->view_ = packed_shape(parse_format(format), rows, cols, bytes);
+    out->memory_ = Memory(out->view_.panel_bytes * static_cast<size_t>(out->view_.panels));
+    out->view_.data = out->memory_.data();
+    const PackJob job{out->view_, raw};
+    pack_panels(pool, &job, 1);
     return out;
 }
 

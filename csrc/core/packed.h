@@ -10,6 +10,17 @@ namespace ktcore {
 
 Format parse_format(const std::string& name);  // throws std::invalid_argument naming the known ones
 
+// The shape of a packed matrix, its panels one after another; `data` is left null. Throws std::invalid_argument if
+// shape, format and `bytes` of GGUF rows disagree.
+PackedView packed_shape(Format format, int64_t rows, int64_t cols, size_t bytes);
+size_t raw_bytes(Format format, int64_t rows, int64_t cols);
+// Packs GGUF rows into zeroed panels, the matrices' panels in one parallel region.
+struct PackJob {
+    PackedView to;
+    const uint8_t* raw;
+};
+void pack_panels(Pool& pool, const PackJob* jobs, int count);
+
 class PackedMatrix {
   public:
     // raw: rows of GGUF blocks, `bytes` long in all. Throws std::invalid_argument if shape and bytes disagree.

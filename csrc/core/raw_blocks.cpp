@@ -109,30 +109,36 @@ void scales(Format f, const uint8_t* b, float* d, float* m) {
     }
 }
 
+// A dword holds four neighbouring k of one row, so each plane is shifts and ors of the group's eight quads.
 void pack_codes(const FormatInfo& info, const uint8_t* codes, int row, uint8_t* out) {
     const int half = row / kHalfRows, lane = row % kHalfRows;
     for (int g = 0; g < info.packed_k / 32; g++, codes += 32) {
-        uint8_t* p = out + g * 128 * info.bits;
-        const auto at = [&](uint8_t* plane, int vector) { return plane + (vector * 2 + half) * 64 + lane * 4; };
-        for (int k = 0; k < 32; k++) {
-            const int q = k / 4, j = k % 4, c = codes[k];
-            uint8_t* plane = p;
-            int rest = c;
-            if (info.bits == 8) {
-                at(plane, q)[j] = codes[k];
-                continue;
+        uint8_t* plane = out + g * 128 * info.bits + half * 64 + lane * 4;
+        const auto put = [&](int vector, uint32_t quad) { std::memcpy(plane + vector * 128, &quad, 4); };
+        uint32_t c[8];
+        std::memcpy(c, codes, 32);
+        if (info.bits == 8) {
+            for (int q = 0; q < 8; q++) put(q, c[q]);
+            continue;
+        }
+        if (info.bits >= 4) {
+            for (int q = 0; q < 4; q++) put(q, (c[q] & 0x0f0f0f0f) | (c[q + 4] & 0x0f0f0f0f) << 4);
+            for (uint32_t& quad : c) quad = quad >> 4 & 0x0f0f0f0f;
+            plane += 512;
+        }
+        if (info.bits == 6 || info.bits < 4) {
+            for (int v = 0; v < 2; v++) {
+                uint32_t quad = 0;
+                for (int i = 0; i < 4; i++) quad |= (c[v * 4 + i] & 0x03030303) << (2 * i);
+                put(v, quad);
             }
-            if (info.bits >= 4) {
-                at(plane, q & 3)[j] |= static_cast<uint8_t>((c & 15) << (q < 4 ? 0 : 4));
-                plane += 512;
-                rest = c >> 4;
-            }
-            if (info.bits == 6 || info.bits < 4) {
-                at(plane, q >> 2)[j] |= static_cast<uint8_t>((rest & 3) << (2 * (q & 3)));
-                plane += 256;
-                rest >>= 2;
-            }
-            if (info.bits == 5 || info.bits == 3) at(plane, 0)[j] |= static_cast<uint8_t>((rest & 1) << q);
+            for (uint32_t& quad : c) quad = quad >> 2 & 0x3f3f3f3f;
+            plane += 256;
+        }
+        if (info.bits == 5 || info.bits == 3) {
+            uint32_t quad = 0;
+            for (int q = 0; q < 8; q++) quad |= (c[q] & 0x01010101) << q;
+            put(0, quad);
         }
     }
 }

@@ -112,6 +112,16 @@ inline void store_rows(const float* acc, int tokens, int rows, float* out, size_
         }
 }
 
+inline void accumulate_rows(const float* acc, int count, int rows, float* out, size_t ldo, const int32_t* token,
+                            const float* weight) {
+    for (int i = 0; i < count; i++, acc += 32) {
+        float* to = out + static_cast<size_t>(token[i]) * ldo;
+        const VF w = setf(weight[i]);
+        for (int r = 0; r < rows; r += 16)
+            store_part(to + r, fma(w, ldf(acc + r), load_part(to + r, rows - r)), rows - r);
+    }
+}
+
 inline void gated_quantize_rows(const float* gate, const float* up, int tokens, Activation act, const ActView& a, int t0,
                                 int row0) {
     for (int t = 0; t < tokens; t++, gate += 32, up += 32)

@@ -149,10 +149,11 @@ class _Resolver:
             if chosen is not None:
                 rejected.append(Rejected(name, f"listed after {chosen.id}, which can run it", rule_text(rule)))
                 continue
-            reason = self._obstacle(self.implementations[name], node, device)
+            apart = self._experts_apart(self.implementations[name], node, device)
+            reason = apart or self._obstacle(self.implementations[name], node, device)
             if reason is None:
                 chosen = self.implementations[name]
-            elif rule.strict or self.rules.strict:
+            elif apart is None and (rule.strict or self.rules.strict):
                 raise PlanError(
                     f"{node.name}: {name} cannot run it on {device}: {reason}",
                     f"rule {rule_text(rule)} is strict, so no fallback is taken",
@@ -185,6 +186,18 @@ class _Resolver:
             experts=rule.experts,
             resident=resident,
         )
+
+    def _experts_apart(self, implementation: Implementation, node: Node, device: str) -> str | None:
+        """Why a fused implementation is passed over: a rule treats some experts of the node differently from others."""
+        if not implementation.fused:
+            return None
+        for part in node.walk():
+            if part is node or not isinstance(part.spec, ExpertsSpec):
+                continue
+            decides = next((rule for rule in self.rules.rules if self._matches(rule, part, device)), None)
+            if decides is not None and decides.experts is not None:
+                return f"rule {rule_text(decides)} treats some of its experts apart, which needs its parts"
+        return None
 
     def _resident(self, rule: Rule, node: Node) -> Resident | None:
         """The experts that the rule keeps on another device, with the first implementation that runs them there."""

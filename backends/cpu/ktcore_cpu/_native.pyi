@@ -191,6 +191,68 @@ class MLPBlock:
     def forward(self, x_ptr: int, out_ptr: int, tokens: int) -> None:
         """x, out: float32 [tokens, hidden]; out may be x."""
 
+class ExpertBank:
+    """All experts of a layer in one area of memory: gate and up [intermediate, hidden], down [hidden, intermediate]."""
+
+    def __init__(
+        self, experts: int, hidden: int, intermediate: int, gate_format: str, up_format: str, down_format: str
+    ) -> None: ...
+    def pack(self, pool: Pool, expert: int, gate: Any, up: Any, down: Any) -> None:
+        """Packs one expert from GGUF rows, C-contiguous uint8 buffers; each expert once."""
+    @property
+    def experts(self) -> int: ...
+    @property
+    def packed(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class RouterBlock:
+    """Chooses experts. config: the fields of `ktcore.ops.moe.RouterSpec`, with `bias` float32 [experts] or None."""
+
+    def __init__(self, pool: Pool, weight: PackedMatrix, config: dict[str, Any]) -> None: ...
+    def forward(self, x_ptr: int, ids_ptr: int, weights_ptr: int, tokens: int) -> None:
+        """x float32 [tokens, hidden] -> ids int64 [tokens, top_k], weights float32 [tokens, top_k]."""
+
+class ExpertsBlock:
+    """Weighted sum of each token's experts; all of the bank must be packed."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        bank: ExpertBank,
+        activation: str = "silu",
+        weight_on_input: bool = False,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(self, x_ptr: int, ids_ptr: int, weights_ptr: int, out_ptr: int, tokens: int, top_k: int) -> None:
+        """x float32 [tokens, hidden], ids int64 and weights float32 [tokens, top_k] -> out [tokens, hidden], not x.
+
+        Negative ids are skipped. A token's result depends on neither its batch nor the threads.
+        """
+
+class MoEBlock:
+    """out = (x +) experts(n, router(n)) + sigmoid(shared_gate(n)) * shared(n), n = norm(x)."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        bank: ExpertBank,
+        router: PackedMatrix,
+        config: dict[str, Any],
+        shared_gate_proj: PackedMatrix | None = None,
+        shared_up: PackedMatrix | None = None,
+        shared_down: PackedMatrix | None = None,
+        shared_gate: PackedMatrix | None = None,
+        norm: _F32 | None = None,
+        norm_eps: float = 0.0,
+        activation: str = "silu",
+        weight_on_input: bool = False,
+        residual: bool = True,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(self, x_ptr: int, out_ptr: int, tokens: int) -> None:
+        """x, out: float32 [tokens, hidden]; out may be x."""
+
 class Job:
     """One piece of host work; `Lane.start_address` and `Lane.wait_address` take its `address`."""
 

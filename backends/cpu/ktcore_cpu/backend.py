@@ -66,11 +66,23 @@ class CpuBackend(Backend):
         """All of them; none needs more than the native module."""
         from ktcore_cpu.attention import CpuAttention
         from ktcore_cpu.embedding import CpuEmbedding
+        from ktcore_cpu.experts import CpuExperts
         from ktcore_cpu.linear import CpuLinear
         from ktcore_cpu.mlp import CpuMLP
+        from ktcore_cpu.moe import CpuMoE
         from ktcore_cpu.norm import CpuRMSNorm
+        from ktcore_cpu.router import CpuRouter
 
-        return [CpuEmbedding(), CpuLinear(), CpuRMSNorm(), CpuAttention(), CpuMLP()]
+        return [
+            CpuEmbedding(),
+            CpuLinear(),
+            CpuRMSNorm(),
+            CpuAttention(),
+            CpuMLP(),
+            CpuRouter(),
+            CpuExperts(),
+            CpuMoE(),
+        ]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CpuRuntime:
         """The host; there is only device 0."""

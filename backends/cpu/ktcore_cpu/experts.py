@@ -1,0 +1,101 @@
+"""Routed experts on the native kernels: packed expert by expert from the mapped file, run in two parallel regions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.errors import CheckpointError
+from ktcore.ops.moe import ExpertsSpec
+from ktcore_cpu import packing
+
+if TYPE_CHECKING:
+    from ktcore_cpu import _native
+
+RELEASE_EVERY = 8
+"""Experts after whose packing the file's pages are given back, so that memory never holds a layer twice."""
+
+
+class CpuExperts(Implementation):
+    """Any top-k, any batch; a token's result depends on neither its batch nor the number of threads.
+
+    Option `activations`: "int8" (groups of 16 share a scale) or "f32".
+    """
+
+    id = "cpu.experts"
+    spec_type = ExpertsSpec
+    options = packing.OPTIONS
+
+    def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
+        """Every native weight format."""
+        return packing.supports_formats(spec)
+
+    def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
+        """Stored bytes, rows padded to whole panels."""
+        return expert_bytes(spec, stored_bytes)
+
+    def load(self, request: LoadRequest) -> CpuExpertsModule:
+        """Pack all experts."""
+        return CpuExpertsModule(request)
+
+
+class CpuExpertsModule:
+    """x float32 [T, hidden], ids int64 [T, k], weights float32 [T, k] -> float32 [T, hidden]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
+        spec: ExpertsSpec = request.spec  # type: ignore[assignment]
+        self._hidden = spec.hidden
+        self._block = _native.ExpertsBlock(
+            request.runtime.pool,  # type: ignore[attr-defined]
+            pack_experts(request, spec),
+            activation=spec.activation,
+            weight_on_input=spec.weight_on_input,
+            exact=packing.exact(request),
+        )
+
+    def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        x = packing.rows(x, self._hidden)
+        if ids.shape != weights.shape or len(ids.shape) != 2 or ids.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"expected ids and weights [{x.shape[0]}, k], got {list(ids.shape)}, {list(weights.shape)}"
+            )
+        ids = ids.to(torch.int64).contiguous()
+        weights = weights.float().contiguous()
+        out = torch.empty_like(x)
+        self._block.forward(x.data_ptr(), ids.data_ptr(), weights.data_ptr(), out.data_ptr(), x.shape[0], ids.shape[1])
+        return out
+
+
+def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _native.ExpertBank:
+    """All experts in the native layout; at most `RELEASE_EVERY` of them are in memory twice.
+
+    Raises:
+        CheckpointError: they cannot be packed.
+    """
+    from ktcore_cpu import _native
+
+    weights = [request.weights[prefix + role] for role in ("gate", "up", "down")]
+    try:
+        bank = _native.ExpertBank(spec.experts, spec.hidden, spec.intermediate, *(w.format for w in weights))
+        for expert in range(spec.experts):
+            parts = [w.part(expert) for w in weights]
+            bank.pack(request.runtime.pool, expert, *(part.raw() for part in parts))  # type: ignore[attr-defined]
+            for part in parts:
+                part.release()
+            if expert % RELEASE_EVERY == RELEASE_EVERY - 1:
+                for weight in weights:
+                    if len(weight.ref.sources) == 1:
+                        weight.release()
+    except ValueError as error:
+        raise CheckpointError(f"{request.name}: cannot pack the experts: {error}") from error
+    return bank
+
+
+def expert_bytes(spec: ExpertsSpec, stored_bytes: int) -> int:
+    """Packed bytes of a layer's experts: rows are padded to whole panels, gate's and up's more than down's."""
+    widest = min(spec.intermediate, spec.hidden)
+    return packing.padded_bytes(widest, stored_bytes)

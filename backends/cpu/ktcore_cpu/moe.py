@@ -1,0 +1,77 @@
+"""A whole MoE branch as one native call: norm, router, routed and shared experts, residual."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.ops.moe import MoESpec
+from ktcore_cpu import packing
+from ktcore_cpu.experts import pack_experts
+from ktcore_cpu.router import router_config
+
+
+class CpuMoE(Implementation):
+    """Fused: the input is normed and quantised once, shared experts run in the routed ones' two regions."""
+
+    id = "cpu.moe"
+    spec_type = MoESpec
+    fused = True
+    options = packing.OPTIONS
+
+    def supports(self, spec: MoESpec, device: Capabilities) -> Supported | Unsupported:
+        """Every native weight format; shared experts without biases or a norm of their own."""
+        if spec.norm is not None and spec.norm.offset:
+            return Unsupported("a zero-centred norm")
+        shared = spec.shared
+        if shared is not None:
+            if shared.norm is not None or shared.residual:
+                return Unsupported("shared experts with a norm or residual of their own")
+            if shared.gate.bias or shared.up.bias or shared.down.bias:
+                return Unsupported("shared experts with biases")
+            if shared.activation != spec.experts.activation:
+                return Unsupported("shared experts with another activation than the routed ones")
+            if spec.experts.weight_on_input:
+                return Unsupported("shared experts beside weights on the experts' input")
+        if spec.shared_gate is not None and (shared is None or spec.shared_gate.bias):
+            return Unsupported("a shared gate with a bias, or without shared experts")
+        return packing.supports_formats(spec)
+
+    def load(self, request: LoadRequest) -> CpuMoEModule:
+        """Pack the router, all experts and the shared MLP."""
+        return CpuMoEModule(request)
+
+
+class CpuMoEModule:
+    """float32 [T, hidden] -> float32 [T, hidden]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
+        spec: MoESpec = request.spec  # type: ignore[assignment]
+        self._hidden = spec.hidden
+        shared = {
+            f"shared_{part}": packing.pack(request, f"shared.{role}.weight")
+            for part, role in (("gate_proj", "gate"), ("up", "up"), ("down", "down"))
+            if spec.shared is not None
+        }
+        self._block = _native.MoEBlock(
+            request.runtime.pool,  # type: ignore[attr-defined]
+            pack_experts(request, spec.experts, "experts."),
+            packing.pack(request, "router.weight"),
+            router_config(request, spec.router, "router."),
+            **shared,
+            shared_gate=packing.pack(request, "shared_gate.weight") if spec.shared_gate is not None else None,
+            norm=packing.vector(request.weights, "norm.weight"),
+            norm_eps=spec.norm.eps if spec.norm else 0.0,
+            activation=spec.experts.activation,
+            weight_on_input=spec.experts.weight_on_input,
+            residual=spec.residual,
+            exact=packing.exact(request),
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = packing.rows(x, self._hidden)
+        out = torch.empty_like(x)
+        self._block.forward(x.data_ptr(), out.data_ptr(), x.shape[0])
+        return out

@@ -1,0 +1,68 @@
+"""The expert router as one native call: float32 logits, scores, group filter, top-k, weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.ops.moe import RouterSpec
+from ktcore_cpu import packing
+
+
+class CpuRouter(Implementation):
+    """Every kind of routing in `RouterSpec`. Equal scores go to the lower expert."""
+
+    id = "cpu.router"
+    spec_type = RouterSpec
+
+    def supports(self, spec: RouterSpec, device: Capabilities) -> Supported | Unsupported:
+        """Every native weight format."""
+        return packing.supports_formats(spec)
+
+    def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
+        """Stored bytes, rows padded to whole panels."""
+        return packing.padded_bytes(spec.experts, stored_bytes)
+
+    def load(self, request: LoadRequest) -> CpuRouterModule:
+        """Pack the weight."""
+        return CpuRouterModule(request)
+
+
+class CpuRouterModule:
+    """x float32 [T, hidden] -> ids int64 [T, k], weights float32 [T, k]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
+        spec: RouterSpec = request.spec  # type: ignore[assignment]
+        self._spec = spec
+        self._block = _native.RouterBlock(
+            request.runtime.pool,  # type: ignore[attr-defined]
+            packing.pack(request, "weight"),
+            router_config(request, spec),
+        )
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = packing.rows(x, self._spec.hidden)
+        shape = (x.shape[0], self._spec.top_k)
+        ids, weights = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
+        self._block.forward(x.data_ptr(), ids.data_ptr(), weights.data_ptr(), x.shape[0])
+        return ids, weights
+
+
+def router_config(request: LoadRequest, spec: RouterSpec, prefix: str = "") -> dict[str, Any]:
+    """The spec as the native router takes it."""
+    return {
+        "experts": spec.experts,
+        "top_k": spec.top_k,
+        "score": spec.score,
+        "bias": packing.vector(request.weights, f"{prefix}bias") if spec.choice_bias else None,
+        "groups": spec.groups,
+        "groups_kept": spec.groups_kept,
+        "group_score": spec.group_score,
+        "renormalise": spec.renormalise,
+        "renorm_eps": spec.renorm_eps,
+        "scale": spec.scale,
+    }

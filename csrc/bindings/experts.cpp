@@ -1,0 +1,129 @@
+// Bindings of the mixture-of-experts blocks.
+#include "bindings/common.h"
+#include "blocks/moe.h"
+
+namespace {
+
+using SharedMatrix = std::shared_ptr<PackedMatrix>;
+
+const int64_t* ids_pointer(uintptr_t address) {
+    check(address != 0 && address % 8 == 0, "ids_ptr must be a non-null address aligned to 8 bytes");
+    return reinterpret_cast<const int64_t*>(address);
+}
+
+void check_top_k(int64_t tokens, int64_t top_k) {
+    check(top_k > 0 && tokens * top_k < int64_t{1} << 31, "top_k must be positive, tokens * top_k below 2^31");
+}
+
+RouterConfig router_config(const py::dict& d) {
+    const std::string score = py::cast<std::string>(d["score"]), group_score = py::cast<std::string>(d["group_score"]);
+    check(score == "softmax" || score == "sigmoid", "unknown score '" + score + "'; known: softmax, sigmoid");
+    check(group_score == "max" || group_score == "top2_sum", "unknown group_score '" + group_score + "'; known: max, top2_sum");
+    return {py::cast<int>(d["experts"]),
+            py::cast<int>(d["top_k"]),
+            score == "sigmoid",
+            to_vector(py::cast<std::optional<Floats>>(d["bias"])),
+            py::cast<int>(d["groups"]),
+            py::cast<int>(d["groups_kept"]),
+            group_score == "top2_sum",
+            py::cast<bool>(d["renormalise"]),
+            py::cast<float>(d["renorm_eps"]),
+            py::cast<float>(d["scale"])};
+}
+
+void bind_bank(py::module_& m) {
+    py::class_<ExpertBank, Bank>(m, "ExpertBank")
+        .def(py::init<int64_t, int64_t, int64_t, const std::string&, const std::string&, const std::string&>(),
+             py::arg("experts"), py::arg("hidden"), py::arg("intermediate"), py::arg("gate_format"), py::arg("up_format"),
+             py::arg("down_format"))
+        .def(
+            "pack",
+            [](ExpertBank& bank, Engine& e, int64_t expert, const py::buffer& gate, const py::buffer& up,
+               const py::buffer& down) {
+                const py::buffer_info b[3] = {contiguous_bytes(gate), contiguous_bytes(up), contiguous_bytes(down)};
+                ExpertBank::Raw raw[3];
+                for (int i = 0; i < 3; i++) raw[i] = {static_cast<const uint8_t*>(b[i].ptr), static_cast<size_t>(b[i].size)};
+                NoGil nogil;
+                std::lock_guard<std::mutex> hold(e.pool.mutex());
+                bank.pack(e.pool, expert, raw[0], raw[1], raw[2]);
+            },
+            py::arg("pool"), py::arg("expert"), py::arg("gate"), py::arg("up"), py::arg("down"))
+        .def_property_readonly("experts", &ExpertBank::experts)
+        .def_property_readonly("packed", &ExpertBank::packed)
+        .def_property_readonly("nbytes", &ExpertBank::nbytes);
+}
+
+void bind_routed(py::module_& m) {
+    py::class_<RouterBlock>(m, "RouterBlock")
+        .def(py::init([](EnginePtr pool, SharedMatrix weight, const py::dict& config) {
+                 return std::make_unique<RouterBlock>(pool, weight, router_config(config));
+             }),
+             py::arg("pool").none(false), py::arg("weight").none(false), py::arg("config"))
+        .def(
+            "forward",
+            [](RouterBlock& self, uintptr_t x, uintptr_t ids, uintptr_t weights, int64_t tokens) {
+                if (check_tokens(tokens) == 0) return;
+                const float* in = pointer(x, "x_ptr");
+                int64_t* i = const_cast<int64_t*>(ids_pointer(ids));
+                float* w = pointer(weights, "weights_ptr");
+                NoGil nogil;
+                self.forward(in, i, w, tokens);
+            },
+            py::arg("x_ptr"), py::arg("ids_ptr"), py::arg("weights_ptr"), py::arg("tokens"));
+
+    py::class_<ExpertsBlock>(m, "ExpertsBlock")
+        .def(py::init<EnginePtr, Bank, const std::string&, bool, bool>(), py::arg("pool").none(false),
+             py::arg("bank").none(false), py::arg("activation") = "silu", py::arg("weight_on_input") = false,
+             py::arg("exact") = false)
+        .def(
+            "forward",
+            [](ExpertsBlock& self, uintptr_t x, uintptr_t ids, uintptr_t weights, uintptr_t out, int64_t tokens,
+               int64_t top_k) {
+                if (check_tokens(tokens) == 0) return;
+                check_top_k(tokens, top_k);
+                const float *in = pointer(x, "x_ptr"), *w = pointer(weights, "weights_ptr");
+                const int64_t* i = ids_pointer(ids);
+                float* o = pointer(out, "out_ptr");
+                check(o != in, "out must not be x");
+                NoGil nogil;
+                self.forward(in, i, w, o, tokens, top_k);
+            },
+            py::arg("x_ptr"), py::arg("ids_ptr"), py::arg("weights_ptr"), py::arg("out_ptr"), py::arg("tokens"),
+            py::arg("top_k"));
+}
+
+void bind_moe(py::module_& m) {
+    py::class_<MoEBlock>(m, "MoEBlock")
+        .def(py::init([](EnginePtr pool, Bank bank, SharedMatrix router, const py::dict& config, SharedMatrix shared_gate_proj,
+                         SharedMatrix shared_up, SharedMatrix shared_down, SharedMatrix shared_gate,
+                         const std::optional<Floats>& norm, float norm_eps, const std::string& activation,
+                         bool weight_on_input, bool residual, bool exact) {
+                 MoEBlock::Config c{router_config(config), to_vector(norm), norm_eps, activation,
+                                    weight_on_input,       residual,        exact};
+                 return std::make_unique<MoEBlock>(pool, bank, router, shared_gate_proj, shared_up, shared_down,
+                                                   shared_gate, std::move(c));
+             }),
+             py::arg("pool").none(false), py::arg("bank").none(false), py::arg("router").none(false), py::arg("config"),
+             py::arg("shared_gate_proj") = py::none(), py::arg("shared_up") = py::none(),
+             py::arg("shared_down") = py::none(), py::arg("shared_gate") = py::none(), py::arg("norm") = py::none(),
+             py::arg("norm_eps") = 0.0f, py::arg("activation") = "silu", py::arg("weight_on_input") = false,
+             py::arg("residual") = true, py::arg("exact") = false)
+        .def(
+            "forward",
+            [](MoEBlock& self, uintptr_t x, uintptr_t out, int64_t tokens) {
+                if (check_tokens(tokens) == 0) return;
+                const float* in = pointer(x, "x_ptr");
+                float* o = pointer(out, "out_ptr");
+                NoGil nogil;
+                self.forward(in, o, tokens);
+            },
+            py::arg("x_ptr"), py::arg("out_ptr"), py::arg("tokens"));
+}
+
+}  // namespace
+
+void bind_experts(py::module_& m) {
+    bind_bank(m);
+    bind_routed(m);
+    bind_moe(m);
+}

@@ -1,0 +1,114 @@
+// Scores, group filter, top-k and weights (DeepSeek-V3, arXiv 2412.19437, section 2.1.2, generalised).
+#include "blocks/router.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace ktcore {
+namespace {
+constexpr int kSerialTokens = 4;
+
+void scores_of(const RouterConfig& c, float* logits) {
+    if (c.sigmoid) {
+        for (int i = 0; i < c.experts; i++) logits[i] = 1.f / (1.f + std::exp(-logits[i]));
+        return;
+    }
+    const float top = *std::max_element(logits, logits + c.experts);
+    float sum = 0.f;
+    for (int i = 0; i < c.experts; i++) sum += logits[i] = std::exp(logits[i] - top);
+    for (int i = 0; i < c.experts; i++) logits[i] /= sum;
+}
+
+// Index of the largest entry that `taken` does not mark; always one of them, also among NaNs.
+template <class Taken>
+int best_of(const float* v, int n, const Taken& taken) {
+    int best = -1;
+    for (int i = 0; i < n; i++)
+        if (!taken(i) && (best < 0 || v[i] > v[best] || (std::isnan(v[best]) && !std::isnan(v[i])))) best = i;
+    return best;
+}
+
+void mask_groups(const RouterConfig& c, float* choice, float* score) {
+    const int size = c.experts / c.groups;
+    for (int g = 0; g < c.groups; g++) {
+        const float* v = choice + g * size;
+        const int a = best_of(v, size, [](int) { return false; });
+        score[g] = v[a] + (c.top2_sum && size > 1 ? v[best_of(v, size, [a](int i) { return i == a; })] : 0.f);
+    }
+    const float none = -std::numeric_limits<float>::infinity(), fill = c.top2_sum ? none : 0.f;
+    // A kept group is one that fewer than groups_kept others beat.
+    for (int g = 0; g < c.groups; g++) {
+        int better = 0;
+        for (int o = 0; o < c.groups; o++) better += score[o] > score[g] || (score[o] == score[g] && o < g);
+        if (better >= c.groups_kept) std::fill(choice + g * size, choice + (g + 1) * size, fill);
+    }
+}
+}  // namespace
+
+void check_router(const RouterConfig& c) {
+    check(c.experts > 0 && c.experts <= 1 << 20 && c.top_k > 0 && c.top_k <= c.experts, "top_k must be 1 to experts");
+    check(c.groups > 0 && c.experts % c.groups == 0 && c.groups_kept > 0 && c.groups_kept <= c.groups,
+          "experts must lie in equal groups, of which 1 to all are kept");
+    check_length(c.bias, c.experts, "router bias");
+}
+
+void choose_experts(const RouterConfig& c, float* logits, float* scratch, int64_t* ids, float* weights) {
+    scores_of(c, logits);
+    float* choice = scratch;
+    for (int i = 0; i < c.experts; i++) choice[i] = c.bias.empty() ? logits[i] : logits[i] + c.bias[static_cast<size_t>(i)];
+    if (c.groups > 1) mask_groups(c, choice, scratch + c.experts);
+    float sum = 0.f;
+    for (int k = 0; k < c.top_k; k++) {
+        const int64_t* chosen = ids;
+        const int best = best_of(choice, c.experts, [chosen, k](int i) {
+            return std::find(chosen, chosen + k, i) != chosen + k;
+        });
+        ids[k] = best;
+        sum += weights[k] = logits[best];
+    }
+    const float factor = (c.renormalise ? 1.f / (sum + c.renorm_eps) : 1.f) * c.scale;
+    for (int k = 0; k < c.top_k; k++) weights[k] *= factor;
+}
+
+void choose_experts(Engine& e, const RouterConfig& c, float* logits, float* scratch, size_t ld, int tokens, int64_t* ids,
+                    float* weights) {
+    const auto one = [&](int t) {
+        const size_t at = static_cast<size_t>(t), k = static_cast<size_t>(c.top_k);
+        choose_experts(c, logits + at * ld, scratch + at * 2 * ld, ids + at * k, weights + at * k);
+    };
+    if (tokens <= kSerialTokens) {
+        for (int t = 0; t < tokens; t++) one(t);
+        return;
+    }
+    constexpr int kStep = 8;
+    e.pool.run((tokens + kStep - 1) / kStep, [&](int item, int) {
+        for (int t = item * kStep; t < std::min(tokens, (item + 1) * kStep); t++) one(t);
+    });
+}
+
+RouterBlock::RouterBlock(EnginePtr engine, Weight weight, RouterConfig config)
+    : engine_(std::move(engine)), weight_(std::move(weight)), c_(std::move(config)) {
+    check_router(c_);
+    check(weight_->view().rows == c_.experts, "the router's weight must have one row for each expert");
+}
+
+void RouterBlock::forward(const float* x, int64_t* ids, float* weights, int64_t tokens) {
+    Engine& e = *engine_;
+    const PackedView& w = weight_->view();
+    const int n = static_cast<int>(tokens);
+    const size_t count = static_cast<size_t>(n), ld = static_cast<size_t>(c_.experts);
+    std::lock_guard<std::mutex> hold(e.pool.mutex());
+    reserve_products(e);
+    float *logits = nullptr, *scratch = nullptr;
+    Carver carver;
+    carver.want(&logits, count * ld);
+    carver.want(&scratch, count * 2 * ld);
+    carver.carve(e.pool);
+    const Rows rows{x, static_cast<size_t>(w.cols), {}};
+    const Product product{&w, logits, ld, nullptr, nullptr, 0};
+    run_products(e, rows, n, true, &product, 1);
+    choose_experts(e, c_, logits, scratch, ld, n, ids, weights);
+}
+
+}  // namespace ktcore

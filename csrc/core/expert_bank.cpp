@@ -1,0 +1,49 @@
+// Memory of a layer's experts: gate and up panels alternate, since one work item reads both; then down's.
+#include "core/expert_bank.h"
+
+#include <stdexcept>
+
+namespace ktcore {
+namespace {
+PackedView shape_of(const std::string& format, int64_t rows, int64_t cols) {
+    const Format f = parse_format(format);
+    const bool sane = rows > 0 && cols > 0 && cols < int64_t{1} << 30;
+    return packed_shape(f, rows, cols, sane ? raw_bytes(f, rows, cols) : 0);
+}
+}  // namespace
+
+ExpertBank::ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+                       const std::string& down) {
+    if (experts <= 0 || experts > 1 << 20) throw std::invalid_argument("experts must be 1 to 2^20");
+    shape_ = {shape_of(gate, ffn, hidden), shape_of(up, ffn, hidden), shape_of(down, hidden, ffn)};
+    up_at_ = shape_.gate.panel_bytes;
+    const size_t pair = shape_.gate.panel_bytes + shape_.up.panel_bytes;
+    shape_.gate.panel_bytes = shape_.up.panel_bytes = pair;
+    down_at_ = pair * static_cast<size_t>(shape_.gate.panels);
+    stride_ = down_at_ + shape_.down.panel_bytes * static_cast<size_t>(shape_.down.panels);
+    packed_.resize(static_cast<size_t>(experts));
+    memory_ = Memory(stride_ * static_cast<size_t>(experts));
+}
+
+ExpertViews ExpertBank::expert(int e) const {
+    ExpertViews v = shape_;
+    const uint8_t* base = memory_.data() + stride_ * static_cast<size_t>(e);
+    v.gate.data = base;
+    v.up.data = base + up_at_;
+    v.down.data = base + down_at_;
+    return v;
+}
+
+void ExpertBank::pack(Pool& pool, int64_t e, const Raw& gate, const Raw& up, const Raw& down) {
+    if (e < 0 || e >= experts()) throw std::invalid_argument("there is no expert " + std::to_string(e));
+    if (packed_[static_cast<size_t>(e)]) throw std::invalid_argument("expert " + std::to_string(e) + " is packed already");
+    const ExpertViews v = expert(static_cast<int>(e));
+    const PackJob jobs[3] = {{v.gate, gate.data}, {v.up, up.data}, {v.down, down.data}};
+    const Raw* raws[3] = {&gate, &up, &down};
+    for (int i = 0; i < 3; i++) packed_shape(jobs[i].to.format, jobs[i].to.rows, jobs[i].to.cols, raws[i]->bytes);
+    pack_panels(pool, jobs, 3);
+    packed_[static_cast<size_t>(e)] = true;
+    count_++;
+}
+
+}  // namespace ktcore

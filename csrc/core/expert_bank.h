@@ -1,0 +1,42 @@
+// All routed experts of a layer in one area of memory, an expert's three matrices side by side.
+#pragma once
+#include "core/packed.h"
+
+namespace ktcore {
+
+// One gated feed-forward network as the kernels see it.
+struct ExpertViews {
+    PackedView gate, up, down;
+};
+
+class ExpertBank {
+  public:
+    // Reserves the memory; the system backs it as experts are packed. Throws std::invalid_argument.
+    ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+               const std::string& down);
+
+    // Raw GGUF rows of one matrix.
+    struct Raw {
+        const uint8_t* data;
+        size_t bytes;
+    };
+    // Packs expert `e`, each once. Throws std::invalid_argument.
+    void pack(Pool& pool, int64_t e, const Raw& gate, const Raw& up, const Raw& down);
+
+    int experts() const { return static_cast<int>(packed_.size()); }
+    int packed() const { return count_; }
+    int hidden() const { return shape_.gate.cols; }
+    int ffn() const { return shape_.gate.rows; }
+    const ExpertViews& shape() const { return shape_; }
+    ExpertViews expert(int e) const;
+    size_t nbytes() const { return memory_.size(); }
+
+  private:
+    ExpertViews shape_{};
+    size_t stride_ = 0, down_at_ = 0, up_at_ = 0;
+    std::vector<bool> packed_;
+    int count_ = 0;
+    Memory memory_;
+};
+
+}  // namespace ktcore
