@@ -12,6 +12,7 @@ from ktcore import __version__
 from ktcore.cli.bench import bench
 from ktcore.cli.chat import chat
 from ktcore.cli.doctor import doctor
+from ktcore.cli.new_backend import new_backend
 from ktcore.cli.options import DebugOption, State
 from ktcore.cli.plan import plan
 from ktcore.cli.run import run
@@ -63,7 +64,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (run, chat, plan, doctor, bench):
+    for command in (run, chat, plan, doctor, bench, new_backend):
         app.command(no_args_is_help=command is not doctor)(command)
     return app
 

@@ -1,0 +1,113 @@
+"""What the README and the guides say holds: examples run, commands exist, keys are described, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ktcore as package
+from ktcore.rules import experts, match, schema
+
+from .conftest import Run
+from .test_errors import install
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+NAMED_BLOCK = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package of write-a-backend.md, as pip would install it."""
+    blocks = dict(NAMED_BLOCK.findall((DOCS / "write-a-backend.md").read_text(encoding="utf-8")))
+    assert set(blocks) == {"pyproject.toml", "ktcore_toy/__init__.py", "ktcore_toy/rules/toy.yaml"}
+    for name, text in blocks.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    entry = re.search(r'entry-points."ktcore.backends"]\ntoy = "(\w+)"', blocks["pyproject.toml"])
+    assert entry is not None
+    install(tmp_path, monkeypatch, "toy", f"from {entry[1]} import *\nfrom {entry[1]} import hookimpl\n")
+    monkeypatch.delitem(sys.modules, "ktcore_toy", raising=False)
+    monkeypatch.setenv("KTCORE_PLUGINS", "cpu,toy")
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_guides_backend_is_found_planned_for_and_run(ktcore: Run, tiny_llama: Path) -> None:
+    (record,) = (r for r in ktcore("doctor", "--json").json["backends"] if r["name"] == "toy")
+    assert record["state"] == "loaded"
+
+    nodes = ktcore("plan", tiny_llama, "--backend", "toy", "--json").json["nodes"]
+    assert nodes["layers.0.attn.q"]["implementation"] == "toy.linear"
+    assert nodes["layers.0.attn.q"]["device"] == "toy:0"
+    assert nodes["head"]["packed_bytes"] == 2 * 64 * 256
+
+    ids = list(range(3, 40))
+    with package.load(tiny_llama, backend="cpu", rules="reference") as model:
+        expected = model.logits(ids)
+    with package.load(tiny_llama, backend="toy") as model:
+        found = model.logits(ids)
+    # close, as bfloat16 is, and not equal: the toy's own code ran
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.01)
+
+
+def test_the_readmes_python_runs(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## From Python\n\n((?:    .*\n|\n)+)", text)
+    assert block is not None
+    (tmp_path / "model.gguf").symlink_to(smollm2_path)
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(line[4:] for line in block[1].splitlines())
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    logits = names["logits"]
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape[0] == 3
+    assert "layers.0.attn (attention) is run by" in capsys.readouterr().out
+
+
+def test_every_command_that_is_written_about_exists(ktcore: Run) -> None:
+    written = {c for page in PAGES for c in re.findall(r"(?:^    |`)ktcore ([a-z][a-z-]*)", page.read_text(), re.M)}
+    assert written >= {"run", "chat", "plan", "doctor", "bench"}
+    for command in written:
+        assert ktcore(command, "--help").code == 0, command
+
+
+def test_every_key_of_rule_files_is_described() -> None:
+    text = (DOCS / "rules.md").read_text(encoding="utf-8")
+    for key in (*schema.FILE_KEYS, *experts.KEYS):
+        assert f"{key}:" in text, key
+    for key in (*schema.RULE_KEYS, *schema.MATCH_KEYS):
+        assert f"| `{key}` |" in text, key
+    assert set(schema.MATCH_KEYS) == set(match.Match.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_structure_page_is_true() -> None:
+    spec = importlib.util.spec_from_file_location("structure", DOCS / "structure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    structure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(structure)
+    written = (DOCS / "structure.md").read_text(encoding="utf-8")
+    assert written == structure.page(), "run `python docs/structure.py`"
+
+
+def test_every_module_has_its_sentence() -> None:
+    written = (DOCS / "structure.md").read_text(encoding="utf-8")
+    for path in (ROOT / "ktcore").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert f"{path.name}` | " in written, path
