@@ -39,8 +39,12 @@ class Case:
     level: int
     operator: str
     about: str
-    check: Callable[[Context], None] = field(compare=False)
+    check: Check = field(compare=False)
     format: str | None = None
+
+
+Check = Callable[["Context"], None]
+"""What a case runs."""
 
 
 @dataclass

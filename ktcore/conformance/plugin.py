@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def verdict(case: Case, request: pytest.FixtureRequest) -> Iterator[Result]:
+def verdict(case: Case, request: pytest.FixtureRequest) -> Result:
     """The case's result, kept for the report."""
     config = request.config
     result = run_case(config.stash[_TARGET], case, config.getoption("--seed"))

@@ -17,7 +17,6 @@ from ktcore.errors import KtcoreError
 if TYPE_CHECKING:
     from ktcore.conformance.target import Target
 
-SCHEMA = 1
 _VOLATILE = {"date": True, "results": {"__all__": {"seconds", "timings"}}}
 
 
@@ -47,7 +46,7 @@ class Result(_Strict):
 class Report(_Strict):
     """A run of the kit on one device of one backend."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1] = 1
     backend: str
     distribution: str
     device: str

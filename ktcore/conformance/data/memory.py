@@ -35,7 +35,7 @@ class MemoryCheckpoint(Checkpoint):
         self.path = Path("(made by the conformance kit)")
         self.kind = "memory"
         self.config: Mapping[str, Any] = {}
-        self.tensors: dict[str, TensorInfo] = {}  # type: ignore[assignment]
+        self.tensors: dict[str, TensorInfo] = {}
         self._bytes: dict[str, np.ndarray] = {}
 
     def add(self, name: str, shape: tuple[int, ...], fmt: str, raw: np.ndarray) -> Weight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktcore.backend.implementation import Supported, Unsupported
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.specs import attention, experts, linear, mla, mlp, moe, norm, router_v3
 from ktcore.ops import EmbeddingSpec, KVCacheSpec, RopeSpec, SamplingSpec, Spec
 
@@ -39,8 +39,8 @@ def sample_specs(fmt: str) -> list[Spec]:
     ]
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L0.implementations.{name}", 0, "implementations", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L0.implementations.{name}", 0, "implementations", about, run)
 
 
 def _ids(ctx: Context) -> None:

@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from ktcore.backend.hookspecs import ENTRY_POINT_GROUP
 from ktcore.backend.record import PROBE_SECONDS, BackendState
 from ktcore.backend.spec import API_VERSION
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.errors import BackendError
 
 REPORT_IMPORTS = """
@@ -40,8 +40,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L0.packaging.{name}", 0, "packaging", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L0.packaging.{name}", 0, "packaging", about, run)
 
 
 def _found(ctx: Context) -> None:

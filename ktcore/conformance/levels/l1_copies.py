@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 SIZES = ((1,), (3,), (7, 5), (4097,), (1 << 20,))
@@ -25,8 +25,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L1.copy.{name}", 1, "copy", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L1.copy.{name}", 1, "copy", about, run)
 
 
 def random_of(ctx: Context, shape: tuple[int, ...], dtype: torch.dtype, what: str = "") -> torch.Tensor:

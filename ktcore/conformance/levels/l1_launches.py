@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from ktcore.backend.runtime import GraphMode, HostCallbackMode
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 PATIENCE = 20.0
@@ -30,8 +30,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L1.launch.{name}", 1, "launch", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L1.launch.{name}", 1, "launch", about, run)
 
 
 def _require_callbacks(ctx: Context) -> None:

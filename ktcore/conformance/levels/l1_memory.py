@@ -7,7 +7,7 @@ import gc
 import psutil
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 
 MIB = 1 << 20
 BLOCK = 4 * MIB
@@ -28,8 +28,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L1.memory.{name}", 1, "memory", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L1.memory.{name}", 1, "memory", about, run)
 
 
 def resident() -> int:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 
 STREAMS = 16
 ROUNDS = 30
@@ -29,8 +29,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L1.stream.{name}", 1, "stream", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L1.stream.{name}", 1, "stream", about, run)
 
 
 def _expected(steps: int) -> float:

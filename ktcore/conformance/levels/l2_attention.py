@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.data.batches import scattered
 from ktcore.conformance.data.blocks import FORMATS
 from ktcore.conformance.data.memory import make_weights, values
@@ -64,18 +64,18 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object, fmt: str | None = None) -> Case:
-    return Case(f"L2.attention.{name}", 2, "attention", about, run, fmt)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
+    return Case(f"L2.attention.{name}", 2, "attention", about, run, fmt)
 
 
-def _spec(ctx: Context, shape: dict[str, object]) -> AttentionSpec:
+def _spec(ctx: Context, shape: Mapping[str, object]) -> AttentionSpec:
     if "fmt" in shape:
         return attention(**shape)  # type: ignore[arg-type]
     fmt = any_format(ctx, lambda f: attention(**shape, fmt=f))  # type: ignore[arg-type]
     return attention(**shape, fmt=fmt)  # type: ignore[arg-type]
 
 
-def _check(shape: dict[str, object], steps: Sequence[Sequence[int]], ctx: Context) -> None:
+def _check(shape: Mapping[str, object], steps: Sequence[Sequence[int]], ctx: Context) -> None:
     spec = _spec(ctx, shape)
     check_sequences(ctx, spec, steps, lambda w, x, a: truth.attention(spec, w, x, a), spec.hidden)
 

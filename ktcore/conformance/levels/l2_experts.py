@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.data.blocks import FORMATS
 from ktcore.conformance.data.memory import make_weights
 from ktcore.conformance.levels.operator import any_format, check, normal
@@ -52,8 +52,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object, fmt: str | None = None) -> Case:
-    return Case(f"L2.experts.{name}", 2, "experts", about, run, fmt)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
+    return Case(f"L2.experts.{name}", 2, "experts", about, run, fmt)
 
 
 def _check(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.data.batches import Plan, batches, scattered
 from ktcore.conformance.levels.operator import normal
 from ktcore.conformance.target import Loaded
@@ -45,8 +45,8 @@ def cases() -> list[Case]:
     return found
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L2.kv_cache.{name}", 2, "kv_cache", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L2.kv_cache.{name}", 2, "kv_cache", about, run)
 
 
 def _check(spec: KVCacheSpec, steps: Sequence[Sequence[int]], ctx: Context, scale: float | None = None) -> None:
@@ -107,7 +107,8 @@ def _run(ctx: Context, loaded: Loaded, spec: KVCacheSpec, plan: Plan, scale: flo
         out = cache.attend(step, torch.cat([queries[i][span] for i, span in rows]), factor)
         for at, (i, span) in zip(step.q_start, rows, strict=False):
             got[i].append(out[at : at + span.stop - span.start])
-    truth, own = [], []
+    truth: list[torch.Tensor] = []
+    own: list[torch.Tensor] = []
     for a, results in ((EXACT, truth), (Arithmetic.of(loaded.precision), own)):
         for q, k, v in zip(queries, first, second, strict=True):
             k, v = a.stored(k), a.stored(v)

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.data.blocks import FORMATS
 from ktcore.conformance.data.memory import make_weights, values
 from ktcore.conformance.levels.operator import any_format, check, normal
@@ -47,8 +47,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object, fmt: str | None = None) -> Case:
-    return Case(f"L2.linear.{name}", 2, "linear", about, run, fmt)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
+    return Case(f"L2.linear.{name}", 2, "linear", about, run, fmt)
 
 
 def _truth(spec: LinearSpec, x: torch.Tensor) -> object:

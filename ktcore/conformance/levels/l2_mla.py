@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.data.blocks import FORMATS
 from ktcore.conformance.levels.operator import any_format, check_sequences
 from ktcore.conformance.levels.specs import mla
@@ -55,11 +55,11 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object, fmt: str | None = None) -> Case:
-    return Case(f"L2.mla.{name}", 2, "mla", about, run, fmt)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
+    return Case(f"L2.mla.{name}", 2, "mla", about, run, fmt)
 
 
-def _check(shape: dict[str, object], steps: Sequence[Sequence[int]], ctx: Context, spread: float = 1.0) -> None:
+def _check(shape: Mapping[str, object], steps: Sequence[Sequence[int]], ctx: Context, spread: float = 1.0) -> None:
     def make(fmt: str) -> MLASpec:
         return mla(**{"fmt": fmt, **shape})  # type: ignore[arg-type]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.data.blocks import FORMATS
 from ktcore.conformance.levels.operator import any_format, check, normal
 from ktcore.conformance.levels.specs import mlp
@@ -27,8 +27,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object, fmt: str | None = None) -> Case:
-    return Case(f"L2.mlp.{name}", 2, "mlp", about, run, fmt)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
+    return Case(f"L2.mlp.{name}", 2, "mlp", about, run, fmt)
 
 
 def _check(fmt: str | None, tokens: int, hidden: int, wide: int, branch: bool, ctx: Context) -> None:

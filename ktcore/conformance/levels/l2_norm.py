@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.operator import check, normal
 from ktcore.conformance.truth import small
 from ktcore.ops import RMSNormSpec
@@ -34,8 +34,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object, fmt: str | None = None) -> Case:
-    return Case(f"L2.rms_norm.{name}", 2, "rms_norm", about, run, fmt)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
+    return Case(f"L2.rms_norm.{name}", 2, "rms_norm", about, run, fmt)
 
 
 def _check(

@@ -1,7 +1,8 @@
-"""Properties that every operator must have, whatever it computes: repeatable, apart from its neighbours, its own work."""
+"""Properties that every operator must have, whatever it computes: repeatable, apart from neighbours, own work."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -36,8 +37,8 @@ def cases() -> list[Case]:
     return found
 
 
-def _case(op: str, name: str, about: str, run_it: object) -> Case:
-    return Case(f"L2.{op}.{name}", 2, op, about, partial(run_it, op))  # type: ignore[arg-type]
+def _case(op: str, name: str, about: str, run_it: Callable[[str, Context], None]) -> Case:
+    return Case(f"L2.{op}.{name}", 2, op, about, partial(run_it, op))
 
 
 def _deterministic(op: str, ctx: Context) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.operator import check, normal
 from ktcore.conformance.levels.specs import LINEAR, LLAMA3, YARN
 from ktcore.conformance.truth import small
@@ -44,8 +44,8 @@ def cases() -> list[Case]:
     return found
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L2.rope.{name}", 2, "rope", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L2.rope.{name}", 2, "rope", about, run)
 
 
 def _check(

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.data.memory import MemoryCheckpoint, make_weights, values
 from ktcore.conformance.levels.operator import normal
 from ktcore.conformance.levels.specs import router_v3
@@ -51,8 +51,8 @@ def cases() -> list[Case]:
     return found
 
 
-def _case(name: str, about: str, run: object, fmt: str | None = None) -> Case:
-    return Case(f"L2.router.{name}", 2, "router", about, run, fmt)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
+    return Case(f"L2.router.{name}", 2, "router", about, run, fmt)
 
 
 def _check(spec: RouterSpec, tokens: int, ctx: Context, bias_scale: float = 0.0) -> None:
@@ -74,8 +74,10 @@ def _check(spec: RouterSpec, tokens: int, ctx: Context, bias_scale: float = 0.0)
         ctx.require(inside, f"{loaded.id}: an id is outside of the {spec.experts} experts")
         _compare_choice(ctx, loaded.id, ids[clear], got_ids[clear])
         own = truth.router_weights(spec, known, x, ids, Arithmetic.of(loaded.precision))
-        dense = [_dense(i, v, spec)[clear] for i, v in ((got_ids, got_amounts), (ids, amounts), (ids, own))]
-        compare(ctx, *dense, what=f"{loaded.id}: weights")
+        got, exact, torch_own = (
+            _dense(i, v, spec)[clear] for i, v in ((got_ids, got_amounts), (ids, amounts), (ids, own))
+        )
+        compare(ctx, got, exact, torch_own, f"{loaded.id}: weights")
 
 
 def _compare_choice(ctx: Context, name: str, ids: torch.Tensor, got: torch.Tensor) -> None:

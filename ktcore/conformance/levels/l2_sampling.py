@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.ops import SamplingParams, SamplingSpec
 
 VOCAB = 40
@@ -38,8 +39,8 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(name: str, about: str, run: object) -> Case:
-    return Case(f"L2.sampling.{name}", 2, "sampling", about, run)  # type: ignore[arg-type]
+def _case(name: str, about: str, run: Check) -> Case:
+    return Case(f"L2.sampling.{name}", 2, "sampling", about, run)
 
 
 def _greedy(ctx: Context) -> None:
@@ -91,13 +92,13 @@ def _same_seed(ctx: Context) -> None:
         ctx.require(runs[0] != runs[2], "two seeds give the same tokens")
 
 
-def _samplers(ctx: Context, vocab: int) -> list[partial[object]]:
+def _samplers(ctx: Context, vocab: int) -> list[Callable[..., int]]:
     loaded = ctx.target.load(ctx, SamplingSpec(vocab), {})
-    return [partial(_sample, ctx, one.module) for one in loaded]  # type: ignore[arg-type]
+    return [partial(_sample, ctx, one.module) for one in loaded]
 
 
-def _sample(ctx: Context, module: object, logits: torch.Tensor, *rest: object) -> object:
-    return ctx.target.call(module, logits, *rest)
+def _sample(ctx: Context, module: object, logits: torch.Tensor, *rest: object) -> int:
+    return int(ctx.target.call(module, logits, *rest))
 
 
 def _generator(ctx: Context, seed: int) -> torch.Generator:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from ktcore.conformance.case import Case, Context
+from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels import l2_experts
 from ktcore.conformance.levels.l2_moe import check_branch
 from ktcore.conformance.levels.operator import any_format, check, check_sequences, normal
@@ -34,11 +35,11 @@ def cases() -> list[Case]:
     ]
 
 
-def _case(op: str, name: str, about: str, run: object) -> Case:
-    return Case(f"L3.{op}.{name}", 3, op, about, run)  # type: ignore[arg-type]
+def _case(op: str, name: str, about: str, run: Check) -> Case:
+    return Case(f"L3.{op}.{name}", 3, op, about, run)
 
 
-def _attention(shape: dict[str, object], ctx: Context) -> None:
+def _attention(shape: Mapping[str, object], ctx: Context) -> None:
     fmt = any_format(ctx, lambda f: attention(**shape, fmt=f))  # type: ignore[arg-type]
     spec = attention(**shape, fmt=fmt)  # type: ignore[arg-type]
     check_sequences(ctx, spec, LONG, lambda w, x, a: attention_truth.attention(spec, w, x, a), spec.hidden)

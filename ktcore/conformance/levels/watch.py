@@ -40,11 +40,11 @@ def reference_calls() -> Iterator[list[str]]:
         sys.setprofile(before)
 
 
-class HostWork(TorchDispatchMode):
+class HostWork(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts torch operations that compute floating-point results on host tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

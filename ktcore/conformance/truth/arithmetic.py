@@ -1,4 +1,4 @@
-"""The arithmetic an operator is computed in: float64 for the truth, or what a backend declares, for torch's own error."""
+"""The arithmetic of an operator: float64 for the truth, or what a backend declares, for torch's own error."""
 
 from __future__ import annotations
 

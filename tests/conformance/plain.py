@@ -1,0 +1,273 @@
+"""A host backend written for these tests: every operator in a few lines of torch, right, and easy to break on purpose."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ktcore.backend import (
+    API_VERSION,
+    Backend,
+    BackendSpec,
+    Capabilities,
+    Implementation,
+    LoadRequest,
+    Probe,
+    Registry,
+    Supported,
+    Unsupported,
+)
+from ktcore.backend.discovery import Found
+from ktcore.backend.host import HostRuntime
+from ktcore.backend.record import BackendRecord
+from ktcore.conformance import Expectations, Precision
+from ktcore.conformance.target import Target
+from ktcore.ops import (
+    AttentionSpec,
+    EmbeddingSpec,
+    ExpertsSpec,
+    KVCacheSpec,
+    LinearSpec,
+    MLASpec,
+    MLPSpec,
+    MoESpec,
+    RMSNormSpec,
+    RopeSpec,
+    RouterSpec,
+    SamplingSpec,
+    Spec,
+    StepBatch,
+)
+from ktcore.ops.kv_cache import attend
+from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
+from ktcore.ops.mlp import ACTIVATIONS, gated
+from ktcore.ops.moe import route, routed_experts
+from ktcore.ops.norm import rms_norm
+from ktcore.ops.rope import inverse_frequencies, rope
+from ktcore.ops.sampling import sample
+from ktcore.weights import known_formats
+
+NAME = "plain"
+DECLARED = Capabilities(NAME, "host memory", features=frozenset({"f32"}))
+
+
+class Plain(Implementation):
+    """One operator; `make` gives its module."""
+
+    def __init__(self, spec_type: type[Spec], make: Callable[[LoadRequest], Any]) -> None:
+        self.id = f"{NAME}.{spec_type.op}"
+        self.spec_type = spec_type
+        self.make = make
+
+    def supports(self, spec: Any, device: Capabilities) -> Supported | Unsupported:
+        unknown = [f for f in spec.formats() if f not in known_formats()]
+        return Unsupported(f"unknown format {unknown[0]}") if unknown else Supported()
+
+    def load(self, request: LoadRequest) -> Any:
+        return self.make(request)
+
+    def page_sizes(self, spec: Any) -> tuple[int, ...]:
+        return (16, 64)
+
+
+def weight(request: LoadRequest, role: str) -> torch.Tensor:
+    return request.weights[role].tensor()
+
+
+def linear(request: LoadRequest) -> Any:
+    w = weight(request, "weight")
+    b = weight(request, "bias") if request.spec.bias else None  # type: ignore[attr-defined]
+    return lambda x: torch.nn.functional.linear(x, w, b)
+
+
+def embedding(request: LoadRequest) -> Any:
+    w = weight(request, "weight")
+    return lambda ids: w[ids]
+
+
+def norm(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    w = weight(request, "weight") + spec.offset
+    return lambda x: rms_norm(x, w, spec.eps)
+
+
+def turn(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    freq, factor = inverse_frequencies(spec, weight(request, "freq_factors") if spec.freq_factors else None)
+    return lambda x, positions: rope(x, positions, freq, factor, spec.pairing)
+
+
+class Cache:
+    """Pages as rows, without any check."""
+
+    def __init__(self, spec: KVCacheSpec) -> None:
+        self.spec = spec
+
+    def allocate_pages(self, pages: int, page_size: int) -> None:
+        s = self.spec
+        self.k = torch.zeros(pages * page_size, s.kv_heads, s.key_dim)
+        self.v = torch.zeros(pages * page_size, s.kv_heads, s.value_dim)
+
+    def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
+        if self.spec.kind == "mla":
+            first, second = torch.cat((first, second), -1)[:, None], first[:, None]
+        self.k[self.slots(step)], self.v[self.slots(step)] = first, second
+
+    def slots(self, step: StepBatch) -> torch.Tensor:
+        return step.slots()
+
+    def read(self, step: StepBatch, i: int) -> torch.Tensor:
+        position = torch.arange(step.context_lens[i])
+        return step.block_table[i].long()[position // step.page_size] * step.page_size + position % step.page_size
+
+    def attend(self, step: StepBatch, q: torch.Tensor, scale: float) -> torch.Tensor:
+        out = []
+        for i in range(step.sequences):
+            rows = self.read(step, i)
+            span = slice(step.q_start[i], step.q_start[i + 1])
+            out.append(attend(q[span], self.k[rows], self.v[rows], scale, self.spec.window))
+        return torch.cat(out)
+
+
+def attention(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+
+    def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        n = p["norm"](x)
+        q, k, v = (p[r](n).view(x.shape[0], -1, spec.head_dim) for r in "qkv")
+        q = p["q_norm"](q) if spec.q_norm else q
+        k = p["k_norm"](k) if spec.k_norm else k
+        if spec.rope:
+            q, k = p["rope"](q, step.positions), p["rope"](k, step.positions)
+        p["cache"].append(step, k, v)
+        return x + p["o"](p["cache"].attend(step, q, spec.scale).flatten(1))
+
+    return run
+
+
+def mla(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+    if spec.split_kv_b:
+        up_k, up_v = weight(request, "k_b").transpose(1, 2), weight(request, "v_b")
+    else:
+        up_k, up_v = split_up_projection(weight(request, "kv_b"), spec.heads, spec.nope_dim, spec.value_dim)
+
+    def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        n = p["norm"](x)
+        q = p["q_b"](p["q_a_norm"](p["q_a"](n))) if spec.q_a else p["q"](n)
+        nope, turned = q.view(x.shape[0], spec.heads, -1).split((spec.nope_dim, spec.rope_dim), -1)
+        latent, key = p["kv_a"](n).split((spec.latent, spec.rope_dim), -1)
+        turned = p["rope"](turned, step.positions)
+        key = p["rope"](key[:, None], step.positions)[:, 0]
+        p["cache"].append(step, p["kv_a_norm"](latent), key)
+        got = p["cache"].attend(step, torch.cat((absorb_query(nope, up_k), turned), -1), spec.scale)
+        return x + p["o"](expand_output(got, up_v).flatten(1))
+
+    return run
+
+
+def mlp(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        n = p["norm"](x) if spec.norm else x
+        y = p["down"](gated(p["gate"](n), p["up"](n), spec.activation))
+        return x + y if spec.residual else y
+
+    return run
+
+
+def router(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    w, bias = weight(request, "weight"), weight(request, "bias") if spec.choice_bias else None
+    return lambda x: route(x @ w.T, spec, bias)
+
+
+def experts(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    gate, up, down = (weight(request, r) for r in ("gate", "up", "down"))
+    return lambda x, ids, weights: routed_experts(x, ids, weights, gate, up, down, spec)
+
+
+def moe(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        n = p["norm"](x)
+        y = p["experts"](n, *p["router"](n))
+        if spec.shared:
+            part = p["shared"](n)
+            y = y + (part * p["shared_gate"](n).sigmoid() if spec.shared_gate else part)
+        return x + y
+
+    return run
+
+
+def sampling(request: LoadRequest) -> Any:
+    return lambda logits, params, seen=(), generator=None: sample(logits, params, seen, generator)
+
+
+MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
+    EmbeddingSpec: embedding,
+    LinearSpec: linear,
+    RMSNormSpec: norm,
+    RopeSpec: turn,
+    KVCacheSpec: lambda request: Cache(request.spec),  # type: ignore[arg-type]
+    AttentionSpec: attention,
+    MLASpec: mla,
+    MLPSpec: mlp,
+    RouterSpec: router,
+    ExpertsSpec: experts,
+    MoESpec: moe,
+    SamplingSpec: sampling,
+}
+assert len(ACTIVATIONS) == 3, "the operators' activations changed: so must this backend"
+
+
+class PlainRuntime(HostRuntime):
+    """The host, under this backend's name."""
+
+    def __init__(self) -> None:
+        super().__init__(Capabilities(NAME, "host memory", features=DECLARED.features, live=True))
+
+
+class PlainBackend(Backend):
+    """With the makers and the runtime that a test gives it."""
+
+    def __init__(self, makers: dict[type[Spec], Callable[[LoadRequest], Any]], runtime: type[HostRuntime]) -> None:
+        self._makers = makers
+        self._runtime = runtime
+
+    def implementations(self) -> Sequence[Implementation]:
+        return [Plain(spec_type, make) for spec_type, make in self._makers.items()]
+
+    def runtime(self, index: int = 0, threads: int | None = None) -> HostRuntime:
+        from ktcore.errors import BackendError
+
+        if index:
+            raise BackendError("there is one device")
+        return self._runtime()
+
+
+def plain_target(
+    makers: dict[type[Spec], Callable[[LoadRequest], Any]] | None = None,
+    runtime: type[HostRuntime] = PlainRuntime,
+    expectations: Expectations | None = None,
+) -> Target:
+    """The backend as a target, with some operators exchanged."""
+    home = ModuleType("ktcore_plain_backend")
+    home.make = lambda: PlainBackend({**MAKERS, **(makers or {})}, runtime)  # type: ignore[attr-defined]
+    sys.modules[home.__name__] = home
+    spec = BackendSpec(
+        NAME, API_VERSION, "nothing", f"{home.__name__}:make", lambda: Probe(True, "always", 1), (DECLARED,), False
+    )
+    registry = Registry([Found((BackendRecord(NAME, "plain 0", spec),))])
+    return Target(registry, NAME, expectations or Expectations(precision={"*": Precision()}))

@@ -1,0 +1,26 @@
+"""A right backend passes the whole kit; otherwise the mutants would prove nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktcore.conformance.levels import all_cases
+from ktcore.conformance.runner import run_cases
+from ktcore.conformance.status import Status
+
+from .plain import plain_target
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """Small tensors."""
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_right_backend_fails_nothing(seed: int) -> None:
+    # memory figures of this process are the business of the mutants' own cases
+    chosen = [c for c in all_cases() if not c.id.endswith("leak") and c.level < 5]
+    results = run_cases(plain_target(), chosen, seed)
+    assert [(r.id, r.reason) for r in results if r.status is Status.FAIL] == []
+    assert {r.status for r in results} == {Status.PASS, Status.NOT_APPLICABLE}
+    assert all(r.status is Status.PASS for r in results if r.level == 2)
