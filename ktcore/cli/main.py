@@ -41,12 +41,13 @@ def main(args: Sequence[str] | None = None) -> None:
     state = State()
     try:
         typer.main.get_command(build_app())(args=args, prog_name="ktcore", obj=state)
-    except KtcoreError as error:
-        if state.debug:
+    except Exception as error:
+        known = error if isinstance(error, KtcoreError) else _out_of_memory(error)
+        if known is None or state.debug:
             raise
         from ktcore.cli.terminal import show_error
 
-        show_error(error)
+        show_error(known)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -82,6 +83,14 @@ def _show_version(given: bool) -> None:
     if given:
         sys.stdout.write(f"ktcore {__version__}\n")
         raise typer.Exit
+
+
+def _out_of_memory(error: Exception) -> KtcoreError | None:
+    """What allocators raise in kinds of their own, as an error for users; None when it is something else."""
+    text = str(error).splitlines()[0] if str(error) else "no more memory"
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text.lower():
+        return KtcoreError(f"out of memory: {text}", "`ktcore plan` tells what is needed; --context changes it most")
+    return None
 
 
 def _tolerant_streams() -> None:

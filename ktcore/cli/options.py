@@ -170,7 +170,14 @@ PenaltyOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", rich_help_panel=_SAMPLING, help="The same seed gives the same text."),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        max=2**63 - 1,
+        rich_help_panel=_SAMPLING,
+        help="The same seed gives the same text.",
+    ),
 ]
 StopOption = Annotated[
     list[str] | None,

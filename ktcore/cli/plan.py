@@ -53,7 +53,7 @@ def plan(
     elif explain is not None:
         write(made.explain(explain) + "\n")
     else:
-        _show(prepared, context, asked=backend != "auto")
+        _show(prepared, context, memory, asked=backend != "auto")
 
 
 def _check_node(made: Plan, name: str) -> None:
@@ -78,7 +78,7 @@ def _explained(made: Plan, whole: dict[str, Any], name: str) -> dict[str, Any]:
     return {"node": owner, **whole["nodes"][owner]}
 
 
-def _show(prepared: Prepared, context: int | None, asked: bool) -> None:
+def _show(prepared: Prepared, context: int | None, memory: int | None, asked: bool) -> None:
     from rich.markup import escape
 
     from ktcore.cli.terminal import console
@@ -104,7 +104,10 @@ def _show(prepared: Prepared, context: int | None, asked: bool) -> None:
             f"[yellow]fallback[/] marks {len(made.fallbacks)} nodes that their rule's first choice cannot run; "
             "the reason stands beside them."
         )
-    for text in [*_absences(prepared), *made.notes]:
+    notes = [*_absences(prepared), *made.notes]
+    if memory is not None and memory not in made.limits.values():
+        notes.insert(0, "--memory limits an accelerator, and this plan uses none")
+    for text in notes:
         out.print(f"note: {text}", style="dim", markup=False)
     out.print("`--explain NODE` tells more about one node.", style="dim", markup=False)
 

@@ -58,25 +58,27 @@ def write_json(value: Any) -> None:
 
 @contextmanager
 def opened(path: Path, **options: Any) -> Iterator[tuple[Model, float]]:
-    """A loaded model and the seconds it took, with a progress bar when stderr is a terminal.
+    """A loaded model and the seconds that loading took, with a progress bar when stderr is a terminal.
 
     Args:
         options: of `ktcore.load`.
     """
-    began = time.perf_counter()
     err = console(stderr=True)
-    if not err.is_terminal:
-        from ktcore.engine.model import load
-
-        model = load(path, **options)
-    else:
-        model = _load_with_bar(err, path, options)
-    took = time.perf_counter() - began
+    model, took = _load_with_bar(err, path, options) if err.is_terminal else _load(path, options)
     with model:
         yield model, took
 
 
-def _load_with_bar(err: Console, path: Path, options: dict[str, Any]) -> Model:
+def _load(path: Path, options: dict[str, Any]) -> tuple[Model, float]:
+    """The model, and the seconds without the import of torch, which are Python's and not the model's."""
+    from ktcore.engine.model import load
+
+    began = time.perf_counter()
+    model = load(path, **options)
+    return model, time.perf_counter() - began
+
+
+def _load_with_bar(err: Console, path: Path, options: dict[str, Any]) -> tuple[Model, float]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (
@@ -87,10 +89,8 @@ def _load_with_bar(err: Console, path: Path, options: dict[str, Any]) -> Model:
     )
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task(f"loading {path.name}", total=None, node="")
-        # torch alone takes a second: the bar is there before that
-        from ktcore.engine.model import load
 
         def loaded(node: str, done: int, total: int) -> None:
             progress.update(task, completed=done, total=total, node=node)
 
-        return load(path, progress=loaded, **options)
+        return _load(path, {**options, "progress": loaded})

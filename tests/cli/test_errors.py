@@ -140,6 +140,19 @@ def test_memory_that_is_too_small(
     assert "more than the 100.0 KiB" in fails("plan", tiny_llama, "--backend", "far", "--memory", "100KiB")
 
 
+def test_a_context_that_no_memory_holds(fails: Fails, smollm2_path: Path) -> None:
+    assert "--context" in fails("run", smollm2_path, "Hi", "--context", 10**12)
+
+
+def test_memory_without_an_accelerator_is_remarked_on(ktcore: Run, tiny_llama: Path) -> None:
+    assert "this plan uses none" in ktcore("plan", tiny_llama, "--backend", "cpu", "--memory", "1GiB").out
+
+
+@pytest.mark.parametrize("seed", ["-1", "9" * 30, "x"])
+def test_a_seed_that_is_none_is_wrong_usage(ktcore: Run, tiny_llama: Path, seed: str) -> None:
+    assert ktcore("run", tiny_llama, "Hi", f"--seed={seed}").code == 2
+
+
 def test_debug_keeps_the_traceback(tmp_path: Path) -> None:
     from ktcore.cli.main import main
 
