@@ -26,10 +26,7 @@ ROOMS = (
     "ktcore/cli",
     "backends/cpu",
     "csrc",
-    "backends/cuda",
-    "backends/rocm",
-    "backends/xpu",
-    "backends/npu",
+    *sorted(f"backends/{path.name}" for path in (ROOT / "backends").iterdir() if path.is_dir() and path.name != "cpu"),
     "benchmarks",
 )
 CSRC = "The native kernels of the CPU backend: C++17 with pybind11, one translation unit an instruction set."

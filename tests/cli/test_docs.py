@@ -6,12 +6,14 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from textwrap import dedent, indent
 
 import pytest
 import torch
 
 import ktcore as package
 from ktcore.rules import experts, match, schema
+from ktcore.rules.load import read_rule_set, shipped_rules
 
 from .conftest import Run
 from .test_errors import install
@@ -75,7 +77,8 @@ def test_the_readmes_python_runs(
 
 
 def test_every_command_that_is_written_about_exists(ktcore: Run) -> None:
-    written = {c for page in PAGES for c in re.findall(r"(?:^    |`)ktcore ([a-z][a-z-]*)", page.read_text(), re.M)}
+    pages = [page.read_text(encoding="utf-8") for page in PAGES if page.name != "structure.md"]
+    written = {command for text in pages for command in re.findall(r"(?:^    |`)ktcore ([a-z][a-z-]*)", text, re.M)}
     assert written >= {"run", "chat", "plan", "doctor", "bench"}
     for command in written:
         assert ktcore(command, "--help").code == 0, command
@@ -88,6 +91,18 @@ def test_every_key_of_rule_files_is_described() -> None:
     for key in (*schema.RULE_KEYS, *schema.MATCH_KEYS):
         assert f"| `{key}` |" in text, key
     assert set(schema.MATCH_KEYS) == set(match.Match.__dataclass_fields__)
+
+
+def test_the_rule_files_that_are_shown_can_be_read(tmp_path: Path) -> None:
+    text = (DOCS / "rules.md").read_text(encoding="utf-8")
+    blocks = [dedent(block) for block in re.findall(r"(?:^    .*\n)+", text, re.M)]
+    files = [block for block in blocks if "version: 1" in block]
+    files += [f"version: 1\nrules:\n{indent(block, '  ')}" for block in blocks if block.startswith("- name")]
+    assert len(files) == 3
+    for number, file in enumerate(files):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(file)
+        assert read_rule_set([path], [shipped_rules()]).files[0] == path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
