@@ -1,0 +1,1 @@
+"""The ktcore backend for a simulated accelerator."""

@@ -1,0 +1,133 @@
+"""Mixture of experts on the device: router, experts that are resident there, and the branch around them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
+from ktcore.backend.experts import submit_experts, wait_experts
+from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels, optional_weight, weight
+
+
+class SimRouter(SimImplementation):
+    """Scores, groups and choice as torch operators on the stream; the host learns nothing of the choice."""
+
+    id = "sim.router"
+    spec_type = RouterSpec
+
+    def supports(self, spec: RouterSpec, device: Capabilities) -> Supported | Unsupported:
+        """Both scores, both group scores."""
+        if spec.score not in ("softmax", "sigmoid") or spec.group_score not in ("max", "top2_sum"):
+            return Unsupported(f"scores {spec.score} in groups by {spec.group_score}")
+        return super().supports(spec, device)
+
+    def load(self, request: LoadRequest) -> SimRouterModule:
+        """Dequantise the router's matrix."""
+        return SimRouterModule(request)
+
+    def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
+        """Float32."""
+        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias)
+
+
+class SimRouterModule:
+    """x float32 [T, hidden] -> ids int64 [T, top_k], weights float32 [T, top_k]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        self._spec = cast(RouterSpec, request.spec)
+        self._weight = weight(request, "weight").t().contiguous()
+        self._bias = optional_weight(request, "bias") if self._spec.choice_bias else None
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        s = self._spec
+        logits = torch.mm(x, self._weight)
+        scores = torch.softmax(logits, -1) if s.score == "softmax" else torch.sigmoid(logits)
+        choice = scores if self._bias is None else scores + self._bias
+        if s.groups > 1:
+            choice = self._best_groups(choice)
+        ids = torch.topk(choice, s.top_k, -1).indices
+        weights = torch.gather(scores, -1, ids)
+        if s.renormalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + s.renorm_eps)
+        return ids, weights if s.scale == 1.0 else weights * s.scale
+
+    def _best_groups(self, choice: torch.Tensor) -> torch.Tensor:
+        s = self._spec
+        grouped = choice.view(-1, s.groups, s.experts // s.groups)
+        if s.group_score == "max":
+            score, fill = grouped.amax(-1), 0.0
+        else:
+            score, fill = grouped.topk(2, -1).values.sum(-1), float("-inf")
+        kept = score.topk(s.groups_kept, -1).indices
+        dropped = torch.ones(score.shape, dtype=torch.bool, device=score.device).scatter_(1, kept, False)
+        return grouped.masked_fill(dropped[..., None].expand_as(grouped), fill).view(choice.shape)
+
+
+class SimExperts(SimImplementation):
+    """All experts in one launch, for those that a rule makes resident."""
+
+    id = "sim.experts"
+    spec_type = ExpertsSpec
+
+    def load(self, request: LoadRequest) -> SimExpertsModule:
+        """Dequantise expert by expert: the peak is the result and one expert."""
+        return SimExpertsModule(request)
+
+    def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
+        """Float32."""
+        return FLOAT_BYTES * 3 * spec.experts * spec.hidden * spec.intermediate
+
+
+class SimExpertsModule:
+    """x float32 [T, hidden], ids int64 [T, k], weights float32 [T, k] -> float32 [T, hidden]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        self._spec = cast(ExpertsSpec, request.spec)
+        self._gate, self._up, self._down = (self._stack(request, role) for role in ("gate", "up", "down"))
+
+    def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        s = self._spec
+        result = kernels().experts(x, ids, weights, self._gate, self._up, self._down, s.activation, s.weight_on_input)
+        return cast(torch.Tensor, result)
+
+    @staticmethod
+    def _stack(request: LoadRequest, role: str) -> torch.Tensor:
+        stored = request.weights[role]
+        out = torch.empty(stored.shape, device=request.runtime.device)
+        for e in range(stored.shape[0]):
+            out[e].copy_(stored.part(e).tensor())
+        return out
+
+
+class SimMoE(SimImplementation):
+    """Composed; the shared part runs while routed experts on the host compute."""
+
+    id = "sim.moe"
+    spec_type = MoESpec
+
+    def load(self, request: LoadRequest) -> SimMoEModule:
+        """Nothing to pack: the parts hold the weights."""
+        return SimMoEModule(request)
+
+
+class SimMoEModule:
+    """float32 [T, hidden] -> float32 [T, hidden]."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        self._spec = cast(MoESpec, request.spec)
+        self._parts = request.children
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        s, parts = self._spec, self._parts
+        n = parts["norm"](x) if s.norm else x
+        ids, weights = parts["router"](n)
+        ticket = submit_experts(parts["experts"], n, ids, weights)
+        shared = parts["shared"](n) if s.shared else None
+        if shared is not None and s.shared_gate:
+            shared = shared * torch.sigmoid(parts["shared_gate"](n))
+        y = wait_experts(parts["experts"], ticket)
+        y = y if shared is None else y + shared
+        return cast(torch.Tensor, x + y if s.residual else y)
