@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ktcore.conformance.case import Case
 from ktcore.conformance.levels import all_cases, select
@@ -19,6 +20,7 @@ from ktcore.errors import KtcoreError
 
 _TARGET = pytest.StashKey[Target]()
 _RESULTS = pytest.StashKey[list[Result]]()
+_THREADS = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     except KtcoreError as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[_RESULTS] = []
+    # the truth is made of small tensors: threads that wait for each other cost more than they give
+    config.stash[_THREADS] = torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -83,6 +88,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if path and results:
         save_report(make_report(target, results, config.getoption("--seed"), _selection(config)), path)
     target.close()
+    torch.set_num_threads(config.stash[_THREADS])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

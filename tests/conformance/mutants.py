@@ -49,7 +49,7 @@ class Mutant:
     makers: Mapping[type[Spec], Maker] = field(default_factory=dict)
     runtime: type[HostRuntime] = plain.PlainRuntime
     right_runtime: type[HostRuntime] = plain.PlainRuntime
-    precision: Precision = Precision()
+    precision: Precision = field(default_factory=Precision)
 
 
 def with_spec(make: Maker, **changes: Any) -> Maker:

@@ -1,4 +1,4 @@
-"""A host backend written for these tests: every operator in a few lines of torch, right, and easy to break on purpose."""
+"""A host backend written for these tests: every operator in a few lines of torch, right, and easy to break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host runtimes whose copies are late on purpose, right and wrong ones: what a stream is for can be seen without a device."""
+"""Host runtimes whose copies are late on purpose, right and wrong ones, so that order shows without a device."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _set_scales(name: str, blocks: Bytes, std: float, rng: np.random.Generator) 
     where = _SCALES[name]
     spread, ratio = _calibration(name)
     # factors of three between neighbours, and some negative: a scale taken from the next block must show
-    scale = std / spread * rng.uniform(0.5, 1.5, blocks.shape[0])
+    scale: npt.NDArray[Any] = rng.uniform(0.5, 1.5, blocks.shape[0]) * np.float64(std / spread)
     if where.minimum is None:
         scale *= rng.choice([1.0, 1.0, 1.0, -1.0], blocks.shape[0])
     _put_half(blocks, where.scale, scale)

@@ -46,7 +46,7 @@ class MemoryCheckpoint(Checkpoint):
 
     def raw(self, name: str) -> np.ndarray:
         """Stored bytes, read-only as those of a mapped file are."""
-        view = self._bytes[name].reshape(-1).view()
+        view: np.ndarray = self._bytes[name].reshape(-1).view()
         view.flags.writeable = False
         return view
 

@@ -28,6 +28,8 @@ _MODULES = (
     "l2_sampling",
     "l2_properties",
     "l3_optional",
+    "l4_handoff",
+    "l4_models",
     "l5_figures",
 )
 

@@ -86,7 +86,7 @@ def _probe(ctx: Context) -> None:
 
 
 def _inert(ctx: Context) -> None:
-    entry = _entry_point(ctx)
+    entry = installed_entry_point(ctx)
     if entry is None:
         ctx.not_applicable("the backend was not found by an entry point")
     code = REPORT_IMPORTS.format(module=entry.module.partition(".")[0], name=entry.name)
@@ -119,7 +119,8 @@ def _expectations(ctx: Context) -> None:
     ctx.require(not stale, f"listed gaps match no case: {', '.join(stale)}")
 
 
-def _entry_point(ctx: Context) -> EntryPoint | None:
+def installed_entry_point(ctx: Context) -> EntryPoint | None:
+    """The entry point that brought the backend; None when it was registered in another way."""
     distribution = ctx.target.registry.known(ctx.target.name).distribution
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.dist is not None and f"{entry.dist.name} {entry.dist.version}" == distribution:

@@ -70,9 +70,10 @@ def quantised(x: torch.Tensor, scheme: str) -> torch.Tensor:
     name, _, group = scheme.partition("/")
     width = x.shape[-1] if group in ("", "row") else int(group)
     pad = -x.shape[-1] % width
-    grouped = torch.nn.functional.pad(x, (0, pad)).unflatten(-1, (-1, width))
+    grouped = torch.nn.functional.pad(x, (0, pad)).reshape(*x.shape[:-1], -1, width)
     top = _INT_TOP.get(name) or torch.finfo(torch_dtype(name)).max
     scale = grouped.abs().amax(-1, keepdim=True) / top
     scaled = torch.where(scale > 0, grouped / scale, 0.0)
     rounded = scaled.round() if name in _INT_TOP else scaled.to(torch_dtype(name)).float()
-    return (rounded * scale).flatten(-2)[..., : x.shape[-1]]
+    back: torch.Tensor = (rounded * scale).flatten(-2)[..., : x.shape[-1]]
+    return back

@@ -31,9 +31,9 @@ def causal(
 def attention(spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
     """A whole sequence x [L, hidden] -> [L, hidden]."""
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
-    q = linear(spec.q, w, n, a, "q.").unflatten(-1, (spec.heads, spec.head_dim))
-    k = linear(spec.k, w, n, a, "k.").unflatten(-1, (spec.kv_heads, spec.head_dim))
-    v = linear(spec.v, w, n, a, "v.").unflatten(-1, (spec.kv_heads, spec.head_dim))
+    q = linear(spec.q, w, n, a, "q.").reshape(-1, spec.heads, spec.head_dim)
+    k = linear(spec.k, w, n, a, "k.").reshape(-1, spec.kv_heads, spec.head_dim)
+    v = linear(spec.v, w, n, a, "v.").reshape(-1, spec.kv_heads, spec.head_dim)
     if spec.q_norm:
         q = rms_norm(spec.q_norm, w, q, a, "q_norm.")
     if spec.k_norm:
@@ -52,7 +52,8 @@ def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tenso
     q = _queries(spec, w, n, a)
     positions = torch.arange(x.shape[0])
     q_rope = rope(spec.rope, w, q[..., spec.nope_dim :], positions, a, "rope.")
-    latent, k_rope = linear(spec.kv_a, w, n, a, "kv_a.").split((spec.latent, spec.rope_dim), -1)
+    both = linear(spec.kv_a, w, n, a, "kv_a.")
+    latent, k_rope = both[:, : spec.latent], both[:, spec.latent :]
     latent = a.stored(rms_norm(spec.kv_a_norm, w, latent, a, "kv_a_norm."))
     k_rope = a.stored(rope(spec.rope, w, k_rope[:, None], positions, a, "rope."))
     up_k, up_v = _up(spec, w)
@@ -71,12 +72,12 @@ def _queries(spec: MLASpec, w: Values, n: torch.Tensor, a: Arithmetic) -> torch.
     else:
         assert spec.q is not None, "a query projection is either whole or in two parts"
         flat = linear(spec.q, w, n, a, "q.")
-    return flat.unflatten(-1, (spec.heads, spec.nope_dim + spec.rope_dim))
+    return flat.reshape(-1, spec.heads, spec.nope_dim + spec.rope_dim)
 
 
 def _up(spec: MLASpec, w: Values) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Per head: key rows [nope, latent] and value rows [value, latent]."""
     if spec.split_kv_b:
         return [m.T for m in w["k_b"]], list(w["v_b"])
-    both = w["kv_b"].unflatten(0, (spec.heads, -1))
+    both = w["kv_b"].reshape(spec.heads, spec.nope_dim + spec.value_dim, spec.latent)
     return [m[: spec.nope_dim] for m in both], [m[spec.nope_dim :] for m in both]

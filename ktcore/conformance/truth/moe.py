@@ -83,7 +83,7 @@ def _weigh(spec: RouterSpec, score: torch.Tensor, ids: torch.Tensor) -> torch.Te
 
 def _best_groups(spec: RouterSpec, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Choices outside of the kept groups masked, and the margin between the last kept group and the next."""
-    groups = choice.unflatten(-1, (spec.groups, -1))
+    groups = choice.reshape(choice.shape[0], spec.groups, -1)
     best = groups.sort(-1, descending=True).values
     score = best[..., 0] if spec.group_score == "max" else best[..., 0] + best[..., 1]
     ranked, order = torch.sort(score, dim=-1, descending=True, stable=True)

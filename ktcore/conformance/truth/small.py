@@ -57,9 +57,9 @@ def rope(
     turn = torch.polar(torch.full_like(angle, factor), angle)[:, None, :]
     part, rest = x[..., : spec.dim].to(kind), x[..., spec.dim :]
     if spec.pairing == "interleaved":
-        pairs = part.unflatten(-1, (-1, 2))
+        pairs = part.reshape(*part.shape[:-1], -1, 2)
     else:
-        pairs = part.unflatten(-1, (2, -1)).transpose(-1, -2)
+        pairs = part.reshape(*part.shape[:-1], 2, -1).transpose(-1, -2)
     turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
     back = turned if spec.pairing == "interleaved" else turned.transpose(-1, -2)
     return torch.cat((a.cast(back.flatten(-2)), rest), -1)

@@ -1,0 +1,169 @@
+"""Tiny random models of two families, written as transformers writes them, with float64 answers from transformers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PROMPTS = 8
+DRAWN = 32
+NEW_TOKENS = 12
+LENGTHS = (5, 1, 17, 33, 2, 64, 65, 40)
+LONG = 130
+VOCAB = 128
+MARGIN = 0.02
+"""Every token is the largest by this much of the logits' standard deviation: no rounding decides."""
+FAMILIES = ("moe", "mla")
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.15,
+}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A model folder and what is right.
+
+    Attributes:
+        prompts: ids and the greedy answer to them.
+        long_logits: float64 [tokens, vocab] of `long_prompt`.
+    """
+
+    folder: Path
+    prompts: tuple[tuple[list[int], list[int]], ...]
+    long_prompt: list[int]
+    long_logits: torch.Tensor
+
+
+@contextmanager
+def tiny_model(family: str, seed: int) -> Iterator[TinyModel]:
+    """The model of a family; its folder is gone afterwards, its answers are kept for the next time."""
+    with tempfile.TemporaryDirectory(prefix="ktcore-conformance-") as folder:
+        model = _make(family, seed)
+        model.save_pretrained(folder)
+        prompts, long_prompt, long_logits = _answers(family, seed)
+        yield TinyModel(Path(folder), prompts, long_prompt, long_logits)
+
+
+def _make(family: str, seed: int) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    config = _qwen3_moe() if family == "moe" else _deepseek_v3()
+    config._attn_implementation = config._experts_implementation = "eager"  # the plain ones know float64
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(1000 + seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if value.dim() == 1 and "inv_freq" not in name:
+                value.add_(torch.randn_like(value) * 0.2)
+    torch.set_rng_state(generator_state)
+    return model
+
+
+@lru_cache(maxsize=4)
+def _answers(family: str, seed: int) -> tuple[Any, list[int], torch.Tensor]:
+    model = _make(family, seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for length in LENGTHS:
+        best: tuple[float, list[int], list[int]] = (-1.0, [], [])
+        for _ in range(DRAWN):
+            prompt = torch.randint(3, VOCAB, (length,), generator=generator).tolist()
+            answer, margin = _greedy(model, prompt)
+            best = max(best, (margin, prompt, answer))
+            if margin > 2 * MARGIN:
+                break
+        if best[0] < MARGIN:
+            raise AssertionError("the case is badly made: every prompt has a token that is nearly a tie")
+        chosen.append((best[1], best[2]))
+    long_prompt = torch.randint(3, VOCAB, (LONG,), generator=generator).tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([long_prompt])).logits[0]
+    return tuple(chosen), long_prompt, logits
+
+
+def _greedy(model: Any, prompt: list[int]) -> tuple[list[int], float]:
+    """The answer, and the smallest margin by which a token of it was the largest."""
+    tokens, margin = list(prompt), float("inf")
+    with torch.no_grad():
+        past = None
+        feed = torch.tensor([tokens])
+        for _ in range(NEW_TOKENS):
+            out = model(feed, past_key_values=past, use_cache=True)
+            past, row = out.past_key_values, out.logits[0, -1]
+            top = row.topk(2)
+            margin = min(margin, float((top.values[0] - top.values[1]) / row.std()))
+            tokens.append(int(top.indices[0]))
+            feed = torch.tensor([tokens[-1:]])
+    return tokens[len(prompt) :], margin
+
+
+def _qwen3_moe() -> Any:
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(
+        **_COMMON,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_hidden_layers=3,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_experts=16,
+        num_experts_per_tok=4,
+        norm_topk_prob=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+
+
+def _deepseek_v3() -> Any:
+    from transformers import DeepseekV3Config
+
+    return DeepseekV3Config(
+        **_COMMON,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=48,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=24,
+        num_hidden_layers=3,
+        intermediate_size=128,
+        moe_intermediate_size=32,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        norm_topk_prob=True,
+        first_k_dense_replace=1,
+        rope_interleave=True,
+        num_mtp_layers=0,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 40.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        },
+    )

@@ -1,0 +1,7 @@
+"""The matrix: backends by operators by formats, from committed reports, as Markdown and as one HTML file."""
+
+from ktcore.conformance.render.html import render_html
+from ktcore.conformance.render.markdown import render_markdown
+from ktcore.conformance.render.matrix import Cell, Column, Matrix, build_matrix
+
+__all__ = ["Cell", "Column", "Matrix", "build_matrix", "render_html", "render_markdown"]

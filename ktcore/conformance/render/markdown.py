@@ -1,0 +1,66 @@
+"""The matrix as Markdown, for people who read the repository."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from ktcore.conformance.render.matrix import LEVEL_NAMES, Cell, Column, Matrix
+from ktcore.conformance.status import Mode, Status
+
+SIGNS = {
+    Status.PASS: "✅",
+    Status.FAIL: "❌",
+    Status.NOT_APPLICABLE: "·",
+    Status.PASS_FALLBACK: "↩",
+    Status.UNSUPPORTED: "⛔",
+    Status.XFAIL: "⚠",
+}
+MEANINGS = {
+    Status.PASS: "passed by the backend's own code",
+    Status.PASS_FALLBACK: "right, but answered by the reference, in whole or in part",
+    Status.NOT_APPLICABLE: "not declared",
+    Status.UNSUPPORTED: "will not be supported",
+    Status.XFAIL: "known to fail, tracked",
+    Status.FAIL: "declared and wrong",
+}
+
+
+def render_markdown(matrix: Matrix) -> str:
+    """The whole page."""
+    lines = ["# Conformance matrix", "", "Made by `ktcore conformance render` from the reports beside this file.", ""]
+    lines += [f"- {SIGNS[s]} {text}" for s, text in MEANINGS.items()]
+    lines += ["- empty: never run", "", *_devices(matrix), ""]
+    for level, rows in groupby(matrix.rows, key=lambda r: r.level):
+        lines += [f"## Level {level}: {LEVEL_NAMES[level]}", ""]
+        lines += ["| operator | cases | " + " | ".join(_head(c) for c in matrix.columns) + " |"]
+        lines += ["|---|---|" + "---|" * len(matrix.columns)]
+        for row in rows:
+            cells = " | ".join(_text(matrix.cell(row, column)) for column in matrix.columns)
+            lines.append(f"| {row.operator} | {row.title} | {cells} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _devices(matrix: Matrix) -> list[str]:
+    lines = ["| backend | how | device | package | versions | seed | date |", "|---|---|---|---|---|---|---|"]
+    for column in matrix.columns:
+        report = column.report
+        if report is None:
+            lines.append(f"| {column.backend} | **{Mode.NEVER_RUN.value}** | | | | | |")
+            continue
+        versions = ", ".join(f"{k} {v}" for k, v in report.versions.items())
+        lines.append(
+            f"| {column.backend} | **{column.mode.value}** | {report.device} | {report.distribution} | {versions} "
+            f"| {report.seed} | {report.date} |"
+        )
+    return lines
+
+
+def _head(column: Column) -> str:
+    return f"{column.backend}<br>*{column.mode.value}*"
+
+
+def _text(cell: Cell) -> str:
+    if cell.status is None:
+        return ""
+    return " ".join(f"{SIGNS[s]} {n}" for s, n in cell.counts.items())

@@ -1,0 +1,118 @@
+"""From reports to rows, columns and cells: a cell sums up all cases of one operator (and format) on one backend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ktcore.conformance.report import Report, Result
+from ktcore.conformance.status import Mode, Status
+
+_WORST_FIRST = (
+    Status.FAIL,
+    Status.XFAIL,
+    Status.PASS,
+    Status.PASS_FALLBACK,
+    Status.UNSUPPORTED,
+    Status.NOT_APPLICABLE,
+)
+LEVEL_NAMES = {
+    0: "Packaging",
+    1: "Runtime",
+    2: "Mandatory operators",
+    3: "Optional variants",
+    4: "Hybrid models",
+    5: "Figures",
+}
+GENERAL = "shapes and properties"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the cases of a row say on one backend.
+
+    Attributes:
+        status: FAIL if any fails; else the best that is known; None where nothing was run.
+        counts: number of cases by status.
+        notes: reasons, without repeats.
+    """
+
+    status: Status | None
+    counts: Mapping[Status, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """ "12 PASS, 1 XFAIL": the short form."""
+        return ", ".join(f"{n} {s.value}" for s, n in self.counts.items() if n) or "never run"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A backend, with or without a report."""
+
+    backend: str
+    mode: Mode
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cases that belong together: a subject, and a weight format for operators."""
+
+    level: int
+    operator: str
+    format: str | None
+
+    @property
+    def title(self) -> str:
+        """As it stands in the matrix."""
+        return self.format or (GENERAL if self.level >= 2 else "all cases")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All of it."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    cells: Mapping[tuple[Row, str], Cell]
+
+    def cell(self, row: Row, column: Column) -> Cell:
+        """The cell, an empty one where nothing was run."""
+        return self.cells.get((row, column.backend), Cell(None, {}))
+
+
+def build_matrix(reports: Sequence[Report], backends: Sequence[str] = ()) -> Matrix:
+    """The matrix of these reports; `backends` without a report get a column that says so.
+
+    Raises:
+        ValueError: two reports are of one backend on one device.
+    """
+    names = [r.backend for r in reports]
+    twice = [n for n, c in Counter(names).items() if c > 1]
+    if twice:
+        raise ValueError(f"two reports are of backend '{twice[0]}': keep the newer one")
+    columns = [Column(r.backend, r.mode, r) for r in sorted(reports, key=lambda r: r.backend)]
+    columns += [Column(name, Mode.NEVER_RUN) for name in sorted(set(backends) - set(names))]
+    grouped: dict[tuple[Row, str], list[Result]] = {}
+    for report in reports:
+        for result in report.results:
+            row = Row(result.level, result.operator, result.format)
+            grouped.setdefault((row, report.backend), []).append(result)
+    order = {row: i for i, row in enumerate(dict.fromkeys(row for row, _ in grouped))}
+    rows = sorted(order, key=lambda row: (row.level, _first(order, row), row.format is not None, order[row]))
+    return Matrix(tuple(columns), tuple(rows), {key: _cell(found) for key, found in grouped.items()})
+
+
+def _first(order: Mapping[Row, int], row: Row) -> int:
+    """Operators in the order in which they were first met."""
+    return min(i for other, i in order.items() if (other.level, other.operator) == (row.level, row.operator))
+
+
+def _cell(results: Sequence[Result]) -> Cell:
+    counted = Counter(r.status for r in results)
+    counts = {s: counted[s] for s in _WORST_FIRST if counted[s]}
+    reasons = (r.reason if r.status is not Status.FAIL else f"{r.id}: {r.reason}" for r in results)
+    return Cell(next(iter(counts)), counts, tuple(dict.fromkeys(r for r in reasons if r)))
