@@ -186,5 +186,5 @@ def _fits(prepared: Prepared, device: str, need: DeviceMemory) -> str:
     per_token = sum(choice.kv_bytes_per_token for choice in made.choices.values() if choice.device == device)
     if per_token:
         pages = (limit - need.weights - need.workspace) // (per_token * made.page_size)
-        verdict += f"; {pages * made.page_size} tokens of context would"
+        verdict += f"; up to {pages * made.page_size} tokens of context"
     return verdict
