@@ -43,6 +43,7 @@ def loaded(ctx: Context, family: str) -> Iterator[tuple[TinyModel, Model]]:
     """The tiny model of a family on the target, and its truth; notes what references do in it."""
     if installed_entry_point(ctx) is None:
         ctx.not_applicable("the backend was not found by an entry point, as loading a model needs it")
+    device = f"{ctx.target.name}:{ctx.target.index}"
     with tiny_model(family, ctx.seed) as tiny, load(tiny.folder, device, context=CONTEXT) as model:
         answered = {c.node.spec.op for c in model.plan.choices.values() if _by_reference(c.implementation.id)}
         if answered:
