@@ -18,9 +18,19 @@ struct AttendShape {
     int heads, kv_heads, head_dim;
     float scale;
     int window;
+    // 0: as head_dim. Widths of a value and of the cached rows that keys and values are the beginning of.
+    int value_dim = 0, k_row = 0, v_row = 0;
+
+    int value_width() const { return value_dim ? value_dim : head_dim; }
 };
 
-// Work lists and partial results of attend(), kept between calls.
+// New tokens of one sequence: rows `token` and on of q and out, the last of `context` keys in pages `blocks`.
+struct AttendSpan {
+    int token, queries, context;
+    const int32_t* blocks;
+};
+
+// Work lists and partial results of an attention step, kept between calls.
 struct AttendPlan {
     struct Merge {
         int first_part, parts, token, kv_head, rows;
@@ -28,6 +38,15 @@ struct AttendPlan {
     std::vector<AttendItem> items;
     std::vector<Merge> merges;
     Memory partial;
+    int parts = 0, max_rows = 0;
+    size_t partial_rows = 0;
+
+    void clear();
+    // q [T] rows q_stride apart, holding the shape's heads from their first value on; out likewise.
+    void add(const AttendShape& s, const AttendSpan& span, const Cache& cache, const float* q, size_t q_stride, float* out,
+             size_t out_stride);
+    // Runs what was added with one shape.
+    void run(Engine& e, const AttendShape& s, float* out, size_t out_stride);
 };
 
 // out [T][heads * head_dim] from q (same shape) and a cache that already holds this step's keys. The caller holds

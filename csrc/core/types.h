@@ -82,7 +82,9 @@ struct AttendItem {
     const void* k_pages;
     const void* v_pages;
     const int32_t* blocks;
-    int page_size, kv_heads, kv_head, head_dim, group;
+    int page_size, kv_heads, kv_head, group;
+    int head_dim, value_dim;  // widths of a key and of a value
+    int k_row, v_row;         // elements from one cached row to the next: a latent cache holds both in one
     int tokens;     // queries of this item
     int first_pos;  // context index of its first query
     int key0, key1;

@@ -169,6 +169,17 @@ inline void cache_row(const float* x, int n, void* out, CacheType type) {
     for (int j = 0; i + j < n; j++) o[i + j] = tmp[j];
 }
 
+inline void uncache_row(const void* row, int n, float* out, CacheType type) {
+    if (type == CacheType::F32) {
+        __builtin_memcpy(out, row, 4 * static_cast<size_t>(n));
+        return;
+    }
+    const uint16_t* p = static_cast<const uint16_t*>(row);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) stf(out + i, ldh(p + i));
+    for (; i < n; i++) out[i] = half_to_float(p[i]);
+}
+
 inline uint64_t sum_bytes(const uint8_t* p, size_t bytes) {
     VI a = seti(0), b = a, c = a, d = a;
     for (size_t i = 0; i + 256 <= bytes; i += 256) {

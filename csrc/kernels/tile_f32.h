@@ -39,6 +39,7 @@ AI void gemm_f32(const float* w, size_t ldw, const float* x, size_t ldx, int tok
     int n = 0;
     for (; n + kF32Vectors * 16 <= cols; n += kF32Vectors * 16)
         rows_f32<kF32Vectors>(w + n, ldw, x, ldx, tokens, k, c + n, ldc, first);
+    for (; n + 32 <= cols; n += 32) rows_f32<2>(w + n, ldw, x, ldx, tokens, k, c + n, ldc, first);
     for (; n < cols; n += 16) rows_f32<1>(w + n, ldw, x, ldx, tokens, k, c + n, ldc, first);
 }
 
