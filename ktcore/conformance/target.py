@@ -125,7 +125,9 @@ class Target:
             return x.clone()
         staged = self.runtime.pinned_buffer(tuple(x.shape), x.dtype)
         staged.copy_(x)
-        there = torch.empty(x.shape, dtype=x.dtype, device=self.runtime.device)
+        # memory belongs to the stream it is made on: one that only that stream uses may be dropped at any time
+        with self.runtime.use_stream(self.stream):
+            there = torch.empty(x.shape, dtype=x.dtype, device=self.runtime.device)
         self.runtime.copy_async(there, staged, self.stream)
         self.runtime.synchronize(self.stream)
         return there
@@ -148,7 +150,11 @@ class Target:
             result = module(*there)
         if isinstance(result, tuple):
             return tuple(self.get(r) for r in result)
-        return self.get(result) if isinstance(result, torch.Tensor) else result
+        if isinstance(result, torch.Tensor):
+            return self.get(result)
+        # nothing to fetch, but the arguments must live until the work is done
+        self.runtime.synchronize(self.stream)
+        return result
 
     def _loaded(
         self,

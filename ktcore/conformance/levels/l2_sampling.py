@@ -94,7 +94,8 @@ def _same_seed(ctx: Context) -> None:
 
 def _samplers(ctx: Context, vocab: int) -> list[Callable[..., int]]:
     loaded = ctx.target.load(ctx, SamplingSpec(vocab), {})
-    return [partial(_sample, ctx, one.module) for one in loaded]
+    # without an implementation of its own a device's logits are sampled on the host
+    return [one.module if one.id.startswith("reference.") else partial(_sample, ctx, one.module) for one in loaded]
 
 
 def _sample(ctx: Context, module: object, logits: torch.Tensor, *rest: object) -> int:
@@ -102,7 +103,8 @@ def _sample(ctx: Context, module: object, logits: torch.Tensor, *rest: object) -
 
 
 def _generator(ctx: Context, seed: int) -> torch.Generator:
-    generator = torch.Generator(device=ctx.target.runtime.device)
+    own = any(i.spec_type is SamplingSpec for i in ctx.target.implementations)
+    generator = torch.Generator(device=ctx.target.runtime.device if own else "cpu")
     generator.manual_seed(int(ctx.rng(f"generator {seed}").integers(2**31)))
     return generator
 
