@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "blocks/engine.h"
+#include "blocks/attention.h"
 
 namespace py = pybind11;
 using namespace ktcore;
@@ -48,4 +48,18 @@ inline py::buffer_info contiguous_bytes(const py::buffer& raw) {
     return b;
 }
 
+inline Cache to_cache(uintptr_t k, uintptr_t v, int64_t num_pages, int page_size, const std::string& type) {
+    const CacheType t = parse_cache_type(type);
+    check(page_size > 0 && page_size <= 65536, "page_size must be 1 to 65536");
+    check(num_pages > 0 && num_pages < int64_t{1} << 31, "num_pages must be positive");
+    return {pointer(k, "k_pages_ptr"), pointer(v, "v_pages_ptr"), num_pages, page_size, t};
+}
+
+inline bool is_interleaved(const std::string& pairing) {
+    if (pairing == "interleaved") return true;
+    check(pairing == "half", "unknown rope_pairing '" + pairing + "'; known: half, interleaved");
+    return false;
+}
+
 void bind_experts(py::module_& m);
+void bind_mla(py::module_& m);

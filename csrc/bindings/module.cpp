@@ -8,19 +8,6 @@
 
 namespace {
 
-Cache to_cache(uintptr_t k, uintptr_t v, int64_t num_pages, int page_size, const std::string& type) {
-    const CacheType t = parse_cache_type(type);
-    check(page_size > 0 && page_size <= 65536, "page_size must be 1 to 65536");
-    check(num_pages > 0 && num_pages < int64_t{1} << 31, "num_pages must be positive");
-    return {pointer(k, "k_pages_ptr"), pointer(v, "v_pages_ptr"), num_pages, page_size, t};
-}
-
-bool is_interleaved(const std::string& pairing) {
-    if (pairing == "interleaved") return true;
-    check(pairing == "half", "unknown rope_pairing '" + pairing + "'; known: half, interleaved");
-    return false;
-}
-
 void bind_weights(py::module_& m) {
     py::class_<Engine, EnginePtr>(m, "Pool")
         .def(py::init([](int threads, const std::optional<std::vector<int>>& cpus) {
@@ -273,6 +260,7 @@ PYBIND11_MODULE(_native, m) {
     bind_weights(m);
     bind_blocks(m);
     bind_experts(m);
+    bind_mla(m);
     bind_functions(m);
     bind_lane(m);
 }

@@ -173,6 +173,51 @@ class AttentionBlock:
         """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, kv_heads, page_size, head_dim] of
         kv_dtype "f16" or "f32"."""
 
+class MLABlock:
+    """Latent attention: out = (x +) o(attend(...)); absorbed below 96 new tokens of a sequence, else expanded.
+
+    Args:
+        q_a: None where q [heads * (nope + rope), hidden] takes the normed input itself.
+        kv_a: [latent + rope, hidden].
+        k_absorb, k_expand, v: one matrix a head, [latent, nope], [nope, latent] and [value, latent], each head's rows
+            padded to a multiple of 32 with zeros.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        q_a: PackedMatrix | None,
+        q: PackedMatrix,
+        kv_a: PackedMatrix,
+        k_absorb: PackedMatrix,
+        k_expand: PackedMatrix,
+        v: PackedMatrix,
+        o: PackedMatrix,
+        *,
+        heads: int,
+        nope: int,
+        rope: int,
+        value: int,
+        latent: int,
+        softmax_scale: float,
+        rope_pairing: str,
+        inv_freq: _F32,
+        rope_scale: float = 1.0,
+        norm: _F32 | None = None,
+        norm_eps: float = 0.0,
+        q_norm: _F32 | None = None,
+        q_eps: float = 0.0,
+        kv_norm: _F32,
+        kv_eps: float,
+        residual: bool = True,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(
+        self, x_ptr: int, out_ptr: int, step: Step, pages_ptr: int, num_pages: int, page_size: int, kv_dtype: str
+    ) -> None:
+        """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, page_size, latent + rope] of kv_dtype
+        "f16" or "f32"."""
+
 class MLPBlock:
     """out = (x +) down(act(gate(norm(x))) * up(norm(x))); activation "silu", "relu" or "gelu_tanh"."""
 

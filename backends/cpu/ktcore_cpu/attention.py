@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +11,9 @@ from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.rope import inverse_frequencies
 from ktcore_cpu import packing
+
+if TYPE_CHECKING:
+    from ktcore_cpu import _native
 
 
 class CpuAttention(Implementation):
@@ -55,7 +58,6 @@ class CpuAttentionModule:
 
         spec: AttentionSpec = request.spec  # type: ignore[assignment]
         weights = request.weights
-        self._native = _native
         self._spec = spec
         self._hidden = spec.hidden
         self._kv_dtype: str = request.options.get("kv_dtype", "f16")
@@ -109,7 +111,7 @@ class CpuAttentionModule:
         self._block.forward(
             x.data_ptr(),
             out.data_ptr(),
-            step.derived("cpu.step", self._describe),
+            native_step(step),
             self._k_ptr,
             self._v_ptr,
             self._pages,
@@ -118,11 +120,18 @@ class CpuAttentionModule:
         )
         return out
 
-    def _describe(self, step: StepBatch) -> Any:
-        """The native description of the step, made once and used by every layer."""
-        return self._native.Step(
-            step.positions.to(torch.int32).numpy(),
-            torch.tensor(step.q_start, dtype=torch.int32).numpy(),
-            torch.tensor(step.context_lens, dtype=torch.int32).numpy(),
-            step.block_table.numpy(),
-        )
+
+def native_step(step: StepBatch) -> _native.Step:
+    """The native description of the step, made once and used by every layer."""
+    return step.derived("cpu.step", _describe)
+
+
+def _describe(step: StepBatch) -> _native.Step:
+    from ktcore_cpu import _native
+
+    return _native.Step(
+        step.positions.to(torch.int32).numpy(),
+        torch.tensor(step.q_start, dtype=torch.int32).numpy(),
+        torch.tensor(step.context_lens, dtype=torch.int32).numpy(),
+        step.block_table.numpy(),
+    )

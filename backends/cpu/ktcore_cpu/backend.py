@@ -68,6 +68,7 @@ class CpuBackend(Backend):
         from ktcore_cpu.embedding import CpuEmbedding
         from ktcore_cpu.experts import CpuExperts
         from ktcore_cpu.linear import CpuLinear
+        from ktcore_cpu.mla import CpuMLA
         from ktcore_cpu.mlp import CpuMLP
         from ktcore_cpu.moe import CpuMoE
         from ktcore_cpu.norm import CpuRMSNorm
@@ -78,6 +79,7 @@ class CpuBackend(Backend):
             CpuLinear(),
             CpuRMSNorm(),
             CpuAttention(),
+            CpuMLA(),
             CpuMLP(),
             CpuRouter(),
             CpuExperts(),

@@ -1,0 +1,177 @@
+"""Multi-head latent attention as one native call, with a paged cache of latents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.errors import CheckpointError
+from ktcore.ops.batch import StepBatch
+from ktcore.ops.mla import MLASpec
+from ktcore.ops.rope import inverse_frequencies
+from ktcore_cpu import packing
+from ktcore_cpu.attention import native_step
+
+if TYPE_CHECKING:
+    from ktcore_cpu import _native
+
+KEPT_BYTES = 2
+"""Bytes a value of the second form of the key projection: float16, since requantising a transpose would lose more."""
+
+
+class CpuMLA(Implementation):
+    """Absorbed for up to 95 new tokens of a sequence, expanded from 96 on; the two round differently.
+
+    Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "f32").
+    """
+
+    id = "cpu.mla"
+    spec_type = MLASpec
+    fused = True
+    options = packing.OPTIONS | {"kv_dtype"}
+
+    def supports(self, spec: MLASpec, device: Capabilities) -> Supported | Unsupported:
+        """Every native weight format; no biases, ordinary RMSNorms, widths up to 1024, no window."""
+        linears = [p for p in (spec.q, spec.q_a, spec.q_b, spec.kv_a, spec.o) if p is not None]
+        if any(p.bias for p in linears):
+            return Unsupported("projections with biases")
+        if any(n is not None and n.offset for n in (spec.norm, spec.q_a_norm, spec.kv_a_norm)):
+            return Unsupported("a zero-centred norm")
+        if max(spec.latent + spec.rope_dim, spec.nope_dim + spec.rope_dim, spec.value_dim) > 1024:
+            return Unsupported("heads wider than 1024")
+        if spec.cache.window:
+            return Unsupported("a sliding window over latents")
+        return packing.supports_formats(spec)
+
+    def packed_bytes(self, spec: MLASpec, stored_bytes: int) -> int:
+        """Stored bytes and, in float16, the key projection once more: transposed."""
+        return stored_bytes + KEPT_BYTES * spec.heads * spec.nope_dim * spec.latent
+
+    def page_sizes(self, spec: MLASpec) -> tuple[int, ...]:
+        """Any of these."""
+        return (64, 32, 128, 256, 16)
+
+    def cache_bytes_per_token(self, spec: MLASpec) -> int:
+        """As float16."""
+        return spec.cache.bytes_per_token(2)
+
+    def load(self, request: LoadRequest) -> CpuMLAModule:
+        """Pack the projections and both forms of the key's."""
+        return CpuMLAModule(request)
+
+
+class CpuMLAModule:
+    """x float32 [T, hidden], step -> float32 [T, hidden]; owns the layer's latents."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
+        spec: MLASpec = request.spec  # type: ignore[assignment]
+        self._hidden = spec.hidden
+        self._row = spec.latent + spec.rope_dim
+        self._kv_dtype: str = request.options.get("kv_dtype", "f16")
+        self._pages = torch.empty(0)
+        divisors = request.weights["rope.freq_factors"].tensor() if spec.rope.freq_factors else None
+        freq, factor = inverse_frequencies(spec.rope, divisors)
+        k_absorb, k_expand, v = _up_projections(request, spec)
+        self._block = _native.MLABlock(
+            request.runtime.pool,  # type: ignore[attr-defined]
+            packing.pack(request, "q_a.weight") if spec.q_a is not None else None,
+            packing.pack(request, "q_b.weight" if spec.q_a is not None else "q.weight"),
+            packing.pack(request, "kv_a.weight"),
+            k_absorb,
+            k_expand,
+            v,
+            packing.pack(request, "o.weight"),
+            heads=spec.heads,
+            nope=spec.nope_dim,
+            rope=spec.rope_dim,
+            value=spec.value_dim,
+            latent=spec.latent,
+            softmax_scale=spec.scale,
+            rope_pairing=spec.rope.pairing,
+            inv_freq=freq.numpy(),
+            rope_scale=factor,
+            norm=packing.vector(request.weights, "norm.weight"),
+            norm_eps=spec.norm.eps if spec.norm else 0.0,
+            q_norm=packing.vector(request.weights, "q_a_norm.weight"),
+            q_eps=spec.q_a_norm.eps if spec.q_a_norm else 0.0,
+            kv_norm=_required(request, "kv_a_norm.weight"),
+            kv_eps=spec.kv_a_norm.eps,
+            residual=spec.residual,
+            exact=packing.exact(request),
+        )
+
+    def allocate_pages(self, pages: int, page_size: int) -> None:
+        """Reserve pages of latents; the system backs them with memory as they are written."""
+        dtype = {"f16": torch.float16, "f32": torch.float32}[self._kv_dtype]
+        self._pages = torch.empty((pages, page_size, self._row), dtype=dtype)
+        self._count, self._page_size = pages, page_size
+
+    def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        x = packing.rows(x, self._hidden)
+        out = torch.empty_like(x)
+        self._block.forward(
+            x.data_ptr(),
+            out.data_ptr(),
+            native_step(step),
+            self._pages.data_ptr(),
+            self._count,
+            self._page_size,
+            self._kv_dtype,
+        )
+        return out
+
+
+def _up_projections(
+    request: LoadRequest, spec: MLASpec
+) -> tuple[_native.PackedMatrix, _native.PackedMatrix, _native.PackedMatrix]:
+    """k_absorb [heads, latent, nope], k_expand [heads, nope, latent] and v [heads, value, latent], packed by head.
+
+    One of the first two is what the file holds; the other is its transpose in float.
+    """
+    heads, nope, value, latent = spec.heads, spec.nope_dim, spec.value_dim, spec.latent
+    if spec.split_kv_b:
+        k, v = request.weights["k_b"], request.weights["v_b"]
+        k_raw, v_raw = (w.raw().reshape(heads, rows, -1) for w, rows in ((k, latent), (v, value)))
+        k_stored = _pack_heads(request, "k_b", k.format, k_raw, nope)
+        k_other = _pack_float(request, k.tensor().view(heads, latent, nope), k.format)
+        return k_stored, k_other, _pack_heads(request, "v_b", v.format, v_raw, latent)
+    both = request.weights["kv_b"]
+    raw = both.raw().reshape(heads, nope + value, -1)
+    k_stored = _pack_heads(request, "kv_b", both.format, raw[:, :nope], latent)
+    k_other = _pack_float(request, both.tensor().view(heads, nope + value, latent)[:, :nope], both.format)
+    return k_other, k_stored, _pack_heads(request, "kv_b", both.format, raw[:, nope:], latent)
+
+
+def _pack_float(request: LoadRequest, k: torch.Tensor, stored: str) -> _native.PackedMatrix:
+    """The transpose of k [heads, rows, cols]: float16, or float32 where results are to be exact."""
+    wide = packing.exact(request) or stored == "F32"
+    values = k.transpose(1, 2).contiguous().to(torch.float32 if wide else torch.float16).numpy()
+    name = "F32" if wide else "F16"
+    return _pack_heads(request, "the transposed key projection", name, values.view(np.uint8), k.shape[1])
+
+
+def _pack_heads(request: LoadRequest, role: str, format: str, raw: np.ndarray, cols: int) -> _native.PackedMatrix:
+    """raw uint8 [heads, rows, row bytes] with each head's rows padded to whole panels (zero bytes are zeros)."""
+    from ktcore_cpu import _native
+
+    heads, rows, width = raw.shape
+    padded = -(-rows // packing.PANEL_ROWS) * packing.PANEL_ROWS
+    if padded != rows:
+        raw = np.concatenate((raw, np.zeros((heads, padded - rows, width), np.uint8)), 1)
+    flat = np.ascontiguousarray(raw).reshape(-1, width)
+    try:
+        return _native.PackedMatrix.pack(request.runtime.pool, format, heads * padded, cols, flat)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise CheckpointError(f"{request.name}: cannot pack {role}: {error}") from error
+
+
+def _required(request: LoadRequest, role: str) -> np.ndarray:
+    found = packing.vector(request.weights, role)
+    if found is None:
+        raise CheckpointError(f"{request.name}: weight '{role}' is missing")
+    return found

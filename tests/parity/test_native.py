@@ -1,0 +1,79 @@
+"""Tiny models through the native implementations against transformers: logits, generated tokens, every way to store them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import ktcore
+
+from .conftest import Tiny
+from .gguf_writer import write_gguf
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+IN_BOTH = ["qwen3-moe", "v3", "kimi-k2", "moonlight", "v2-full", "v2-lite"]
+FAMILIES = [(name, kind) for name in IN_BOTH for kind in ("safetensors", "gguf")]
+# what GGUF cannot say
+FAMILIES += [("qwen3-moe-mixed", "safetensors"), ("v3-half", "safetensors")]
+OPERATORS = {"linear": "", "mlp": "", "moe": "", "attention": ", kv_dtype: f32", "mla": ", kv_dtype: f32"}
+
+
+@pytest.fixture(scope="module")
+def exact_rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rule file: every native operator with float32 activations and a float32 cache, no fallbacks."""
+    lines = "version: 1\nstrict: true\nrules:\n"
+    for op, more in OPERATORS.items():
+        lines += (
+            f"  - name: exact {op}\n    match: {{op: {op}}}\n    use: cpu.{op}\n    device: accelerator\n"
+            f"    options: {{activations: f32{more}}}\n    optional: true\n"
+        )
+    path = tmp_path_factory.mktemp("rules") / "exact.yaml"
+    path.write_text(lines)
+    return path
+
+
+@pytest.mark.parametrize(("name", "kind"), FAMILIES)
+def test_native_model_matches_transformers(
+    name: str, kind: str, tiny: Callable[[str], Tiny], exact_rules: Path, tmp_path: Path
+) -> None:
+    t = tiny(name)
+    path = t.folder if kind == "safetensors" else write_gguf(t.model, tmp_path / "tiny.gguf")
+    with ktcore.load(path, backend="cpu", rules=exact_rules, context=256, threads=2) as model:
+        used = {c.node.spec.op: c.implementation.id for c in model.plan.choices.values()}
+        assert used["moe"] == "cpu.moe"
+        assert used.get("mla", "cpu.mla") == "cpu.mla"
+        torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
+        prompts = torch.stack((t.ids[:40], t.ids[40:80]))
+        ours = model.generate(prompts, max_new_tokens=16, temperature=0)
+    with torch.no_grad():
+        theirs = t.model.generate(prompts, max_new_tokens=16, do_sample=False, eos_token_id=None)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "v3"])
+def test_default_rules_stay_close(name: str, tiny: Callable[[str], Tiny]) -> None:
+    t = tiny(name)
+    with ktcore.load(t.folder, backend="cpu", context=256, threads=2) as model:
+        logits = model.logits(t.ids)
+    torch.testing.assert_close(logits, t.logits, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("policy", ["{keep: 2}", "{defer: 1}", "{on_device: 3, device: cpu}", "{threshold: 0.3}"])
+def test_a_policy_on_experts_composes_the_branch(policy: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    rules = tmp_path / "policy.yaml"
+    rules.write_text(
+        f"version: 1\nrules:\n  - name: apart\n    match: {{op: experts}}\n    use: cpu.experts\n    experts: {policy}\n"
+    )
+    t = tiny("qwen3-moe")
+    with ktcore.load(t.folder, backend="cpu", rules=rules, context=256, threads=2) as model:
+        used = {c.node.spec.op: c for c in model.plan.choices.values()}
+        assert used["moe"].implementation.id == "reference.moe"
+        assert "apart" in used["moe"].rejected[0].reason
+        assert used["experts"].implementation.id == "cpu.experts"
+        assert used["router"].implementation.id == "cpu.router"
+        logits = model.logits(t.ids)
+    same = "on_device" in policy
+    assert torch.allclose(logits, t.logits, atol=1e-2) == same
