@@ -1,4 +1,4 @@
-"""Tiny models through the native implementations against transformers: logits, generated tokens, every way to store them."""
+"""Tiny models through the native implementations against transformers: logits and generated tokens."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def test_default_rules_stay_close(name: str, tiny: Callable[[str], Tiny]) -> Non
 def test_a_policy_on_experts_composes_the_branch(policy: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
     rules = tmp_path / "policy.yaml"
     rules.write_text(
-        f"version: 1\nrules:\n  - name: apart\n    match: {{op: experts}}\n    use: cpu.experts\n    experts: {policy}\n"
+        "version: 1\nrules:\n  - name: apart\n    match: {op: experts}\n    use: cpu.experts\n"
+        f"    experts: {policy}\n"
     )
     t = tiny("qwen3-moe")
     with ktcore.load(t.folder, backend="cpu", rules=rules, context=256, threads=2) as model:
