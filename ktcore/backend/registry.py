@@ -186,7 +186,8 @@ class Registry:
             base, _ = split_device(name)
             self.known(base)
             return name, f"{name} was asked for."
-        found = [r for r in self.accelerators() if r.state is BackendState.LOADED]
+        real = [r for r in self.accelerators() if r.spec is not None and not r.spec.simulated]
+        found = [r for r in real if r.state is BackendState.LOADED]
         if len(found) == 1:
             return found[0].name, f"{found[0].name} is the one available accelerator ({found[0].reason})."
         host = self.host()

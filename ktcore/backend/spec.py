@@ -35,6 +35,7 @@ class BackendSpec:
         probe: says whether the backend can run here; quick, no side effects, never raises for a missing device.
         declared: the device classes it is written for, for planning without hardware; the first is the default.
         accelerator: False for a host backend, which pairs with any accelerator.
+        simulated: no hardware stands behind it: "auto" never takes it, and its reports say so.
     """
 
     name: str
@@ -44,6 +45,7 @@ class BackendSpec:
     probe: Callable[[], Probe]
     declared: tuple[Capabilities, ...]
     accelerator: bool = True
+    simulated: bool = False
 
 
 class Backend(ABC):
