@@ -58,6 +58,8 @@ def modules(room: Path, shallow: bool = False) -> list[tuple[str, str]]:
     """(path within the room, first sentence) of each source file, folders after the files beside them."""
     found = []
     for path in sorted(room.glob("*" if shallow else "**/*"), key=lambda p: (len(p.parts), p)):
+        if "build" in path.relative_to(room).parts:
+            continue
         if path.suffix in (".py", ".cpp", ".h") and (path.name != "__init__.py" or _is_inner_package(path, room)):
             sentence = first_sentence(path)
             if sentence:

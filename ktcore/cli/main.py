@@ -11,6 +11,7 @@ import typer
 from ktcore import __version__
 from ktcore.cli.bench import bench
 from ktcore.cli.chat import chat
+from ktcore.cli.conformance import app as conformance
 from ktcore.cli.doctor import doctor
 from ktcore.cli.new_backend import new_backend
 from ktcore.cli.options import DebugOption, State
@@ -67,6 +68,7 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for command in (run, chat, plan, doctor, bench, new_backend):
         app.command(no_args_is_help=command is not doctor)(command)
+    app.add_typer(conformance, name="conformance")
     return app
 
 

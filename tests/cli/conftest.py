@@ -47,8 +47,10 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def ktcore(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """ktcore("run", path, "Hi", stdin=""): the program with these words."""
+    """ktcore("run", path, "Hi", stdin=""): the program with these words, and no plugins but the host's."""
     from ktcore.cli.main import main
+
+    monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
 
     def run(*words: object, stdin: str = "") -> Done:
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))

@@ -25,7 +25,7 @@ NAMED_BLOCK = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | r
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def toy(ktcore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package of write-a-backend.md, as pip would install it."""
     blocks = dict(NAMED_BLOCK.findall((DOCS / "write-a-backend.md").read_text(encoding="utf-8")))
     assert set(blocks) == {"pyproject.toml", "ktcore_toy/__init__.py", "ktcore_toy/rules/toy.yaml"}
@@ -36,7 +36,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert entry is not None
     install(tmp_path, monkeypatch, "toy", f"from {entry[1]} import *\nfrom {entry[1]} import hookimpl\n")
     monkeypatch.delitem(sys.modules, "ktcore_toy", raising=False)
-    monkeypatch.setenv("KTCORE_PLUGINS", "cpu,toy")
 
 
 @pytest.mark.usefixtures("toy")
@@ -67,6 +66,7 @@ def test_the_readmes_python_runs(
     assert block is not None
     (tmp_path / "model.gguf").symlink_to(smollm2_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
     code = "\n".join(line[4:] for line in block[1].splitlines())
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)

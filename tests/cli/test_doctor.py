@@ -15,8 +15,7 @@ KEYS = {"ktcore", "python", "executable", "packages", "machine", "rule_folders",
 BROKEN = "raise ValueError('half of it is missing')\n"
 
 
-def test_json_describes_the_machine(ktcore: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
+def test_json_describes_the_machine(ktcore: Run) -> None:
     found = ktcore("doctor", "--json").json
     assert set(found) == KEYS
     assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -30,8 +29,7 @@ def test_json_describes_the_machine(ktcore: Run, monkeypatch: pytest.MonkeyPatch
     assert found["auto"] == {"backend": "cpu", "reason": "No accelerator is available, so cpu is used."}
 
 
-def test_the_instruction_set_in_use_is_a_supported_one(ktcore: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
+def test_the_instruction_set_in_use_is_a_supported_one(ktcore: Run) -> None:
     host = ktcore("doctor", "--json").json["host"]
     (used,) = (feature.removeprefix("isa:") for feature in host["features"] if feature.startswith("isa:"))
     assert used in host["properties"]["isa_supported"].split()
@@ -46,7 +44,6 @@ def test_backends_are_listed_with_state_and_reason(
 ) -> None:
     install(tmp_path, monkeypatch, "far", FAR)
     install(tmp_path, monkeypatch, "torn", BROKEN)
-    monkeypatch.setenv("KTCORE_PLUGINS", "cpu,far,torn")
     found = {record["name"]: record for record in ktcore("doctor", "--json").json["backends"]}
     assert {name: record["state"] for name, record in found.items()} == {
         "cpu": "loaded",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,14 +171,15 @@ def test_a_malformed_size_is_wrong_usage(ktcore: Run, tiny_llama: Path, size: st
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> None:
-    """Put a plugin on the path as pip would."""
+    """Put a plugin on the path as pip would, and among those that are loaded."""
+    monkeypatch.setenv("KTCORE_PLUGINS", f"{os.environ['KTCORE_PLUGINS']},{name}")
     (folder / f"{name}_plugin.py").write_text(source)
     info = folder / f"{name}_plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[ktcore.backends]\n{name} = {name}_plugin\n")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(__import__("sys").modules, f"{name}_plugin", raising=False)
+    monkeypatch.delitem(sys.modules, f"{name}_plugin", raising=False)
 
 
 FAR = """

@@ -19,8 +19,7 @@ def test_the_table_names_nodes_implementations_devices_and_rules(ktcore: Run, ti
     assert "of this machine" in done.out
 
 
-def test_auto_says_what_it_took(ktcore: Run, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
+def test_auto_says_what_it_took(ktcore: Run, tiny_llama: Path) -> None:
     assert "No accelerator is available, so cpu is used." in ktcore("plan", tiny_llama).out
 
 
