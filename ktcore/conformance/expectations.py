@@ -85,7 +85,9 @@ class Expectations:
         versions: called once a run: name -> version of driver and libraries.
         fallbacks: called with the open runtime: how many operators it has handed to the host so far; None when the
             device does not count them.
-        freed_access_is_an_error: reading memory that was given back raises on this device.
+        freed_access_is_an_error: work on memory that was given back before it ran raises on this device.
+        fail_late: called with the open runtime and a stream: launches work that fails when the stream gets to it, for
+            the case that the error comes back to the host; None when the device has no such thing.
     """
 
     backend: str | None = None
@@ -96,6 +98,7 @@ class Expectations:
     versions: Callable[[], Mapping[str, str]] | None = None
     fallbacks: Callable[[Any], int] | None = None
     freed_access_is_an_error: bool = False
+    fail_late: Callable[[Any, Any], None] | None = None
 
     def never(self, case_id: str) -> NotSupported | None:
         """The permanent gap that covers a case."""

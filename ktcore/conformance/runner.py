@@ -26,6 +26,8 @@ def run_case(target: Target, case: Case, seed: int = 0) -> Result:
     ctx = Context(case, target, seed)
     started = time.perf_counter()
     status, reason = _outcome(ctx)
+    if status is Status.FAIL:
+        _settle(target)
     seconds = time.perf_counter() - started
     status, reason = _strict(ctx, status, reason)
     shown = status is not Status.NOT_APPLICABLE
@@ -59,6 +61,14 @@ def _outcome(ctx: Context) -> tuple[Status, str]:
     if ctx.fallbacks:
         return Status.PASS_FALLBACK, "; ".join(ctx.fallbacks)
     return Status.PASS, ""
+
+
+def _settle(target: Target) -> None:
+    """Take in errors that a failed case left in the device, so that they are not the next case's."""
+    try:
+        target.runtime.synchronize()
+    except Exception:
+        return
 
 
 def _strict(ctx: Context, status: Status, reason: str) -> tuple[Status, str]:

@@ -44,6 +44,7 @@ def ktcore_register_backends() -> list[BackendSpec]:
             entry="ktcore_sim.backend:SimBackend",
             probe=probe,
             declared=(describe(SimOptions()),),
+            simulated=True,
         )
     ]
 
@@ -52,3 +53,11 @@ def ktcore_register_backends() -> list[BackendSpec]:
 def ktcore_rule_paths() -> list[Path]:
     """The overlay `sim.yaml`."""
     return [Path(__file__).parent / "rules"]
+
+
+@hookimpl
+def ktcore_conformance_expectations() -> object:
+    """For the conformance kit."""
+    from ktcore_sim.conformance import expectations
+
+    return expectations()

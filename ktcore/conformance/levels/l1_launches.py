@@ -92,7 +92,7 @@ def _holds(ctx: Context) -> None:
     source.fill_(0)
 
     def slowly(_: int | None) -> None:
-        time.sleep(0.005)
+        time.sleep(0.02)
         source.add_(1.0)
 
     function = FUNCTION(slowly)

@@ -18,6 +18,7 @@ def cases() -> list[Case]:
     """Order is what streams are for."""
     return [
         _case("order", "operations of one stream run in order", _order),
+        _case("order-with-copies", "operations and copies of one stream keep their order", _mixed),
         _case("many", "sixteen streams at once do not disturb each other", _many),
         _case("wait-event", "a stream that waits for an event sees what came before it", _wait),
         _case("wait-event-both-ways", "two streams take turns", _turns),
@@ -25,6 +26,7 @@ def cases() -> list[Case]:
         _case("event-marks-its-place", "an event does not wait for what comes after it", _place),
         _case("synchronize-stream", "after it the stream's work is done", _synchronize_stream),
         _case("synchronize-event", "after it the work before the event is done", _synchronize_event),
+        _case("late-error", "work that fails on the device is an error on the host at the next wait", _late),
         _case("synchronize-device", "after it all streams' work is done", _synchronize_device),
     ]
 
@@ -54,6 +56,20 @@ def _order(ctx: Context) -> None:
     x = ctx.target.put(torch.ones(SIZE))
     _advance(ctx, ctx.target.stream, x, 10)
     ctx.require(_is(ctx.target.get(x), _expected(10)), "ten operations in a row gave another result than one by one")
+
+
+def _mixed(ctx: Context) -> None:
+    runtime, stream = ctx.target.runtime, ctx.target.runtime.new_stream()
+    source, back = (runtime.pinned_buffer((SIZE,), torch.float32) for _ in range(2))
+    with runtime.use_stream(stream):
+        there = torch.empty(SIZE, device=runtime.device)
+    for i in range(ROUNDS):
+        source.fill_(float(i))
+        runtime.copy_async(there, source, stream)
+        _advance(ctx, stream, there)
+        runtime.copy_async(back, there, stream)
+        runtime.synchronize(stream)
+        ctx.require(_is(back, 0.5 * i + 1.0), f"round {i}: {i} / 2 + 1 came back as {float(back[0])}")
 
 
 def _many(ctx: Context) -> None:
@@ -136,6 +152,19 @@ def _synchronize_event(ctx: Context) -> None:
 
 def _synchronize_device(ctx: Context) -> None:
     _copied(ctx, ctx.target.runtime.new_stream(), ctx.target.runtime.synchronize)
+
+
+def _late(ctx: Context) -> None:
+    fail = ctx.target.expectations.fail_late
+    if fail is None:
+        ctx.not_applicable("the device has no way to make work fail")
+    runtime, stream = ctx.target.runtime, ctx.target.runtime.new_stream()
+    fail(runtime, stream)
+    try:
+        runtime.synchronize(stream)
+    except Exception:
+        return
+    ctx.fail("work failed on the device, and the host waited for it without an error")
 
 
 def _copied(ctx: Context, stream: object, wait: object) -> None:

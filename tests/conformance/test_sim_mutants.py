@@ -1,0 +1,39 @@
+"""The simulated accelerator passes the cases of devices, and each broken variant of it fails the case that names it."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktcore.conformance.case import Case
+from ktcore.conformance.levels import all_cases
+from ktcore.conformance.runner import run_case, run_cases
+from ktcore.conformance.status import Status
+
+from .sim import sim_target
+from .sim_mutants import SIM_MUTANTS, SimMutant
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    return {case.id: case for case in all_cases()}
+
+
+@pytest.mark.parametrize("mutant", SIM_MUTANTS, ids=lambda m: m.name.replace(" ", "-"))
+def test_the_mutant_is_caught(mutant: SimMutant, cases: dict[str, Case], one_thread: None) -> None:
+    target = sim_target(mutant.runtime, dict(mutant.changes))
+    result = run_case(target, cases[mutant.case])
+    print(result.status, result.reason)
+    assert result.status is Status.FAIL
+    assert "NotImplementedError" not in result.reason
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_device_itself_passes_them_at_every_seed_of_delays(
+    seed: int, cases: dict[str, Case], one_thread: None
+) -> None:
+    target = sim_target(seed=seed)
+    wanted = sorted({m.case for m in SIM_MUTANTS})
+    assert [
+        (r.id, r.status, r.reason) for r in run_cases(target, [cases[i] for i in wanted]) if r.status is not Status.PASS
+    ] == []
+    target.close()
