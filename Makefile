@@ -7,7 +7,8 @@ DEV    := $(VENV)/.installed-dev
 PROMPT ?= Explain in two sentences what a mixture-of-experts language model is.
 
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
-VENDORS := $(wildcard backends/cuda backends/rocm backends/xpu backends/npu)
+PLUGINS := $(wildcard backends/cuda backends/rocm backends/xpu backends/npu backends/sim)
+SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 
 # The CPU wheel of torch where pip can find one; set TORCH to choose another build.
 TORCH ?= torch==2.13.0
@@ -40,11 +41,11 @@ $(VENV)/bin/python:
 
 # Built without isolation so that the native module compiles against the environment's own pybind11.
 $(STAMP): $(BUILD_INPUTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --upgrade "$(TORCH)" "scikit-build-core>=0.10" pybind11 hatchling editables
+	$(BIN)/python -m pip install --quiet --upgrade "$(TORCH)" "scikit-build-core>=0.10" pybind11 hatchling editables setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
 
-$(DEV): $(STAMP)
+$(DEV): $(STAMP) $(SIM_INPUTS)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	$(foreach v,$(VENDORS),$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable ./$(v) &&) true
+	$(foreach v,$(PLUGINS),$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable ./$(v) &&) true
 	@touch $@
