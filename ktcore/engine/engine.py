@@ -35,15 +35,17 @@ class Engine:
         """
         if not sequence.tokens:
             raise RequestError("the prompt is empty: there is no token to continue from")
-        if sequence.prompt_len > self.context:
+        room = self.context - sequence.prompt_len
+        # an answer needs at least one place; logits of the prompt alone need none
+        if room < 0 or (room == 0 and sequence.max_new_tokens > 0):
             raise RequestError(
                 f"the prompt has {sequence.prompt_len} tokens, the context holds {self.context}",
                 "shorten it, or load the model with a larger context= (--context)",
             )
-        sequence.max_new_tokens = min(sequence.max_new_tokens, self.context - sequence.prompt_len)
         if sequence.max_new_tokens == 0 and not sequence.all_logits:
             sequence.finish = Finish.LENGTH
             return
+        sequence.max_new_tokens = min(sequence.max_new_tokens, room)
         self.scheduler.add(sequence)
 
     def step(self) -> bool:

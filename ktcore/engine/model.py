@@ -76,7 +76,7 @@ def load(
         modules = load_modules(plan, checkpoint, prepared.registry, threads, progress)
         size = context or plan.default_context()
         engine = Engine(modules, size, plan.page_size)
-        return Model(checkpoint, plan, engine, load_tokenizer(checkpoint))
+        return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)
     except BaseException:
         checkpoint.close()
         raise
@@ -87,10 +87,14 @@ class Model:
 
     Attributes:
         plan: which implementation runs each part, and why.
+        backend_reason: why this backend was taken.
     """
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan, engine: Engine, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, engine: Engine, tokenizer: Tokenizer | None, backend_reason: str
+    ) -> None:
         self.plan = plan
+        self.backend_reason = backend_reason
         self.engine = engine
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer

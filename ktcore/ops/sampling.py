@@ -47,6 +47,7 @@ class SamplingParams:
             "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1"),
             "min_p": (0 <= self.min_p < 1, "must be at least 0 and below 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "must be above 0 (1 is off)"),
+            "seed": (self.seed is None or -(2**63) <= self.seed < 2**63, "must fit into 64 bits"),
         }
         for name, (fine, rule) in checks.items():
             if not fine:
