@@ -155,13 +155,19 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     const Unpacked u{scratch, reinterpret_cast<float*>(scratch + kChunkK * 32),
                      reinterpret_cast<float*>(scratch + kChunkK * 32) + kChunkK / 16 * 32};
     constexpr int kStep = kChunkK / L::I.packed_k;
+    const int share = (kStep * L::kBytes / 64 * kTileTokens + tokens - 1) / tokens;  // lines to ask for in each tile
     for (int b = 0; b < w.kblocks; b += kStep) {
         const int n = w.kblocks - b < kStep ? w.kblocks - b : kStep;
         unpack_blocks<F>(p + static_cast<size_t>(b) * L::kBytes, n, u);
         const int groups = n * L::kGroups, g0 = b * L::kGroups;
+        // The next step's bytes (behind the last step lies the next panel) arrive while this one's tiles run.
+        const uint8_t* next = p + static_cast<size_t>(b + n) * L::kBytes;
+        const uint8_t* end = next + kStep * L::kBytes;
         int t = 0;
-        for (; t + kTileTokens <= tokens; t += kTileTokens)
+        for (; t + kTileTokens <= tokens; t += kTileTokens) {
+            for (int i = 0; i < share && next < end; i++, next += 64) touch_far(next);
             tile<F, kTileTokens, kTileHalves>(u, groups, g0, act + t * a.stride, a.stride, a.k, acc + t * 32, b == 0);
+        }
         const uint8_t* rest = act + t * a.stride;
         switch (tokens - t) {
             case 1: tile<F, 1, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;

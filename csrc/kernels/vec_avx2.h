@@ -21,6 +21,7 @@ AI VI seti(int x) { const __m256i r = _mm256_set1_epi32(x); return {r, r}; }
 AI VF setf(float x) { const __m256 r = _mm256_set1_ps(x); return {r, r}; }
 AI VI bci(const void* p) { int x; __builtin_memcpy(&x, p, 4); return seti(x); }
 AI void touch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+AI void touch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 AI VF bcf(const float* p) { const __m256 r = _mm256_broadcast_ss(p); return {r, r}; }
 AI VI andi(VI x, VI y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 AI VI ori(VI x, VI y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }

@@ -15,6 +15,7 @@ AI VI bci(const void* p) {
     return r;
 }
 AI void touch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+AI void touch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 AI VF bcf(const float* p) {
     VF r;
     asm("vbroadcastss %1,%0" : "=v"(r) : "m"(*p));
