@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/lane.h"
+#include "blocks/experts.h"
 
 namespace py = pybind11;
 
@@ -30,12 +31,21 @@ struct OwnedJob {
 
 uintptr_t address(void (*function)(void*) noexcept) { return reinterpret_cast<uintptr_t>(function); }
 
-// The callable is dropped with the GIL held, whichever thread lets the job go.
-std::shared_ptr<py::function> keep(py::function f) {
-    return {new py::function(std::move(f)), [](py::function* held) {
+// The Python object is dropped with the GIL held, whichever thread lets the job go.
+template <class T>
+std::shared_ptr<T> keep(T object) {
+    return {new T(std::move(object)), [](T* held) {
                 py::gil_scoped_acquire gil;
                 delete held;
             }};
+}
+
+std::shared_ptr<OwnedJob> make_job(std::shared_ptr<Lane> lane, std::function<void()> work) {
+    auto owned = std::make_shared<OwnedJob>();
+    owned->job.lane = lane.get();
+    owned->lane = std::move(lane);
+    owned->job.work = std::move(work);
+    return owned;
 }
 
 }  // namespace
@@ -61,20 +71,26 @@ void bind_lane(py::module_& m) {
         .def_property_readonly_static("start_address", [](const py::object&) { return address(Lane::start_callback); })
         .def_property_readonly_static("wait_address", [](const py::object&) { return address(Lane::wait_callback); })
         .def("close", &Lane::close, py::call_guard<NoGil>())
-        .def("job", [](std::shared_ptr<Lane> lane, py::function work) {
-            auto owned = std::make_shared<OwnedJob>();
-            owned->job.lane = lane.get();
-            owned->lane = std::move(lane);
-            owned->job.work = [held = keep(std::move(work))] {
-                py::gil_scoped_acquire gil;
-                try {
-                    (*held)();
-                } catch (py::error_already_set& e) {
-                    // the Python exception must not leave with the GIL released; its text does
-                    throw std::runtime_error(e.what());
-                }
-            };
-            return owned;
+        .def("job",
+             [](std::shared_ptr<Lane> lane, py::function work) {
+                 return make_job(std::move(lane), [held = keep(std::move(work))] {
+                     py::gil_scoped_acquire gil;
+                     try {
+                         (*held)();
+                     } catch (py::error_already_set& e) {
+                         // the Python exception must not leave with the GIL released; its text does
+                         throw std::runtime_error(e.what());
+                     }
+                 });
+             })
+        .def("experts_job", [](std::shared_ptr<Lane> lane, py::object experts, uintptr_t x, uintptr_t ids,
+                               uintptr_t weights, uintptr_t out, int64_t tokens, int64_t top_k) {
+            auto* block = experts.cast<ExpertsBlock*>();
+            check(x && ids && weights && out && tokens >= 0 && top_k > 0, "experts_job needs four addresses and a shape");
+            return make_job(std::move(lane), [=, held = keep(std::move(experts))] {
+                block->forward(reinterpret_cast<const float*>(x), reinterpret_cast<const int64_t*>(ids),
+                               reinterpret_cast<const float*>(weights), reinterpret_cast<float*>(out), tokens, top_k);
+            });
         });
 }
 

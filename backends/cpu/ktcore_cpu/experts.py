@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend.lane import LaneJob
 from ktcore.errors import CheckpointError
 from ktcore.ops.moe import ExpertsSpec
 from ktcore_cpu import packing
@@ -68,6 +69,21 @@ class CpuExpertsModule:
         out = torch.empty_like(x)
         self._block.forward(x.data_ptr(), ids.data_ptr(), weights.data_ptr(), out.data_ptr(), x.shape[0], ids.shape[1])
         return out
+
+    def lane_job(
+        self, lane: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+    ) -> LaneJob:
+        """A job for a native lane: reads and writes these host buffers each time it runs, without Python."""
+        from ktcore_cpu import _native
+
+        if not isinstance(lane, _native.Lane):
+            plain: LaneJob = lane.job(lambda: out.copy_(self(x, ids, weights)))
+            return plain
+        tokens, top_k = ids.shape
+        job: LaneJob = lane.experts_job(
+            self._block, x.data_ptr(), ids.data_ptr(), weights.data_ptr(), out.data_ptr(), tokens, top_k
+        )
+        return job
 
 
 def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _native.ExpertBank:
