@@ -6,7 +6,7 @@
 namespace ktcore {
 namespace {
 // All constants, none depends on the number of threads: neither does any result.
-constexpr int kTileRows = 96;    // query rows (token x head of the group) that share one transposed key block
+constexpr int kTileRows = 192;  // query rows (token x head of the group) that share one transposed key block
 constexpr int kSplitTokens = 4;  // a sequence with at most so many queries is cut along its context too
 }  // namespace
 

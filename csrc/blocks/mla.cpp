@@ -11,7 +11,7 @@ namespace {
 constexpr int kSerialTokens = 4;
 // From so many new tokens of a sequence on, expanding the latents to keys and values costs less than attending over
 // the wider latents: expansion is once a key, (latent + rope + latent) - (nope + rope + value) once a query and key.
-constexpr int kExpandQueries = 96;
+constexpr int kExpandQueries = 128;
 }  // namespace
 
 // All scratch of one call; pieces that the call does not need are empty.

@@ -174,7 +174,7 @@ class AttentionBlock:
         kv_dtype "f16" or "f32"."""
 
 class MLABlock:
-    """Latent attention: out = (x +) o(attend(...)); absorbed below 96 new tokens of a sequence, else expanded.
+    """Latent attention: out = (x +) o(attend(...)); absorbed below 128 new tokens of a sequence, else expanded.
 
     Args:
         q_a: None where q [heads * (nope + rope), hidden] takes the normed input itself.

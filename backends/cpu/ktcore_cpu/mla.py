@@ -23,7 +23,7 @@ KEPT_BYTES = 2
 
 
 class CpuMLA(Implementation):
-    """Absorbed for up to 95 new tokens of a sequence, expanded from 96 on; the two round differently.
+    """Absorbed for up to 127 new tokens of a sequence, expanded from 128 on; the two round differently.
 
     Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "f32").
     """
