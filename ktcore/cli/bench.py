@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,15 @@ def bench(
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Timed repetitions; medians are reported.")
     ] = 3,
+    compare_quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality", help="Instead of speed, measure what --rules costs: KL divergence from the full model."
+        ),
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="With --quality: the text to predict.  [default: random token ids]")
+    ] = None,
     as_json: o.JsonOption = False,
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
@@ -40,10 +50,18 @@ def bench(
     \b
       ktcore bench model.gguf -p 512 -n 128
       ktcore bench model.gguf --threads 8 --json
+      ktcore bench model.gguf --quality --rules fewer-experts.yaml --text book.txt
     """
     from ktcore.cli import measure
     from ktcore.cli.terminal import opened, write_json
 
+    if compare_quality:
+        from ktcore.cli import quality
+
+        loading = {"backend": backend, "rules": rules, "threads": threads, "memory": memory}
+        found = quality.quality(model, text, loading)
+        write_json(found) if as_json else quality.show(found)
+        return
     size = context or prompt + new + 1
     loading = {"backend": backend, "rules": rules, "threads": threads, "context": size, "memory": memory}
     with opened(model, **loading) as (loaded, load_s):
