@@ -39,9 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not name:
         raise pytest.UsageError("the conformance kit needs --backend NAME")
     try:
-        config.stash[_TARGET] = open_target(name)
+        config.stash[_TARGET] = target = open_target(name)
+        if config.getoption("--level") != 0:
+            target.registry.require(target.name)
     except KtcoreError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(f"{error}\n  what needs no device can be tested with: --level 0") from error
     config.stash[_RESULTS] = []
     # the truth is made of small tensors: threads that wait for each other cost more than they give
     config.stash[_THREADS] = torch.get_num_threads()
@@ -111,4 +113,4 @@ def _selection(config: pytest.Config) -> str:
     cases, level = config.getoption("--case"), config.getoption("--level")
     if cases:
         return "cases " + ", ".join(cases)
-    return "" if level is None else f"levels 0 to {level}"
+    return "" if level is None else f"levels up to {level}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ktcore.backend.record import BackendState
 from ktcore.conformance.status import Mode, Status
 from ktcore.errors import KtcoreError
 
@@ -70,12 +71,14 @@ class Report(_Strict):
 def make_report(target: Target, results: list[Result], seed: int, selection: str = "") -> Report:
     """Put results together with where they come from."""
     record = target.registry.known(target.name)
+    here = record.state is BackendState.LOADED
+    assert record.spec is not None
     own = target.expectations.versions
     return Report(
         backend=target.name,
         distribution=record.distribution,
-        device=target.device.name,
-        mode=target.expectations.mode,
+        device=target.device.name if here else record.spec.declared[0].name,
+        mode=target.expectations.mode if here else Mode.NEVER_RUN,
         seed=seed,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         versions={**_common_versions(), **(dict(own()) if own else {})},

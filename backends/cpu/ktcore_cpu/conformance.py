@@ -12,13 +12,15 @@ def expectations() -> Expectations:
     """Every kernel is deterministic, and a token's result does not depend on its batch."""
     plain = Precision(batch_invariant=True)
     cached = Precision(kv="float16", batch_invariant=True)
+    quantised = Precision(activations="int8/16", kv="float16", batch_invariant=True)
     return Expectations(
         mode=Mode.HARDWARE,
         precision={
             "cpu.embedding": plain,
             "cpu.rms_norm": plain,
-            **{f"cpu.attention@{fmt}": cached for fmt in _PLAIN},
-            "cpu.attention": Precision(activations="int8/16", kv="float16", batch_invariant=True),
+            **{f"cpu.{op}@{fmt}": cached for op in ("attention", "mla") for fmt in _PLAIN},
+            "cpu.attention": quantised,
+            "cpu.mla": quantised,
             **{f"cpu.*@{fmt}": plain for fmt in _PLAIN},
             "cpu.*": Precision(activations="int8/16", batch_invariant=True),
         },

