@@ -10,7 +10,7 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 os.environ.setdefault("MAX_JOBS", "2")
-NAMES = ("memory", "device", "stream", "graph", "fault", "torch_device", "operators", "kernels", "bindings")
+NAMES = ("memory", "device", "stream", "graph", "fault", "torch_device", "operators", "copies", "kernels", "bindings")
 
 setup(
     ext_modules=[

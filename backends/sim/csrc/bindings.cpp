@@ -122,6 +122,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_timing", [](int index, int64_t stream, uint64_t seed, double delay, double latency) {
     of(index, stream)->set_timing(timing(seed, delay, latency));
   });
+  m.def("drawn_us", [](int index, int64_t stream) { return of(index, stream)->drawn_us(); });
   m.def("current_stream", &current_stream_id);
   m.def("set_stream", [](int index, int64_t stream) {
     of(index, stream);
@@ -141,7 +142,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("pinned_bytes", &pinned_bytes);
   m.def("host_touches", &host_touches);
   m.def("count_host_touches", [](bool on) { set_host_touch(on ? HostTouch::Count : HostTouch::Abort); });
-  m.def("native_operators", [] { return std::vector<std::string>(std::begin(kNative), std::end(kNative)); });
+  m.def("native_operators", [] {
+    std::vector<std::string> names;
+    for (const auto& group : native_operators()) names.insert(names.end(), group.names.begin(), group.names.end());
+    return names;
+  });
   m.def("close_all", &close_all, Free());
 
   py::class_<Event, std::shared_ptr<Event>>(m, "Event")

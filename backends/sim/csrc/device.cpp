@@ -116,8 +116,7 @@ std::vector<std::string> Device::errors() {
 void Device::release(Block* block) {
   if (--block->holders > 0) return;
   memory.forget(block);
-  auto users = std::move(block->users);
-  users.push_back(block->owner);
+  auto users = memory.take_users(block);
   // the last of the streams to get here retires it
   auto left = std::make_shared<std::atomic<int>>(static_cast<int>(users.size()));
   for (auto& s : users)

@@ -147,6 +147,18 @@ Block* Memory::allocate(size_t bytes, std::shared_ptr<Stream> owner) {
   return b;
 }
 
+void Memory::record_user(Block* b, std::shared_ptr<Stream> stream) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (stream != b->owner) b->users.push_back(std::move(stream));
+}
+
+std::vector<std::shared_ptr<Stream>> Memory::take_users(Block* b) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  auto users = std::move(b->users);
+  users.push_back(b->owner);
+  return users;
+}
+
 void Memory::forget(Block* b) {
   std::lock_guard<std::mutex> lock(mutex_);
   live_ -= b->bytes;

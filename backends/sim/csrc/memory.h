@@ -56,6 +56,8 @@ class Memory {
   explicit Memory(int device) : device_(device) {}
   // `owner` is the stream in whose order the memory is reused. Throws OutOfMemory.
   Block* allocate(size_t bytes, std::shared_ptr<Stream> owner);
+  void record_user(Block* block, std::shared_ptr<Stream> stream);  // it must have passed before the memory is reused
+  std::vector<std::shared_ptr<Stream>> take_users(Block* block);   // the owner too
   // Host side of giving back: figures change at once, the memory itself is retired in stream order.
   void forget(Block* block);
   // Runs when no work uses the block: looks at the bytes behind it, poisons, quarantines. Throws what it finds.

@@ -1,17 +1,14 @@
 // torch operators on the device. Shapes are worked out at once on meta tensors, the CPU kernel runs later on the
 // stream's worker thread; what is not in the list goes to the host, counted and synchronous.
 #include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/CPUFallback.h>
-#include <ATen/native/Resize.h>
-#include <ATen/ops/_reshape_alias_native.h>
-#include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/resize_native.h>
-#include <ATen/ops/set_native.h>
-#include <ATen/ops/view_native.h>
+#include <ATen/native/TypeProperties.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/WrapDimMinimal.h>
 #include <torch/library.h>
 
 #include "native_list.h"
@@ -48,10 +45,10 @@ at::Tensor as_meta(const at::Tensor& t) {
 bool takes_host_index(const std::string& name) { return name.find("index") != std::string::npos; }
 
 // A mask as an index needs its count on the host: as on real devices, that waits.
-bool mask_to_index(const c10::OperatorHandle& op, Stack& stack, size_t arguments) {
-  bool changed = false;
+void mask_to_index(Stack& stack, size_t arguments) {
   for (size_t i = stack.size() - arguments; i < stack.size(); i++) {
     if (!stack[i].isOptionalTensorList()) continue;
+    bool changed = false;
     c10::List<std::optional<at::Tensor>> made;
     for (const auto& t : stack[i].toOptionalTensorVector()) {
       if (t && t->defined() && t->scalar_type() == at::kBool) {
@@ -63,81 +60,202 @@ bool mask_to_index(const c10::OperatorHandle& op, Stack& stack, size_t arguments
     }
     if (changed) stack[i] = made;
   }
-  (void)op;
-  return changed;
 }
 
-void native(const c10::OperatorHandle& op, Stack* stack) {
-  const auto& schema = op.schema();
-  const auto& name = schema.operator_name().name;
-  size_t count = schema.arguments().size(), first = stack->size() - count;
-  mask_to_index(op, *stack, count);
+struct Shape {
+  std::vector<int64_t> sizes, strides;  // no strides: contiguous
+  at::ScalarType dtype;
+};
 
-  int index = -1;
-  bool mixed = false;
-  std::vector<Use> uses;
-  Stack launched(count), meta(count);
-  bool functional = true;
-  for (const auto& r : schema.returns())
-    if (r.alias_info() && r.alias_info()->isWrite()) functional = false;
+// Elementwise and `cat`, without the meta kernels: those of common operators are written in Python and take 100 us.
+Shape quick_shape(Rule rule, const IValue* arguments, size_t count) {
+  Shape s;
+  bool first = true;
+  at::native::ResultTypeState types{};
   for (size_t i = 0; i < count; i++) {
-    launched[i] = map_tensors((*stack)[first + i], [&](const at::Tensor& t) -> at::Tensor {
+    if (!arguments[i].isTensor() || !arguments[i].toTensor().defined()) continue;
+    const auto& t = arguments[i].toTensor();
+    s.sizes = first ? t.sizes().vec() : at::infer_size(s.sizes, t.sizes());
+    first = false;
+    if (rule != Rule::Where || i > 0) types = at::native::update_result_type_state(t, types);
+  }
+  s.dtype = at::native::result_type(types);
+  if (rule == Rule::Bool) s.dtype = at::kBool;
+  else if (count > 1 && arguments[1].isScalar() && arguments[0].isTensor())
+    s.dtype = at::result_type(arguments[0].toTensor(), arguments[1].toScalar());
+  if (rule == Rule::Float && c10::isIntegralType(s.dtype, true)) s.dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
+  return s;
+}
+
+// mm, bmm and addmm: the last two dimensions of the last two tensors.
+Shape product_shape(const IValue* arguments, size_t count) {
+  size_t at = 0;
+  while (at + 1 < count && !(arguments[at].isTensor() && arguments[at + 1].isTensor())) at++;
+  if (count > 2 && arguments[2].isTensor()) at = 1;
+  const auto &a = arguments[at].toTensor(), &b = arguments[at + 1].toTensor();
+  int64_t d = a.dim();
+  TORCH_CHECK(d == b.dim() && (d == 2 || d == 3) && a.size(d - 1) == b.size(d - 2) && (d == 2 || a.size(0) == b.size(0)),
+              "mat1 and mat2 shapes cannot be multiplied (", a.sizes(), " and ", b.sizes(), ")");
+  TORCH_CHECK(a.scalar_type() == b.scalar_type(), "expected mat1 and mat2 to have the same dtype, but got ", a.scalar_type(), " and ",
+              b.scalar_type());
+  Shape s;
+  s.sizes = a.sizes().vec();
+  s.sizes[d - 1] = b.size(d - 1);
+  s.dtype = a.scalar_type();
+  if (at == 1) TORCH_CHECK(at::is_expandable_to(arguments[0].toTensor().sizes(), s.sizes), "addmm: bias ", arguments[0].toTensor().sizes());
+  return s;
+}
+
+std::optional<Shape> cat_shape(const IValue& list, int64_t dim) {
+  Shape s;
+  at::native::ResultTypeState types{};
+  for (const at::Tensor& t : list.toTensorVector()) {
+    if (t.dim() == 1 && t.numel() == 0) return std::nullopt;  // an old exception, left to torch
+    types = at::native::update_result_type_state(t, types);
+    if (s.sizes.empty()) {
+      dim = c10::maybe_wrap_dim(dim, t.dim());
+      s.sizes = t.sizes().vec();
+      continue;
+    }
+    TORCH_CHECK(t.dim() == static_cast<int64_t>(s.sizes.size()), "cat: tensors have different numbers of dimensions");
+    for (int64_t d = 0; d < t.dim(); d++)
+      TORCH_CHECK(d == dim || t.size(d) == s.sizes[d], "cat: sizes differ in dimension ", d);
+    s.sizes[dim] += t.size(dim);
+  }
+  s.dtype = at::native::result_type(types);
+  if (s.sizes.empty()) return std::nullopt;
+  return s;
+}
+
+// What torch's meta kernels say. `outputs` of an in-place or out variant are those of the last argument list.
+std::vector<Shape> meta_shapes(const c10::OperatorHandle& op, const IValue* arguments, size_t count, Stack& meta) {
+  meta.resize(count);
+  for (size_t i = 0; i < count; i++) meta[i] = map_tensors(arguments[i], as_meta);
+  Stack results = meta;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &results);
+  }
+  std::vector<Shape> shapes;
+  for (const IValue& v : results) {
+    TORCH_CHECK(v.isTensor(), op.schema().name(), " returns something else than tensors");
+    const auto& t = v.toTensor();
+    shapes.push_back({t.sizes().vec(), t.strides().vec(), t.scalar_type()});
+  }
+  return shapes;
+}
+
+// Arguments as the worker will see them; finds the one device that they are on.
+Stack launched_arguments(const std::string& name, const IValue* arguments, size_t count, std::vector<Use>& uses, int& index) {
+  Stack made(count);
+  for (size_t i = 0; i < count; i++)
+    made[i] = map_tensors(arguments[i], [&](const at::Tensor& t) -> at::Tensor {
       if (on_device(t)) {
-        mixed |= index >= 0 && index != t.device().index();
+        TORCH_CHECK(index < 0 || index == t.device().index(), name, ": Expected all tensors to be on the same device, but found sim:",
+                    index, " and ", t.device());
         index = t.device().index();
         return alias(t, uses);
       }
-      TORCH_CHECK(t.device().is_cpu() && (t.dim() == 0 || takes_host_index(name)),
-                  "Expected all tensors to be on the same device, but ", name, " got tensors on sim and on ", t.device());
+      TORCH_CHECK(t.device().is_cpu() && (t.dim() == 0 || takes_host_index(name)), name,
+                  ": Expected all tensors to be on the same device, but found sim and ", t.device());
       // the caller may change it before the worker gets there
       return t.unsafeGetTensorImpl()->is_wrapped_number() ? t : t.clone();
     });
+  TORCH_CHECK(index >= 0, name, ": no tensor is on the device");
+  return made;
+}
+
+bool writes_arguments(const c10::FunctionSchema& schema) {
+  for (const auto& r : schema.returns())
+    if (r.alias_info() && r.alias_info()->isWrite()) return true;
+  return false;
+}
+
+// Results of an in-place or out variant: the written arguments, `out` in the size that it needs.
+std::vector<IValue> written(const c10::FunctionSchema& schema, const IValue* arguments, const Stack& meta, Stack& launched,
+                            std::vector<Use>& uses) {
+  std::vector<IValue> results;
+  for (size_t i = 0; i < meta.size(); i++) {
+    const auto& info = schema.arguments()[i].alias_info();
+    if (!info || !info->isWrite() || !arguments[i].isTensor() || !on_device(arguments[i].toTensor())) continue;
+    const auto& given = arguments[i].toTensor();
+    auto wanted = meta[i].toTensor().sizes();
+    if (given.sizes() == wanted) continue;
+    given.resize_(wanted);
+    launched[i] = alias(given, uses);
   }
-  TORCH_CHECK(index >= 0 && !mixed, name, ": tensors are on different devices of sim");
+  for (const auto& r : schema.returns())
+    for (size_t i = 0; i < schema.arguments().size(); i++) {
+      const auto& info = schema.arguments()[i].alias_info();
+      if (info && r.alias_info() && *info == *r.alias_info()) results.push_back(arguments[i]);
+    }
+  return results;
+}
+
+template <Rule rule>
+void native(const c10::OperatorHandle& op, Stack* stack) {
+  const auto& schema = op.schema();
+  const auto& name = schema.operator_name().name;
+  size_t count = schema.arguments().size();
+  if (rule == Rule::Meta) mask_to_index(*stack, count);
+  const IValue* arguments = stack->data() + (stack->size() - count);
+  int index = -1;
+  std::vector<Use> uses;
+  Stack launched = launched_arguments(name, arguments, count, uses, index);
   c10::DeviceGuard guard({kType, static_cast<c10::DeviceIndex>(index)});
 
-  // shapes and the errors that a caller made: known at once
-  for (size_t i = 0; i < count; i++) meta[i] = map_tensors((*stack)[first + i], as_meta);
-  Stack shapes = meta;
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &shapes);
-  }
+  // shapes, and the mistakes that a caller made, are known at once
+  std::vector<Shape> shapes;
+  std::vector<IValue> results;
   std::vector<at::Tensor> aliases;
-  Stack results;
-  if (functional) {
-    for (const IValue& v : shapes) {
-      TORCH_CHECK(v.isTensor(), name, " returns something else than tensors");
-      const auto& t = v.toTensor();
-      auto made = new_tensor(t.sizes(), t.strides(), t.scalar_type(), index);
-      aliases.push_back(alias(made, uses));
-      results.emplace_back(std::move(made));
-    }
+  if (rule == Rule::InPlace) {
+    const auto& self = arguments[0].toTensor();
+    TORCH_CHECK(at::IntArrayRef(quick_shape(Rule::Promote, arguments, count).sizes) == self.sizes(), name, ": output with shape ",
+                self.sizes(), " doesn't match the broadcast shape");
+    results.push_back(arguments[0]);
   } else {
-    // written arguments are the results; `out` may have been given in another size
-    for (size_t i = 0; i < count; i++) {
-      const auto& info = schema.arguments()[i].alias_info();
-      if (!info || !info->isWrite() || !(*stack)[first + i].isTensor()) continue;
-      const auto& given = (*stack)[first + i].toTensor();
-      auto wanted = meta[i].toTensor().sizes();
-      if (on_device(given) && given.sizes() != wanted) {
-        given.resize_(wanted);
-        launched[i] = alias(given, uses);
-      }
-    }
-    for (const auto& r : schema.returns())
-      for (size_t i = 0; i < count; i++) {
-        const auto& info = schema.arguments()[i].alias_info();
-        if (info && r.alias_info() && *info == *r.alias_info()) results.push_back((*stack)[first + i]);
+    std::optional<Shape> quick;
+    if (rule == Rule::Cat) quick = cat_shape(arguments[0], arguments[1].toInt());
+    else if (rule == Rule::Product) quick = product_shape(arguments, count);
+    else if (rule != Rule::Meta) quick = quick_shape(rule, arguments, count);
+    Stack meta;
+    if (quick) shapes = {*quick};
+    else shapes = meta_shapes(op, arguments, count, meta);
+    if (writes_arguments(schema)) results = written(schema, arguments, meta, launched, uses);
+    else
+      for (auto& s : shapes) {
+        auto made = s.strides.size() == s.sizes.size() && !quick ? new_tensor(s.sizes, s.strides, s.dtype, index)
+                                                                : new_tensor(s.sizes, s.dtype, index);
+        aliases.push_back(alias(made, uses));
+        results.emplace_back(std::move(made));
       }
   }
-  launch(index, name.c_str(), std::move(uses), [op, launched, aliases] {
+  launch(index, name.c_str(), std::move(uses), [op, launched = std::move(launched), aliases = std::move(aliases)] {
     Stack work = launched;
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &work);
-    for (size_t i = 0; i < aliases.size(); i++) aliases[i].copy_(work[i].toTensor());
+    for (size_t i = 0; i < aliases.size(); i++) {
+      const auto& made = work[i].toTensor();
+      TORCH_CHECK(made.sizes() == aliases[i].sizes() && made.scalar_type() == aliases[i].scalar_type(),
+                  "the result has another shape or type than was foreseen");
+      aliases[i].copy_(made);
+    }
   });
   torch::jit::drop(*stack, count);
   for (auto& r : results) stack->push_back(std::move(r));
+}
+
+torch::CppFunction native_function(Rule rule) {
+  switch (rule) {
+    case Rule::Promote: return torch::CppFunction::makeFromBoxedFunction<&native<Rule::Promote>>();
+    case Rule::Float: return torch::CppFunction::makeFromBoxedFunction<&native<Rule::Float>>();
+    case Rule::Bool: return torch::CppFunction::makeFromBoxedFunction<&native<Rule::Bool>>();
+    case Rule::Where: return torch::CppFunction::makeFromBoxedFunction<&native<Rule::Where>>();
+    case Rule::Product: return torch::CppFunction::makeFromBoxedFunction<&native<Rule::Product>>();
+    case Rule::Cat: return torch::CppFunction::makeFromBoxedFunction<&native<Rule::Cat>>();
+    case Rule::InPlace: return torch::CppFunction::makeFromBoxedFunction<&native<Rule::InPlace>>();
+    case Rule::Meta: break;
+  }
+  return torch::CppFunction::makeFromBoxedFunction<&native<Rule::Meta>>();
 }
 
 void fallback(const c10::OperatorHandle& op, Stack* stack) {
@@ -153,129 +271,13 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
   at::native::cpu_fallback(op, stack);
 }
 
-at::Tensor empty(c10::IntArrayRef sizes, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
-                 std::optional<at::Device> where, std::optional<bool>, std::optional<at::MemoryFormat> format) {
-  c10::OptionalDeviceGuard guard(where);
-  return at::detail::empty_generic(sizes, c10::GetAllocator(kType), c10::DispatchKeySet(kKey), c10::dtype_or_default(dtype), format);
-}
-
-at::Tensor empty_strided(c10::IntArrayRef sizes, c10::IntArrayRef strides, std::optional<at::ScalarType> dtype,
-                         std::optional<at::Layout>, std::optional<at::Device> where, std::optional<bool>) {
-  auto index = where && where->has_index() ? where->index() : current_device();
-  return new_tensor(sizes, strides, c10::dtype_or_default(dtype), index);
-}
-
-// Between two devices the copy runs on the source's stream, and both streams see it in order.
-void copy_between(const at::Tensor& from, const at::Tensor& to) {
-  int a = from.device().index(), b = to.device().index();
-  Event ready, copied;
-  ready.record(*current_stream(b));
-  ready.make_wait(*current_stream(a));
-  std::vector<Use> uses;
-  auto s = alias(from, uses), d = alias(to, uses);
-  launch(a, "copy", std::move(uses), [s, d] { d.copy_(s); }, Kind::Transfer);
-  copied.record(*current_stream(a));
-  copied.make_wait(*current_stream(b));
-}
-
-at::Tensor copy_from(const at::Tensor& given, const at::Tensor& to, bool non_blocking) {
-  if (to.numel() == 0) return to;
-  auto from = given.expand(to.sizes());
-  if (on_device(from) && on_device(to)) {
-    if (from.device() != to.device()) {
-      copy_between(from, to);
-      return to;
-    }
-    std::vector<Use> uses;
-    auto s = alias(from, uses), d = alias(to, uses);
-    launch(to.device().index(), "copy", std::move(uses), [s, d] { d.copy_(s); }, Kind::Transfer);
-    return to;
-  }
-  int index = on_device(to) ? to.device().index() : from.device().index();
-  const auto& host = on_device(to) ? from : to;
-  bool staged = !is_pinned(host.const_data_ptr());
-  if (staged) current_stream(index)->refuse_while_capturing("a copy of pageable memory");
-  std::vector<Use> uses;
-  at::Tensor s, d;
-  if (on_device(to)) {
-    // pageable memory is staged at once, a pinned buffer is read when the copy's turn comes
-    s = staged && non_blocking ? from.clone() : from.alias();
-    d = alias(to, uses);
-  } else {
-    s = alias(from, uses);
-    d = to;
-  }
-  launch(index, "copy", std::move(uses), [s, d] { d.copy_(s); }, Kind::Transfer);
-  if (!non_blocking || (staged && !on_device(to))) block_on(index, "a blocking copy");
-  return to;
-}
-
-at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
-  to.resize_(from.sizes());
-  return copy_from(from, to, false);
-}
-
-at::Scalar local_scalar(const at::Tensor& t) {
-  auto host = at::empty({}, t.options().device(at::kCPU));
-  copy_from(t, host, false);
-  return host.item();
-}
-
-at::Tensor nonzero(const at::Tensor& t) {
-  int index = t.device().index();
-  std::vector<Use> uses;
-  auto s = alias(t, uses);
-  auto found = std::make_shared<at::Tensor>();
-  current_stream(index)->refuse_while_capturing("nonzero");
-  launch(index, "nonzero", std::move(uses), [s, found] { *found = at::nonzero(s); });
-  block_on(index, "nonzero");
-  auto made = new_tensor(found->sizes(), at::kLong, index);
-  if (found->numel()) {
-    std::vector<Use> also;
-    auto d = alias(made, also);
-    launch(index, "nonzero", std::move(also), [d, found] { d.copy_(*found); });
-  }
-  return made;
-}
-
-bool equal(const at::Tensor& a, const at::Tensor& b) {
-  if (a.sizes() != b.sizes()) return false;
-  return at::equal(a.cpu(), b.cpu());
-}
-
-const at::Tensor& resize_(const at::Tensor& t, c10::IntArrayRef sizes, std::optional<at::MemoryFormat> format) {
-  return at::native::resize_(t, sizes, format);
-}
-
-at::Tensor& set_offset(at::Tensor& t, at::Storage storage, int64_t offset, c10::IntArrayRef sizes, c10::IntArrayRef strides) {
-  return at::native::set_storage_cpu_(t, std::move(storage), offset, sizes, strides);
-}
-
-at::Tensor& set_whole(at::Tensor& t, at::Storage storage) {
-  auto length = static_cast<int64_t>(storage.nbytes() / t.itemsize());
-  return at::native::set_storage_cpu_(t, std::move(storage), 0, {length}, {1});
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
-  m.impl("empty.memory_format", empty);
-  m.impl("empty_strided", empty_strided);
-  m.impl("_copy_from", copy_from);
-  m.impl("_copy_from_and_resize", copy_from_and_resize);
-  m.impl("_local_scalar_dense", local_scalar);
-  m.impl("nonzero", nonzero);
-  m.impl("equal", equal);
-  m.impl("as_strided", at::native::as_strided_tensorimpl);
-  m.impl("view", at::native::view);
-  m.impl("_reshape_alias", at::native::_reshape_alias);
-  m.impl("resize_", resize_);
-  m.impl("set_.source_Storage_storage_offset", set_offset);
-  m.impl("set_.source_Storage", set_whole);
-  m.impl("set_.source_Tensor", at::native::set_tensor_);
-  for (const char* name : kNative) m.impl(name, torch::CppFunction::makeFromBoxedFunction<&native>());
+  for (const auto& group : native_operators())
+    for (const char* name : group.names) m.impl(name, native_function(group.rule));
 }
 
 }  // namespace sim

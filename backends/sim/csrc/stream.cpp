@@ -96,6 +96,8 @@ Timing Stream::timing() {
   return timing_;
 }
 
+double Stream::drawn_us() { return drawn_; }
+
 std::shared_ptr<Graph> Stream::capture() {
   std::lock_guard<std::mutex> lock(mutex_);
   return capture_;
@@ -144,7 +146,11 @@ void Stream::pause(const Task& task) {
   if (task.kind == Kind::Bookkeeping) return;
   auto t = timing();
   double wait = task.kind == Kind::Work ? t.latency_us : 0;
-  if (t.delay_us > 0) wait += t.delay_us * static_cast<double>(next_random(random_) >> 11) * 0x1p-53;
+  if (t.delay_us > 0) {
+    double drawn = t.delay_us * static_cast<double>(next_random(random_) >> 11) * 0x1p-53;
+    drawn_ = drawn_ + drawn;
+    wait += drawn;
+  }
   if (wait > 0) sleep_us(wait);
 }
 

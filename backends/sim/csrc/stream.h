@@ -96,6 +96,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void close();  // drains and ends the thread
   void set_timing(Timing timing);
   Timing timing();
+  double drawn_us();  // sum of the delays that its tasks have drawn
   std::shared_ptr<Graph> capture();
   void set_capture(std::shared_ptr<Graph> graph);
   void refuse_while_capturing(const char* what);
@@ -115,6 +116,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   std::thread thread_;
   Timing timing_;
   uint64_t random_ = 0;
+  std::atomic<double> drawn_{0};
   std::shared_ptr<Graph> capture_;
 };
 

@@ -152,9 +152,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return std::chrono::duration<double, std::milli>(to->when - from->when).count();
   }
   void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& s) const override {
-    auto b = static_cast<Block*>(data.get_context());
-    auto stream = of(s);
-    if (b && stream != b->owner) b->users.push_back(stream);
+    if (auto b = static_cast<Block*>(data.get_context())) device(b->device).memory.record_user(b, of(s));
   }
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);

@@ -45,6 +45,7 @@ def ktcore_register_backends() -> list[BackendSpec]:
             probe=probe,
             declared=(describe(SimOptions()),),
             simulated=True,
+            simulated=True,
         )
     ]
 

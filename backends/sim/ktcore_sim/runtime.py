@@ -192,6 +192,10 @@ class SimRuntime(DeviceRuntime):
         """Fill by address in stream order; nothing is checked before it runs."""
         self._native.fill_bytes(stream.device, stream.id, to, value, count)
 
+    def drawn_delay_us(self, stream: Stream) -> float:
+        """Sum of the delays that the stream's tasks have drawn so far: a function of the seed and their number."""
+        return float(self._native.drawn_us(stream.device, stream.id))
+
     def fallback_count(self) -> int:
         """Torch operators that the device handed to the host since this runtime was opened."""
         return sum(self.counts().fallbacks.values())

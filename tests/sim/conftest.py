@@ -1,0 +1,69 @@
+"""Runtimes of the simulated accelerator that are closed, checked for late errors and for leaks after each test."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from ktcore_sim.options import SimOptions
+from ktcore_sim.runtime import SimRuntime
+
+Open = Callable[..., SimRuntime]
+
+
+@pytest.fixture
+def open_runtime() -> Iterator[Open]:
+    """Opens `SimRuntime(index, SimOptions(**options))`; what it held must be given back when the test ends."""
+    opened: list[SimRuntime] = []
+    before: dict[int, Any] = {}
+
+    def opener(index: int = 0, **options: Any) -> SimRuntime:
+        runtime = SimRuntime(index, SimOptions(**options))
+        before.setdefault(index, runtime.held())
+        opened.append(runtime)
+        return runtime
+
+    yield opener
+    for runtime in opened:
+        runtime.close()
+    gc.collect()
+    for runtime in opened:
+        index = runtime.device.index
+        left = runtime.held()
+        assert left == before[index], f"sim:{index} leaks"
+
+
+@pytest.fixture
+def runtime(open_runtime: Open) -> SimRuntime:
+    """sim:0 without delays."""
+    return open_runtime()
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs code in a process of its own, with `environment` added."""
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        import os
+
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
