@@ -45,7 +45,6 @@ def ktcore_register_backends() -> list[BackendSpec]:
             probe=probe,
             declared=(describe(SimOptions()),),
             simulated=True,
-            simulated=True,
         )
     ]
 
