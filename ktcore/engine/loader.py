@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module
+from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry
 from ktcore.engine.devices import Devices
 from ktcore.engine.runner import LoadedModel
 from ktcore.engine.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
+from ktcore.errors import BackendError, KtcoreError
 from ktcore.graph.node import Node
 from ktcore.ops.base import Spec
 from ktcore.ops.moe import ExpertsSpec, MoESpec
@@ -116,7 +118,17 @@ class _Loader:
     ) -> Module:
         runtime = self.devices.runtime(device)
         caps = runtime.capabilities()
-        module = implementation.load(LoadRequest(node.name, spec, weights, runtime, caps, children, options))
+        request = LoadRequest(node.name, spec, weights, runtime, caps, children, options)
+        try:
+            module = implementation.load(request)
+        except (KtcoreError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            # its supports() said that it could: a plugin's bug, which must name its plugin
+            raise BackendError(
+                f"{node.name}: {implementation.id} cannot load on {device}: {describe(error)}",
+                f"tell the makers of the backend, and list another implementation before {implementation.id} in a rule",
+            ) from error
         if isinstance(module, CacheOwner):
             self.caches.append(module)
         return module
