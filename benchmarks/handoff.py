@@ -22,6 +22,7 @@ from ktcore_cpu.backend import CpuRuntime
 from ktcore_sim.options import SimOptions
 from ktcore_sim.runtime import SimRuntime
 
+from ktcore.backend.runtime import HostCallbackMode
 from ktcore.engine.handoff import HandOff
 
 HIDDEN, TOP_K = 2048, 8
@@ -36,7 +37,7 @@ class Layers:
     """A chain of hand-offs, one a layer, on one stream."""
 
     def __init__(self, mode: str, layers: int, experts: object, tokens: int) -> None:
-        self.runtime = SimRuntime(0, SimOptions(host_callback=mode))
+        self.runtime = SimRuntime(0, SimOptions(host_callback=HostCallbackMode(mode)))
         self.stream = self.runtime.new_stream()
         self.lane = CpuRuntime(1).new_lane()
         self.layers = [

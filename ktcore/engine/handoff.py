@@ -160,6 +160,16 @@ class HandOff:
         if failed:
             raise failed if isinstance(failed, BaseException) else RuntimeError(f"host experts failed: {failed}")
 
+    def take_over(self) -> list[HandOffTicket]:
+        """The outstanding tickets, for the owner of a captured graph: a replay runs their jobs again.
+
+        They must live as long as the graph; the owner looks at `ticket.job.error` after each replay.
+        """
+        taken, self._outstanding = self._outstanding, []
+        for ticket in taken:
+            ticket.block.job = None
+        return taken
+
     def _next_block(self, tokens: int) -> _Block:
         slot = self._turn % SLOTS
         self._turn += 1
