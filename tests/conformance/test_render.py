@@ -51,8 +51,12 @@ def test_two_reports_of_one_backend_are_refused() -> None:
 
 def test_markdown_holds_every_cell_and_how_each_backend_was_run() -> None:
     text = render_markdown(build_matrix([ALPHA, BETA], ["gamma"]))
-    assert "| linear | Q4_K | ❌ 1 ✅ 1 |  |  |" in text
-    assert "| linear | shapes and properties | ✅ 1 ↩ 1 | ✅ 1 |  |" in text
+    assert (
+        "### Weight formats on alpha (run on hardware)\n\n| | linear |\n|---|---|\n| Q4_K | ❌ |\n| IQ1_S | · |" in text
+    )
+    assert "### Weight formats on beta (simulated)\n\n| | linear |\n|---|---|\n| Q4_K |  |\n| IQ1_S |  |" in text
+    assert "formats on gamma" not in text
+    assert "| linear | ✅ 1 ↩ 1 | ✅ 1 |  |" in text
     assert "| alpha | **run on hardware** | Alpha X | alpha 1 | driver 1.2 | 0 | 2026-01-01 |" in text
     assert "| gamma | **never run** |" in text
 
@@ -84,9 +88,10 @@ def test_html_is_well_formed_self_contained_and_escaped() -> None:
     assert tags.links == []
     assert "<script" not in text
     assert "off by &lt;one&gt;" in text
-    assert len(tags.cells) == 4 * 3
+    # two operators on three backends, one by two formats on the two that have a report
+    assert len(tags.cells) == 2 * 3 + 2 * 2
     assert tags.cells.count("cell fail") == 1
-    assert tags.cells.count("cell never") == 3 + 4
+    assert tags.cells.count("cell never") == 1 + 2 + 2
 
 
 def test_the_committed_matrix_is_made_of_the_committed_reports() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from ktcore.conformance.render.markdown import MEANINGS, SIGNS
-from ktcore.conformance.render.matrix import LEVEL_NAMES, Cell, Matrix
+from ktcore.conformance.render.matrix import LEVEL_NAMES, OPERATOR_LEVEL, Cell, Matrix
 from ktcore.conformance.status import Status
 
 CLASSES = {
@@ -28,6 +28,7 @@ def render_html(matrix: Matrix) -> str:
     return template.render(
         matrix=matrix,
         levels=LEVEL_NAMES,
+        operator_level=OPERATOR_LEVEL,
         legend=[(CLASSES[s], SIGNS[s], text) for s, text in MEANINGS.items()],
         style=_style,
         sign=lambda cell: SIGNS[cell.status] if cell.status else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ktcore.conformance.render.matrix import LEVEL_NAMES, Cell, Column, Matrix
+from ktcore.conformance.render.matrix import LEVEL_NAMES, OPERATOR_LEVEL, Cell, Column, Matrix
 from ktcore.conformance.status import Mode, Status
 
 SIGNS = {
@@ -30,15 +30,29 @@ def render_markdown(matrix: Matrix) -> str:
     lines = ["# Conformance matrix", "", "Made by `ktcore conformance render` from the reports beside this file.", ""]
     lines += [f"- {SIGNS[s]} {text}" for s, text in MEANINGS.items()]
     lines += ["- empty: never run", "", *_devices(matrix), ""]
-    for level, rows in groupby(matrix.rows, key=lambda r: r.level):
+    for level, rows in groupby(matrix.general, key=lambda r: r.level):
         lines += [f"## Level {level}: {LEVEL_NAMES[level]}", ""]
-        lines += ["| operator | cases | " + " | ".join(_head(c) for c in matrix.columns) + " |"]
-        lines += ["|---|---|" + "---|" * len(matrix.columns)]
+        lines += ["| | " + " | ".join(_head(c) for c in matrix.columns) + " |"]
+        lines += ["|---|" + "---|" * len(matrix.columns)]
         for row in rows:
             cells = " | ".join(_text(matrix.cell(row, column)) for column in matrix.columns)
-            lines.append(f"| {row.operator} | {row.title} | {cells} |")
+            lines.append(f"| {row.operator} | {cells} |")
         lines.append("")
+        if level == OPERATOR_LEVEL:
+            for column in matrix.columns:
+                lines += _formats(matrix, column)
     return "\n".join(lines)
+
+
+def _formats(matrix: Matrix, column: Column) -> list[str]:
+    if column.report is None:
+        return []
+    lines = [f"### Weight formats on {column.backend} ({column.mode.value})", ""]
+    lines += ["| | " + " | ".join(matrix.format_operators) + " |", "|---|" + "---|" * len(matrix.format_operators)]
+    for fmt in matrix.formats:
+        found = (matrix.of_format(operator, fmt, column).status for operator in matrix.format_operators)
+        lines.append(f"| {fmt} | " + " | ".join(SIGNS[s] if s else "" for s in found) + " |")
+    return [*lines, ""]
 
 
 def _devices(matrix: Matrix) -> list[str]:

@@ -25,7 +25,7 @@ LEVEL_NAMES = {
     4: "Hybrid models",
     5: "Figures",
 }
-GENERAL = "shapes and properties"
+OPERATOR_LEVEL = 2
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,6 @@ class Row:
     operator: str
     format: str | None
 
-    @property
-    def title(self) -> str:
-        """As it stands in the matrix."""
-        return self.format or (GENERAL if self.level >= 2 else "all cases")
-
 
 @dataclass(frozen=True)
 class Matrix:
@@ -78,6 +73,25 @@ class Matrix:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     cells: Mapping[tuple[Row, str], Cell]
+
+    @property
+    def general(self) -> list[Row]:
+        """Rows that are about no weight format, by level."""
+        return [row for row in self.rows if row.format is None]
+
+    @property
+    def formats(self) -> list[str]:
+        """All weight formats, in order."""
+        return list(dict.fromkeys(row.format for row in self.rows if row.format is not None))
+
+    @property
+    def format_operators(self) -> list[str]:
+        """Operators that have cases by weight format."""
+        return list(dict.fromkeys(row.operator for row in self.rows if row.format is not None))
+
+    def of_format(self, operator: str, fmt: str, column: Column) -> Cell:
+        """The cell of an operator in a weight format."""
+        return self.cell(Row(OPERATOR_LEVEL, operator, fmt), column)
 
     def cell(self, row: Row, column: Column) -> Cell:
         """The cell, an empty one where nothing was run."""
