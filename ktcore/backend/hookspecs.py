@@ -29,5 +29,6 @@ class HookSpecs:
 
     @hookspec
     def ktcore_conformance_expectations(self) -> Any:
-        """What the conformance kit should know of this plugin's backends: a `ktcore.conformance.Expectations`, or a list
-        of them: known gaps with their reasons, declared precisions, whether the device is real. Optional."""
+        """What the conformance kit should know: a `ktcore.conformance.Expectations`, or a list, one a backend.
+
+        Known gaps with their reasons, declared precisions, whether the device is real. Optional."""
