@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +16,29 @@ from ktcore_sim.options import SimOptions
 from ktcore_sim.runtime import SimRuntime
 
 Open = Callable[..., SimRuntime]
+
+
+class Gate:
+    """Holds a stream up until it is opened, so that tests of order need no clock."""
+
+    def __init__(self, runtime: SimRuntime, stream: Any) -> None:
+        self._opened = threading.Event()
+        self._wait = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda data: (self._opened.wait(60), None)[1])
+        runtime.launch_host(stream, ctypes.cast(self._wait, ctypes.c_void_p).value or 0, 0)
+        self._runtime, self._stream = runtime, stream
+
+    def open(self) -> None:
+        """Let the stream go on."""
+        self._opened.set()
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.open()
+        # the C function must outlive its call
+        while not self._runtime._native.idle(self._stream.device, self._stream.id):
+            pass
 
 
 @pytest.fixture

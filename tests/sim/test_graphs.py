@@ -10,6 +10,8 @@ import torch
 from ktcore_sim.runtime import SimRuntime
 
 from ktcore.backend import GraphMode, HostCallbackMode
+from ktcore.backend.lane import ThreadLane
+from ktcore.engine.handoff import HandOff
 
 from .conftest import Open
 
@@ -226,3 +228,31 @@ def test_replays_of_two_graphs_queue_up(runtime: SimRuntime) -> None:
         double.replay(stream)
     with runtime.use_stream(stream):
         assert x.cpu()[0] == 30.0
+
+
+def test_a_captured_hand_off_calls_the_host_experts_at_every_replay(open_runtime: Open) -> None:
+    lane, runs = ThreadLane(), []
+
+    def experts(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        runs.append(len(x))
+        return x * (ids * weights).sum(-1, keepdim=True)
+
+    for seed in range(10):
+        runtime = open_runtime(seed=seed, delay_us=200)
+        stream = runtime.new_stream()
+        hand_off = HandOff(experts, runtime, stream, lane, 32, 4, 8)
+        with runtime.use_stream(stream):
+            x, weights = (torch.ones(3, n, device=runtime.device) for n in (32, 4))
+            ids, out = weights.long(), torch.zeros_like(x)
+        runtime.synchronize()
+        inputs = (x, ids, weights, out)
+        graph = runtime.capture(stream, lambda h=hand_off, i=inputs: i[3].copy_(h(i[0] * 1.0, i[1], i[2]) + 1))  # type: ignore[misc]
+        runs.clear()
+        for n in range(4):
+            with runtime.use_stream(stream):
+                x.fill_(float(n))
+                graph.replay(stream)
+                assert (out.cpu() == 4 * n + 1).all()
+        hand_off.check()
+        assert runs == [3] * 4
+    lane.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ktcore_sim.runtime import SimRuntime
 
-from .conftest import Open
+from .conftest import Gate, Open
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 TOUCH = """
@@ -119,10 +119,11 @@ def test_work_on_memory_that_was_given_back_is_an_error(runtime: SimRuntime) -> 
     with runtime.use_stream(owner):
         x = torch.ones(100, device=runtime.device)
     runtime.synchronize()
-    runtime.sleep(other, 0.05)
-    with runtime.use_stream(other):
-        y = x + 1
-    del x  # `owner` gives it back at once, `other` has not read it
+    with Gate(runtime, other):
+        with runtime.use_stream(other):
+            y = x + 1
+        del x  # `owner` gives it back at once, `other` has not read it
+        runtime.synchronize(owner)
     with pytest.raises(RuntimeError, match="use after free"):
         runtime.synchronize()
     assert y.cpu().isnan().all()
@@ -133,11 +134,12 @@ def test_record_stream_keeps_memory_until_the_other_stream_is_done(runtime: SimR
     with runtime.use_stream(owner):
         x = torch.ones(100, device=runtime.device)
     runtime.synchronize()
-    runtime.sleep(other, 0.05)
-    with runtime.use_stream(other):
-        y = x + 1
-        x.record_stream(torch.accelerator.current_stream(runtime.device))
-    del x
+    with Gate(runtime, other):
+        with runtime.use_stream(other):
+            y = x + 1
+            x.record_stream(torch.accelerator.current_stream(runtime.device))
+        del x
+        runtime.synchronize(owner)
     runtime.synchronize()
     assert (y.cpu() == 2).all()
 

@@ -9,7 +9,7 @@ import torch
 from ktcore_sim import _C
 from ktcore_sim.runtime import SimRuntime
 
-from .conftest import Open
+from .conftest import Gate, Open
 
 G = torch.Generator().manual_seed(3)
 X, Y = torch.randn(6, 8, generator=G), torch.randn(6, 8, generator=G)
@@ -124,9 +124,9 @@ def test_a_host_number_is_read_when_the_work_is_launched(runtime: SimRuntime) ->
     with runtime.use_stream(stream):
         x = torch.ones(3, device=runtime.device)
         number = torch.tensor(5.0)
-        runtime.sleep(stream, 0.05)
-        y = x * number
-        number.fill_(7.0)
+        with Gate(runtime, stream):
+            y = x * number
+            number.fill_(7.0)
         assert y.cpu()[0] == 5.0
 
 
@@ -134,10 +134,10 @@ def test_pageable_memory_is_staged_and_pinned_memory_is_read_when_the_copy_runs(
     stream = runtime.new_stream()
     pageable, pinned = torch.ones(4), runtime.pinned_buffer((4,), torch.float32).fill_(1.0)
     with runtime.use_stream(stream):
-        runtime.sleep(stream, 0.05)
-        a, b = pageable.to(runtime.device, non_blocking=True), pinned.to(runtime.device, non_blocking=True)
-        pageable.fill_(2.0)
-        pinned.fill_(2.0)
+        with Gate(runtime, stream):
+            a, b = pageable.to(runtime.device, non_blocking=True), pinned.to(runtime.device, non_blocking=True)
+            pageable.fill_(2.0)
+            pinned.fill_(2.0)
         assert (a.cpu()[0], b.cpu()[0]) == (1.0, 2.0)
 
 

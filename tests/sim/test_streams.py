@@ -9,7 +9,7 @@ from ktcore_sim.runtime import SimRuntime
 
 from ktcore.errors import BackendError
 
-from .conftest import Open
+from .conftest import Gate, Open
 
 SEEDS = range(50)
 DELAY_US = 300.0
@@ -109,26 +109,26 @@ def test_latency_is_added_to_every_launch(open_runtime: Open) -> None:
 def test_the_host_does_not_wait_for_what_it_launches(runtime: SimRuntime) -> None:
     stream = runtime.new_stream()
     host = runtime.pinned_buffer((4,), torch.float32)
-    runtime.sleep(stream, 0.2)
-    blocked = runtime.counts().blocked
-    with runtime.use_stream(stream):
-        x = torch.ones(4, device=runtime.device)
-        y = torch.softmax((x @ torch.ones(4, 4, device=runtime.device)).view(2, 2), -1)
-        runtime.copy_async(host, y.view(4), stream)
-    done = runtime.record_event(stream)
-    assert not runtime.event_done(done)
-    assert runtime.counts().blocked == blocked
+    with Gate(runtime, stream):
+        blocked = runtime.counts().blocked
+        with runtime.use_stream(stream):
+            x = torch.ones(4, device=runtime.device)
+            y = torch.softmax((x @ torch.ones(4, 4, device=runtime.device)).view(2, 2), -1)
+            runtime.copy_async(host, y.view(4), stream)
+        done = runtime.record_event(stream)
+        assert not runtime.event_done(done)
+        assert runtime.counts().blocked == blocked
     runtime.synchronize(done)
     assert (host == 0.5).all()
 
 
 def test_streams_run_side_by_side(runtime: SimRuntime) -> None:
     a, b = runtime.new_stream(), runtime.new_stream()
-    runtime.sleep(a, 0.3)
-    with runtime.use_stream(b):
-        x = torch.ones(3, device=runtime.device) * 2
-    runtime.synchronize(b)
-    assert not runtime.event_done(runtime.record_event(a))
+    with Gate(runtime, a):
+        with runtime.use_stream(b):
+            x = torch.ones(3, device=runtime.device) * 2
+        runtime.synchronize(b)
+        assert not runtime.event_done(runtime.record_event(a))
     assert x.cpu().sum() == 6
 
 
@@ -143,13 +143,12 @@ def test_an_event_that_was_never_recorded_holds_nobody_up(runtime: SimRuntime) -
 
 def test_torch_streams_and_events_are_the_same_streams(runtime: SimRuntime) -> None:
     ours = runtime.new_stream()
-    runtime.sleep(ours, 0.05)
-    with runtime.use_stream(ours):
+    with Gate(runtime, ours), runtime.use_stream(ours):
         stream = torch.accelerator.current_stream(runtime.device)
         assert stream.stream_id == ours.id
         event = torch.Event(runtime.device.type)
         event.record(stream)
-    assert not event.query()
+        assert not event.query()
     event.synchronize()
     assert stream.query()
 

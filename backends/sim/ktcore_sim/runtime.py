@@ -151,7 +151,9 @@ class SimRuntime(DeviceRuntime):
 
     def pinned_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         self._open()
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        # an ordinary tensor also when asked for in inference mode: threads outside of it write into it
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def copy_async(self, destination: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
         self._native.copy_async(destination, source, stream.device, stream.id)
