@@ -150,7 +150,7 @@ void run_experts(Engine& e, ExpertPlan& plan, const ExpertRun& run) {
                [&](int i, int thread) { gate_up(e, plan, run, plan.items[static_cast<size_t>(i)], thread); });
     if (run.weight_on_input) std::fill(plan.weight.begin(), plan.weight.end(), 1.f);
     const int panels = (run.hidden + kPanelRows - 1) / kPanelRows;
-    const int step = std::clamp(panels / (threads * 12), 1, 8);
+    const int step = std::clamp(panels / (threads * 8), 1, 8);
     e.pool.run((panels + step - 1) / step, [&](int i, int thread) {
         down(e, plan, run, plan.weight.data(), i * step, std::min(panels, (i + 1) * step), thread);
     });

@@ -87,6 +87,8 @@ template <Format F, int T>
 void gemv(const uint8_t* p, int blocks, const uint8_t* act, size_t stride, int kp, float* acc) {
     using L = Layout<F>;
     constexpr const FormatInfo& I = L::I;
+    // Each group asks for its share of a block's lines, the header's too.
+    constexpr int kLines = L::kBytes / 64, kAsk = (kLines + L::kGroups - 1) / L::kGroups;
     VF sum[T][2];
     UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
     int g32 = 0;
@@ -97,7 +99,7 @@ void gemv(const uint8_t* p, int blocks, const uint8_t* act, size_t stride, int k
             VI dot[2][T][2];
             UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
                 dot[s][t][0] = dot[s][t][1] = seed<F>(ActRow{act + t * stride}, kp, g32 * 2 + s);
-            UNR for (int i = 0; i < L::kGroupBytes; i += 64) touch(gp + kReadAhead + i);
+            UNR for (int i = 0; i < kAsk; i++) touch(p + kReadAhead + (g * kLines / L::kGroups + i) * 64);
             UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
                 const VI v0 = L::quad(gp, s * 4 + q, 0), v1 = L::quad(gp, s * 4 + q, 1);
                 UNR for (int t = 0; t < T; t++) {
