@@ -199,7 +199,7 @@ class HandOff:
         return self._lane.job(lambda: self._compute(block))
 
     def _compute(self, block: _Block) -> None:
-        # poison first: a result that is not written must not look like the last one
-        block.out.fill_(float("nan"))
         with torch.inference_mode():
+            # poison first: a result that is not written must not look like the last one
+            block.out.fill_(float("nan"))
             block.out.copy_(self._experts(block.hidden, block.ids, block.weights))
