@@ -52,11 +52,11 @@ def test_two_reports_of_one_backend_are_refused() -> None:
 def test_markdown_holds_every_cell_and_how_each_backend_was_run() -> None:
     text = render_markdown(build_matrix([ALPHA, BETA], ["gamma"]))
     assert (
-        "### Weight formats on alpha (run on hardware)\n\n| | linear |\n|---|---|\n| Q4_K | ❌ |\n| IQ1_S | · |" in text
+        "### Weight formats on alpha (run on hardware)\n\n| | linear |\n|---|---|\n| Q4_K | ✗ |\n| IQ1_S | · |" in text
     )
     assert "### Weight formats on beta (simulated)\n\n| | linear |\n|---|---|\n| Q4_K |  |\n| IQ1_S |  |" in text
     assert "formats on gamma" not in text
-    assert "| linear | ✅ 1 ↩ 1 | ✅ 1 |  |" in text
+    assert "| linear | ✓ 1 ↩ 1 | ✓ 1 |  |" in text
     assert "| alpha | **run on hardware** | Alpha X | alpha 1 | driver 1.2 | 0 | 2026-01-01 |" in text
     assert "| gamma | **never run** |" in text
 

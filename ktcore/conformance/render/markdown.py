@@ -8,11 +8,11 @@ from ktcore.conformance.render.matrix import LEVEL_NAMES, OPERATOR_LEVEL, Cell, 
 from ktcore.conformance.status import Mode, Status
 
 SIGNS = {
-    Status.PASS: "✅",
-    Status.FAIL: "❌",
+    Status.PASS: "✓",
+    Status.FAIL: "✗",
     Status.NOT_APPLICABLE: "·",
     Status.PASS_FALLBACK: "↩",
-    Status.UNSUPPORTED: "⛔",
+    Status.UNSUPPORTED: "⊘",
     Status.XFAIL: "⚠",
 }
 MEANINGS = {
