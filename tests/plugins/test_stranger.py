@@ -152,6 +152,33 @@ def test_the_strangers_backend_runs_a_model_beside_host_experts(site: Path, mode
     assert json.loads(ran.stdout)["decode_tok_s"] > 0
 
 
+TWO_VENDORS = """
+version: 1
+rules:
+  - {name: attention, match: {op: attention, layers: 0}, use: reference.attention, device: stranger}
+  - {name: moe, match: {op: moe, layers: 0}, use: reference.moe, device: stranger}
+  - {name: linear, match: {op: linear, layers: 0}, use: stranger.linear}
+  - {name: norm, match: {op: rms_norm, layers: 0}, use: stranger.rms_norm}
+  - {name: rope, match: {op: rope, layers: 0}, use: reference.rope}
+  - {name: cache, match: {op: kv_cache, layers: 0}, use: reference.kv_cache}
+  - {name: router, match: {op: router, layers: 0}, use: reference.router}
+"""
+
+
+def test_two_vendors_share_one_model_in_one_process(site: Path, model: Path, tmp_path: Path) -> None:
+    """Layer 0 on the stranger's card, layer 1 on the simulated one, experts on the host."""
+    rules = tmp_path / "two.yaml"
+    rules.write_text(TWO_VENDORS)
+    quality = ("bench", model, "--backend", "sim", "--quality", "--rules", rules, "--json")
+    done = _ktcore(site, *quality, only="cpu,sim,stranger")
+    assert done.returncode == 0, done.stderr
+    # against the same model on the simulated device alone
+    assert json.loads(done.stdout)["mean_kl_nats"] < 1e-8
+    plan = _ktcore(site, "plan", model, "--backend", "sim", "--rules", rules, "--json", only="cpu,sim,stranger")
+    devices = {n["device"] for n in json.loads(plan.stdout)["nodes"].values()}
+    assert devices == {"cpu:0", "sim:0", "stranger:0"}
+
+
 def test_the_kit_judges_the_strangers_backend(site: Path, tmp_path: Path) -> None:
     report = tmp_path / "stranger.json"
     run = ("conformance", "run", "--backend", "stranger", "--level", 2, "--report", report)
