@@ -9,6 +9,7 @@ from ktcore.engine.runner import LoadedModel
 from ktcore.engine.scheduler import Scheduled, Scheduler
 from ktcore.engine.sequence import Finish, Sequence
 from ktcore.errors import RequestError
+from ktcore.placement.memory import STEP_TOKENS
 
 
 class Engine:
@@ -20,7 +21,7 @@ class Engine:
         chunk: most tokens of one step; longer prompts run in several.
     """
 
-    def __init__(self, model: LoadedModel, context: int, page_size: int, chunk: int = 512) -> None:
+    def __init__(self, model: LoadedModel, context: int, page_size: int, chunk: int = STEP_TOKENS) -> None:
         self.model = model
         self.context = context
         pages = -(-context // page_size)

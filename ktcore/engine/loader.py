@@ -18,6 +18,7 @@ from ktcore.errors import BackendError, KtcoreError
 from ktcore.graph.node import Node
 from ktcore.ops.base import Spec
 from ktcore.ops.moe import ExpertsSpec, MoESpec
+from ktcore.placement.memory import STEP_TOKENS
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.ref import Weight
@@ -32,7 +33,7 @@ def load_modules(
     registry: Registry,
     threads: int | None = None,
     progress: Progress | None = None,
-    max_tokens: int = 512,
+    max_tokens: int = STEP_TOKENS,
 ) -> LoadedModel:
     """Load every node of the plan with its chosen implementation.
 
