@@ -1,6 +1,7 @@
 // CPUID for what the CPU has, XGETBV for what the operating system saves on a switch.
 #include "core/cpuid.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -51,13 +52,38 @@ std::vector<Flag> all_flags() {
 #endif
 }
 
-bool has(const std::vector<std::string>& names, std::initializer_list<const char*> wanted) {
-    for (const char* w : wanted) {
-        bool found = false;
-        for (const auto& n : names) found = found || n == w;
-        if (!found) return false;
-    }
-    return true;
+bool has(const std::vector<std::string>& names, const std::string& wanted) {
+    return std::find(names.begin(), names.end(), wanted) != names.end();
+}
+
+// A unit of kernels: what the CPU must have for it, and its table.
+struct Unit {
+    const char* name;
+    std::vector<const char*> needs;
+    const Kernels& (*kernels)();
+};
+
+// Lowest first: the last one that runs here is the default.
+std::vector<Unit> all_units() {
+    std::vector<Unit> out = {{"scalar", {}, kernels_scalar}};
+#if defined(KTCORE_X86)
+    std::vector<const char*> needs;
+    const auto add = [&](const char* name, std::initializer_list<const char*> more, const Kernels& (*kernels)()) {
+        needs.insert(needs.end(), more);
+        out.push_back({name, needs, kernels});
+    };
+    add("avx2", {"avx2", "fma", "f16c"}, kernels_avx2);
+    add("avx512", {"avx512f", "avx512dq", "avx512bw", "avx512vl"}, kernels_avx512);
+    add("avx512_vnni", {"avx512_vnni"}, kernels_avx512_vnni);
+    add("avx512_bf16", {"avx512_bf16", "avx512vbmi"}, kernels_avx512_bf16);
+#endif
+    return out;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+    std::string list;
+    for (const auto& name : names) list += (list.empty() ? "" : ", ") + name;
+    return list;
 }
 
 }  // namespace
@@ -70,33 +96,30 @@ std::vector<std::string> cpu_flags() {
 }
 
 std::vector<std::string> isa_supported() {
-    std::vector<std::string> out = {"scalar"};
-#if defined(KTCORE_X86)
+    std::vector<std::string> out;
     const auto flags = cpu_flags();
-    if (!has(flags, {"avx2", "fma", "f16c"})) return out;
-    out.emplace_back("avx2");
-    if (has(flags, {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"})) out.emplace_back("avx512");
-#endif
+    for (const Unit& u : all_units())
+        if (std::all_of(u.needs.begin(), u.needs.end(), [&](const char* f) { return has(flags, f); })) out.emplace_back(u.name);
     return out;
 }
 
 const Kernels& select_kernels() {
-    const auto here = isa_supported();
+    const auto here = isa_supported(), flags = cpu_flags();
     const char* forced = std::getenv("KTCORE_ISA");
     const std::string want = forced && *forced ? forced : here.back();
-    for (const auto& name : here) {
-        if (name != want) continue;
-#if defined(KTCORE_X86)
-        if (name == "avx512") return kernels_avx512();
-        if (name == "avx2") return kernels_avx2();
-#endif
-        return kernels_scalar();
+    const std::string has_list = "; it has: " + joined(here);
+    std::vector<std::string> known;
+    for (const Unit& u : all_units()) {
+        known.emplace_back(u.name);
+        if (want != u.name) continue;
+        if (has(here, want)) return u.kernels();
+        std::vector<std::string> missing;
+        for (const char* f : u.needs)
+            if (!has(flags, f)) missing.emplace_back(f);
+        throw std::invalid_argument("KTCORE_ISA=" + want + " is not supported by this CPU, which lacks " + joined(missing) +
+                                    has_list);
     }
-    std::string list;
-    for (const auto& name : here) list += (list.empty() ? "" : ", ") + name;
-    const bool known = want == "scalar" || want == "avx2" || want == "avx512";
-    throw std::invalid_argument("KTCORE_ISA=" + want + (known ? " is not supported by this CPU" : " is not known") +
-                                "; it has: " + list);
+    throw std::invalid_argument("KTCORE_ISA=" + want + " is not known (known: " + joined(known) + "); this CPU" + has_list.substr(4));
 }
 
 }  // namespace ktcore

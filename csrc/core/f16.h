@@ -48,4 +48,14 @@ static inline float bf16_to_float(uint16_t b) {
     return out;
 }
 
+// To nearest even; subnormal numbers become zero, as the CPUs' own conversion takes them.
+static inline uint16_t float_to_bf16(float f) {
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    const uint32_t mag = u & 0x7fffffff;
+    if (mag > 0x7f800000) return static_cast<uint16_t>(u >> 16 | 0x40);
+    if (mag < 0x00800000) return static_cast<uint16_t>(u >> 16 & 0x8000);
+    return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
 }  // namespace ktcore

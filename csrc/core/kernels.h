@@ -58,5 +58,7 @@ constexpr size_t attend_scratch(int width, int rows) {
 const Kernels& kernels_scalar();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
+const Kernels& kernels_avx512_vnni();
+const Kernels& kernels_avx512_bf16();
 
 }  // namespace ktcore

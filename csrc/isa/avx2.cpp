@@ -1,4 +1,4 @@
-// The kernels built for avx2. Only this unit is compiled with its instruction set's flags.
+// The kernels for AVX2, FMA and F16C. Only this unit is compiled with its instruction set's flags.
 #include <immintrin.h>
 #include "core/f16.h"
 #include "core/kernels.h"
@@ -11,13 +11,7 @@ namespace isa_avx2 {
 // Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
 constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 #include "kernels/vec_avx2.h"
-// The order matters: each file uses the ones before it.
-#include "kernels/unpack.h"
-#include "kernels/tile.h"
-#include "kernels/tile_f32.h"
-#include "kernels/pointwise.h"
-#include "kernels/attend.h"
-#include "kernels/table.h"
+#include "kernels/all.h"
 }  // namespace isa_avx2
 
 const Kernels& kernels_avx2() {

@@ -1,4 +1,4 @@
-// The kernels built for avx512. Only this unit is compiled with its instruction set's flags.
+// The kernels for AVX-512 F, BW, DQ and VL without VNNI: Skylake to Cannon Lake servers. Only this unit is compiled with its instruction set's flags.
 #include <immintrin.h>
 #include "core/f16.h"
 #include "core/kernels.h"
@@ -11,13 +11,7 @@ namespace isa_avx512 {
 // Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
 constexpr int kGemvTokens = 12, kGemvTokensK = 4;
 #include "kernels/vec_avx512.h"
-// The order matters: each file uses the ones before it.
-#include "kernels/unpack.h"
-#include "kernels/tile.h"
-#include "kernels/tile_f32.h"
-#include "kernels/pointwise.h"
-#include "kernels/attend.h"
-#include "kernels/table.h"
+#include "kernels/all.h"
 }  // namespace isa_avx512
 
 const Kernels& kernels_avx512() {

@@ -1,4 +1,4 @@
-// The kernels built for scalar. Only this unit is compiled with its instruction set's flags.
+// The definition, in plain C++ for any CPU. Only this unit is compiled with its instruction set's flags.
 #include "core/f16.h"
 #include "core/kernels.h"
 
@@ -10,13 +10,7 @@ namespace isa_scalar {
 // Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
 constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 #include "kernels/vec_scalar.h"
-// The order matters: each file uses the ones before it.
-#include "kernels/unpack.h"
-#include "kernels/tile.h"
-#include "kernels/tile_f32.h"
-#include "kernels/pointwise.h"
-#include "kernels/attend.h"
-#include "kernels/table.h"
+#include "kernels/all.h"
 }  // namespace isa_scalar
 
 const Kernels& kernels_scalar() {

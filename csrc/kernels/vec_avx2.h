@@ -139,3 +139,31 @@ AI void transpose16(VF* m) {
 }
 AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 4, kF32Vectors = 1;
+// bfloat16: see vec_scalar.h for what they compute.
+constexpr bool kHasBf16 = false;
+// The rounded bfloat16 in each lane's high half; the low half is undefined.
+AI __m256i roundbf1(__m256 x) {
+    const __m256i b = _mm256_castps_si256(x), mag = _mm256_and_si256(b, _mm256_set1_epi32(0x7fffffff));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
+    const __m256i near = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_cmpgt_epi32(mag, _mm256_set1_epi32(0x7f800000));
+    const __m256i tiny = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x800000), mag);
+    const __m256i r = _mm256_blendv_epi8(near, _mm256_or_si256(b, _mm256_set1_epi32(0x400000)), nan);
+    return _mm256_blendv_epi8(r, _mm256_and_si256(b, _mm256_set1_epi32(INT32_MIN)), tiny);
+}
+AI VI roundbf(VF x) { return {roundbf1(x.a), roundbf1(x.b)}; }
+AI void stb(uint16_t* p, VF x) {
+    const VI r = srl(roundbf(x), 16);
+    const __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(r.a, r.b), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w);
+}
+AI VI pairbf(VF even, VF odd) {
+    const VI low = srl(roundbf(even), 16), high = roundbf(odd);
+    return {_mm256_blend_epi16(low.a, high.a, 0xaa), _mm256_blend_epi16(low.b, high.b, 0xaa)};
+}
+AI __m256 dotbf1(__m256 acc, __m256i a, __m256i b) {
+    const __m256i high = _mm256_set1_epi32(INT32_MIN >> 15);
+    acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high)), acc);
+    return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)), acc);
+}
+AI VF dotbf(VF acc, VI a, VI b) { return {dotbf1(acc.a, a.a, b.a), dotbf1(acc.b, a.b, b.b)}; }

@@ -1,4 +1,5 @@
-// The 16-lane vector as one 512-bit register. Included once, inside the unit's namespace.
+// The 16-lane vector as one 512-bit register, for AVX-512 F, BW, DQ and VL; where the unit's flags add VNNI or BF16,
+// their dot products. Included once, inside the unit's namespace.
 using VI = __m512i;
 using VF = __m512;
 
@@ -30,8 +31,22 @@ AI VI addi(VI x, VI y) { return _mm512_add_epi32(x, y); }
 AI VF cvtif(VI x) { return _mm512_cvtepi32_ps(x); }
 AI VI cvtfi(VF x) { return _mm512_cvtps_epi32(x); }
 AI VF roundv(VF x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+#if defined(__AVX512VNNI__)
 template <bool kWide>
 AI VI dot4(VI acc, VI u, VI s) { return _mm512_dpbusd_epi32(acc, u, s); }
+#else
+// vpmaddubsw saturates where two products exceed 16 bits, which only codes of 8 bits can reach: those take
+// even and odd bytes apart.
+template <bool kWide>
+AI VI dot4(VI acc, VI u, VI s) {
+    const VI one = _mm512_set1_epi16(1);
+    if (!kWide) return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), one));
+    const VI low = _mm512_set1_epi16(255);
+    const VI even = _mm512_maddubs_epi16(_mm512_and_si512(u, low), s);
+    const VI odd = _mm512_maddubs_epi16(_mm512_andnot_si512(low, u), s);
+    return _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_madd_epi16(even, one), _mm512_madd_epi16(odd, one)));
+}
+#endif
 AI VF addf(VF x, VF y) { return _mm512_add_ps(x, y); }
 AI VF subf(VF x, VF y) { return _mm512_sub_ps(x, y); }
 AI VF mulf(VF x, VF y) { return _mm512_mul_ps(x, y); }
@@ -88,3 +103,40 @@ AI void transpose16(VF* m) {
 AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 // 5 x 2 tiles spill least: 0.57 to 0.61 TOPS a Zen 5 core, 6 x 2 0.55 to 0.57.
 constexpr int kTileTokens = 5, kTileHalves = 2, kF32Tokens = 6, kF32Vectors = 4;
+// bfloat16: see vec_scalar.h for what they compute.
+#if defined(__AVX512BF16__)
+constexpr bool kHasBf16 = true;
+AI void stb(uint16_t* p, VF x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+}
+// Both vectors rounded by one instruction, low words then high words; the permutation interleaves them.
+AI VI pairbf(VF even, VF odd) {
+    const VI both = (VI)_mm512_cvtne2ps_pbh(odd, even);
+    const VI iota = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const VI order = _mm512_or_si512(iota, _mm512_slli_epi32(_mm512_add_epi32(iota, _mm512_set1_epi32(16)), 16));
+    return _mm512_permutexvar_epi16(order, both);
+}
+AI VF dotbf(VF acc, VI a, VI b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
+#else
+constexpr bool kHasBf16 = false;
+// The rounded bfloat16 in each lane's high half; the low half is undefined.
+AI VI roundbf(VF x) {
+    const VI b = _mm512_castps_si512(x), mag = _mm512_and_si512(b, _mm512_set1_epi32(0x7fffffff));
+    const VI odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
+    VI r = _mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    r = _mm512_mask_or_epi32(r, _mm512_cmpgt_epi32_mask(mag, _mm512_set1_epi32(0x7f800000)), b, _mm512_set1_epi32(0x400000));
+    const __mmask16 tiny = _mm512_cmplt_epi32_mask(mag, _mm512_set1_epi32(0x800000));
+    return _mm512_mask_and_epi32(r, tiny, b, _mm512_set1_epi32(INT32_MIN));
+}
+AI void stb(uint16_t* p, VF x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(roundbf(x), 16)));
+}
+AI VI pairbf(VF even, VF odd) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(roundbf(even), 16), roundbf(odd));
+}
+AI VF dotbf(VF acc, VI a, VI b) {
+    const VI high = _mm512_set1_epi32(INT32_MIN >> 15);
+    acc = fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
+    return fma(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), acc);
+}
+#endif

@@ -72,4 +72,23 @@ AI void transpose16(VF* m) {
 }
 AI float sqrt1(float x) { return __builtin_sqrtf(x); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 2, kF32Vectors = 1;
+// bfloat16 by the rules of vcvtneps2bf16 and vdpbf16ps: to nearest even, subnormal numbers taken as zero; the odd
+// member of a pair is added first. kHasBf16: the CPU does it in one instruction.
+constexpr bool kHasBf16 = false;
+AI void stb(uint16_t* p, VF a) { KT_LANES p[i] = float_to_bf16(a.v[i]); }
+// Lane i holds bfloat16(even[i]) in its low half, bfloat16(odd[i]) in its high half.
+AI VI pairbf(VF even, VF odd) {
+    VI r;
+    KT_LANES r.v[i] = static_cast<int32_t>(float_to_bf16(even.v[i]) | static_cast<uint32_t>(float_to_bf16(odd.v[i])) << 16);
+    return r;
+}
+// acc + a * b over the two bfloat16 of each lane.
+AI VF dotbf(VF acc, VI a, VI b) {
+    KT_LANES {
+        const uint32_t x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
+        acc.v[i] += bf16_to_float(static_cast<uint16_t>(x >> 16)) * bf16_to_float(static_cast<uint16_t>(y >> 16));
+        acc.v[i] += bf16_to_float(static_cast<uint16_t>(x)) * bf16_to_float(static_cast<uint16_t>(y));
+    }
+    return acc;
+}
 #undef KT_LANES

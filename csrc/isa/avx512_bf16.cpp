@@ -1,0 +1,21 @@
+// The kernels for AVX-512 with VNNI, BF16 and VBMI: Zen 4 and 5, Sapphire Rapids. Only this unit is compiled with its instruction set's flags.
+#include <immintrin.h>
+#include "core/f16.h"
+#include "core/kernels.h"
+
+#define AI inline __attribute__((always_inline))
+#define UNR _Pragma("GCC unroll 16")
+
+namespace ktcore {
+namespace isa_avx512_bf16 {
+// Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
+constexpr int kGemvTokens = 12, kGemvTokensK = 4;
+#include "kernels/vec_avx512.h"
+#include "kernels/all.h"
+}  // namespace isa_avx512_bf16
+
+const Kernels& kernels_avx512_bf16() {
+    static constexpr Kernels table = isa_avx512_bf16::make_table("avx512_bf16");
+    return table;
+}
+}  // namespace ktcore

@@ -1,0 +1,8 @@
+// Everything that a unit instantiates over its vectors. Inside the unit's namespace; the order matters: each file uses
+// the ones before it.
+#include "kernels/unpack.h"
+#include "kernels/tile.h"
+#include "kernels/tile_f32.h"
+#include "kernels/pointwise.h"
+#include "kernels/attend.h"
+#include "kernels/table.h"
