@@ -11,12 +11,26 @@ from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.rope import Pairing
 
 
-def gqa_node(make: NodeMaker, name: str, layer: int, pairing: Pairing, *, qk_norm: bool = False) -> Node:
+def gqa_node(
+    make: NodeMaker,
+    name: str,
+    layer: int,
+    pairing: Pairing,
+    *,
+    qk_norm: bool = False,
+    post_norm: bool = False,
+    partial: float = 1.0,
+    window: int | None = None,
+) -> Node:
     """One layer's attention branch.
 
     Args:
         pairing: of the stored q and k rows.
         qk_norm: RMSNorm over each head of q and k.
+        post_norm: RMSNorm over the branch's result.
+        partial: part of a head that the family rotates where its checkpoint does not say; below 1, checkpoints may
+            say something else.
+        window: tokens a query sees, 0 for all; None reads it from config.json as most families mean it.
     """
     s = make.settings
     hidden = s.integer("hidden_size", "embedding_length")
@@ -25,23 +39,26 @@ def gqa_node(make: NodeMaker, name: str, layer: int, pairing: Pairing, *, qk_nor
     if not 0 < kv_heads <= heads or heads % kv_heads:
         raise s.error(f"{heads} attention heads cannot share {kv_heads} key heads")
     dim = s.integer("head_dim", "attention.key_length", hidden // heads)
-    if s.integer("", "attention.value_length", dim) != dim or s.integer("", "rope.dimension_count", dim) != dim:
+    rotary = s.integer("", "rope.dimension_count", dim)
+    if s.integer("", "attention.value_length", dim) != dim or (rotary != dim and partial == 1.0) or rotary > dim:
         raise s.error("key, value and rotary widths differ, which this architecture is not known to do")
     eps = rms_eps(make)
-    cache = KVCacheSpec("gqa", heads, kv_heads, dim, dim, _window(make, layer))
+    q, k, v = _projections(make, name, hidden, heads * dim, kv_heads * dim)
+    cache = KVCacheSpec("gqa", heads, kv_heads, dim, dim, _window(make, layer) if window is None else window)
     return make.composite(
         name,
         AttentionSpec,
         {
-            "q": make.linear(f"{name}.q", hidden, heads * dim),
-            "k": make.linear(f"{name}.k", hidden, kv_heads * dim),
-            "v": make.linear(f"{name}.v", hidden, kv_heads * dim),
+            "q": q,
+            "k": k,
+            "v": v,
             "o": make.linear(f"{name}.o", heads * dim, hidden),
             "cache": make.node(f"{name}.cache", cache),
             "norm": make.norm(f"{name}.norm", hidden, eps),
             "q_norm": make.norm(f"{name}.q_norm", dim, eps) if qk_norm else None,
             "k_norm": make.norm(f"{name}.k_norm", dim, eps) if qk_norm else None,
-            "rope": rope_node(make, f"{name}.rope", dim, pairing),
+            "rope": rope_node(make, f"{name}.rope", dim, pairing, partial=partial),
+            "post_norm": make.norm(f"{name}.post_norm", hidden, eps) if post_norm else None,
         },
         hidden=hidden,
         heads=heads,
@@ -49,6 +66,21 @@ def gqa_node(make: NodeMaker, name: str, layer: int, pairing: Pairing, *, qk_nor
         head_dim=dim,
         scale=dim**-0.5,
     )
+
+
+def _projections(make: NodeMaker, name: str, hidden: int, q_rows: int, kv_rows: int) -> tuple[Node, Node, Node]:
+    """q, k and v, stored one by one or as rows of one tensor."""
+    whole = f"{name}.qkv"
+    rows = {"q": q_rows, "k": kv_rows, "v": kv_rows}
+    if make.has(f"{name}.q") or not make.has(whole):
+        q, k, v = (make.linear(f"{name}.{role}", hidden, n) for role, n in rows.items())
+        return q, k, v
+    total = q_rows + 2 * kv_rows
+    ends = {"q": q_rows, "k": q_rows + kv_rows, "v": total}
+    q, k, v = (
+        make.row_span(f"{name}.{role}", whole, hidden, (ends[role] - n, ends[role]), total) for role, n in rows.items()
+    )
+    return q, k, v
 
 
 def _window(make: NodeMaker, layer: int) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
+from ktcore.ops.linear import LinearSpec
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
 from ktcore.weights.ref import WeightRef
 
@@ -28,13 +29,22 @@ class Routing:
 
 
 def moe_node(
-    make: NodeMaker, name: str, hidden: int, intermediate: int, eps: float, routing: Routing, shared: int = 0
+    make: NodeMaker,
+    name: str,
+    hidden: int,
+    intermediate: int,
+    eps: float,
+    routing: Routing,
+    shared: int = 0,
+    *,
+    shared_gate: bool = False,
 ) -> Node:
     """A residual branch of routed experts.
 
     Args:
         intermediate: width of one expert.
         shared: width of the shared MLP, all shared experts together; 0 for none.
+        shared_gate: a learnt gate scales the shared part.
     """
     return make.composite(
         name,
@@ -43,10 +53,16 @@ def moe_node(
             "router": _router(make, f"{name}.router", hidden, routing),
             "experts": _experts(make, f"{name}.experts", hidden, intermediate, routing),
             "shared": make.mlp(f"{name}.shared", hidden, shared) if shared else None,
+            "shared_gate": _shared_gate(make, f"{name}.shared_gate", hidden) if shared and shared_gate else None,
             "norm": make.norm(f"{name}.norm", hidden, eps),
         },
         hidden=hidden,
     )
+
+
+def _shared_gate(make: NodeMaker, name: str, hidden: int) -> Node:
+    weight = make.ref(name, (1, hidden), fold=True)  # GGUF holds it as a vector
+    return make.node(name, LinearSpec(hidden, 1, weight.format), {"weight": weight})
 
 
 def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:

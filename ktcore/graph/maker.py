@@ -26,7 +26,7 @@ class NodeMaker:
 
     def has(self, name: str, suffix: str = ".weight") -> bool:
         """Whether the checkpoint holds the tensor of a node."""
-        return self.names.of(name) + suffix in self._tensors
+        return self.names.knows(name) and self.names.of(name) + suffix in self._tensors
 
     def ref(self, name: str, shape: tuple[int, ...], suffix: str = ".weight", *, fold: bool = False) -> WeightRef:
         """The weight of a node.
@@ -89,21 +89,37 @@ class NodeMaker:
             weights["bias"] = self.ref(name, (out_features,), ".bias")
         return self.node(name, LinearSpec(in_features, out_features, weight.format, "bias" in weights), weights)
 
+    def row_span(self, name: str, whole: str, in_features: int, span: tuple[int, int], rows: int) -> Node:
+        """A projection that is stored as rows `span` of the tensor `whole`, which has `rows` of them."""
+        weight = self.ref(whole, (rows, in_features)).slice_rows(*span)
+        weights = {"weight": weight}
+        if self.has(whole, ".bias"):
+            weights["bias"] = self.ref(whole, (rows,), ".bias").slice_rows(*span)
+        return self.node(name, LinearSpec(in_features, span[1] - span[0], weight.format, "bias" in weights), weights)
+
     def norm(self, name: str, dim: int, eps: float) -> Node:
         """An RMSNorm with weight."""
         weight = self.ref(name, (dim,))
         return self.node(name, RMSNormSpec(dim, eps, weight.format), {"weight": weight})
 
-    def mlp(self, name: str, hidden: int, intermediate: int, *, eps: float | None = None) -> Node:
-        """A gated MLP; with `eps` a residual branch with its own norm, without one a bare part."""
+    def mlp(
+        self, name: str, hidden: int, intermediate: int, *, eps: float | None = None, post_norm: bool = False
+    ) -> Node:
+        """A gated MLP; with `eps` a residual branch with its own norm, without one a bare part.
+
+        Args:
+            post_norm: the branch's result has a norm of its own, too.
+        """
+        gate, up = self._gate_up(name, hidden, intermediate)
         return self.composite(
             name,
             MLPSpec,
             {
-                "gate": self.linear(f"{name}.gate", hidden, intermediate),
-                "up": self.linear(f"{name}.up", hidden, intermediate),
+                "gate": gate,
+                "up": up,
                 "down": self.linear(f"{name}.down", intermediate, hidden),
                 "norm": None if eps is None else self.norm(f"{name}.norm", hidden, eps),
+                "post_norm": self.norm(f"{name}.post_norm", hidden, eps) if eps is not None and post_norm else None,
             },
             hidden=hidden,
             intermediate=intermediate,
@@ -117,3 +133,10 @@ class NodeMaker:
         if not isinstance(name, str) or name not in ACTIVATIONS:
             raise self.settings.error(f"activation {name!r} is unknown", f"known: {', '.join(ACTIVATIONS)}")
         return name
+
+    def _gate_up(self, name: str, hidden: int, width: int) -> tuple[Node, Node]:
+        gate, up, both = f"{name}.gate", f"{name}.up", f"{name}.gate_up"
+        if self.has(gate) or not self.has(both):
+            return self.linear(gate, hidden, width), self.linear(up, hidden, width)
+        first, second = (0, width), (width, 2 * width)
+        return self.row_span(gate, both, hidden, first, 2 * width), self.row_span(up, both, hidden, second, 2 * width)

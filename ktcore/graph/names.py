@@ -18,6 +18,7 @@ ATTENTION: NameTable = {
     "attn.q": ("self_attn.q_proj", "attn_q"),
     "attn.k": ("self_attn.k_proj", "attn_k"),
     "attn.v": ("self_attn.v_proj", "attn_v"),
+    "attn.qkv": ("self_attn.qkv_proj", "attn_qkv"),
     "attn.o": ("self_attn.o_proj", "attn_output"),
     "attn.q_norm": ("self_attn.q_norm", "attn_q_norm"),
     "attn.k_norm": ("self_attn.k_norm", "attn_k_norm"),
@@ -40,6 +41,8 @@ MLP: NameTable = {
     "ffn.gate": ("mlp.gate_proj", "ffn_gate"),
     "ffn.up": ("mlp.up_proj", "ffn_up"),
     "ffn.down": ("mlp.down_proj", "ffn_down"),
+    # gate's rows, then up's; converters to GGUF name the fused tensor as up alone
+    "ffn.gate_up": ("mlp.gate_up_proj", "ffn_up"),
 }
 
 MOE: NameTable = {
@@ -57,6 +60,14 @@ MOE: NameTable = {
     "ffn.shared.down": ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
 }
 
+SHARED_EXPERT: NameTable = {
+    "ffn.shared.gate": ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    "ffn.shared.up": ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    "ffn.shared.down": ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    "ffn.shared_gate": ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+}
+"""Qwen's names of the shared experts: singular, and with a gate."""
+
 
 class TensorNames:
     """Looks names up for one kind of checkpoint."""
@@ -65,6 +76,12 @@ class TensorNames:
         self._column = 1 if gguf else 0
         self._prefix = "blk.{}." if gguf else "model.layers.{}."
         self._layer_table = layer_table
+
+    def knows(self, node: str) -> bool:
+        """Whether this kind of checkpoint has a name for it."""
+        layer = layer_of(node)
+        table = OUTSIDE if layer is None else self._layer_table
+        return bool(table.get(node if layer is None else node.split(".", 2)[2], ("", ""))[self._column])
 
     def of(self, node: str) -> str:
         """The tensor of a node such as "layers.3.attn.q" or "head", without its ".weight" or ".bias"."""

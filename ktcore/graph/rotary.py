@@ -14,18 +14,22 @@ from ktcore.weights.ref import WeightRef
 DIVISORS = "rope_freqs.weight"
 
 
-def rope_node(make: NodeMaker, name: str, dim: int, pairing: Pairing, *, log_multiplier: bool = False) -> Node:
+def rope_node(
+    make: NodeMaker, name: str, dim: int, pairing: Pairing, *, log_multiplier: bool = False, partial: float = 1.0
+) -> Node:
     """The rope part of an attention.
 
     Args:
-        dim: head width; hub configs may rotate a fraction of it only (`partial_rotary_factor`).
+        dim: head width; checkpoints may rotate its beginning only (`partial_rotary_factor`, `rope.dimension_count`).
         pairing: what the *stored* weights expect; see the families.
+        partial: the part that rotates where the checkpoint does not say.
         log_multiplier: the GGUF architecture keeps YaRN's magnitude in `yarn_log_multiplier`.
     """
     settings = make.settings
     weights: dict[str, WeightRef] = {}
     if settings.gguf:
         theta = settings.number("", "rope.freq_base", 10000.0, positive=True)
+        dim = min(dim, settings.integer("", "rope.dimension_count", int(dim * partial)))
         if DIVISORS in settings.checkpoint.tensors:
             # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
             make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))
@@ -34,7 +38,7 @@ def rope_node(make: NodeMaker, name: str, dim: int, pairing: Pairing, *, log_mul
     else:
         section = Settings(settings.checkpoint, rope_parameters(settings))
         theta = section.number("rope_theta", "", 10000.0, positive=True)
-        dim = int(dim * min(section.number("partial_rotary_factor", "", 1.0), 1.0))
+        dim = int(dim * min(section.number("partial_rotary_factor", "", partial), 1.0))
         scaling = _hf_scaling(section)
     if dim < 2 or dim % 2 or theta == 1.0:
         raise settings.error(f"rotary position embedding of width {dim} and base {theta} is not possible")

@@ -25,6 +25,7 @@ class AttentionSpec(Spec):
         q_norm, k_norm: per head over head_dim, before RoPE.
         rope: None for layers without position embedding.
         residual: add x to the result.
+        post_norm: applied to the branch's result before x is added (dense GLM-4).
     """
 
     op: ClassVar[str] = "attention"
@@ -43,3 +44,4 @@ class AttentionSpec(Spec):
     k_norm: RMSNormSpec | None = None
     rope: RopeSpec | None = None
     residual: bool = True
+    post_norm: RMSNormSpec | None = None

@@ -26,6 +26,7 @@ class MLPSpec(Spec):
     Attributes:
         norm: applied to x first; None inside a MoE branch, which norms once for all of its parts.
         residual: add x to the result.
+        post_norm: applied to the branch's result before x is added (dense GLM-4).
     """
 
     op: ClassVar[str] = "mlp"
@@ -37,6 +38,7 @@ class MLPSpec(Spec):
     down: LinearSpec
     norm: RMSNormSpec | None = None
     residual: bool = False
+    post_norm: RMSNormSpec | None = None
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:

@@ -24,7 +24,8 @@ class WeightRef:
         sources: tensor names; several are stacked along a new first axis (one tensor an expert).
         shape: torch order [..., out, in] after stacking and slicing; may reshape a single source.
         format: weight format of the stored bytes.
-        rows: slice of the second to last axis, for the halves of a fused tensor; None takes all.
+        rows: slice of the second to last axis, or of a vector's only one, for the parts of a fused tensor; None takes
+            all.
     """
 
     sources: tuple[str, ...]
@@ -66,7 +67,9 @@ class WeightRef:
         return cls(tuple(names), shape or stacked, first.format)
 
     def slice_rows(self, start: int, stop: int) -> WeightRef:
-        """Rows start..stop of the second to last axis."""
+        """Rows start..stop of the second to last axis; of a vector, its items."""
+        if len(self.shape) == 1:
+            return replace(self, shape=(stop - start,), rows=(start, stop))
         return replace(self, shape=(*self.shape[:-2], stop - start, self.shape[-1]), rows=(start, stop))
 
     def open(self, checkpoint: Checkpoint) -> Weight:
@@ -122,6 +125,9 @@ class Weight:
         if self.ref.rows is None:
             return raw
         start, stop = self.ref.rows
+        if len(self.shape) == 1:
+            item = row_bytes(self.format, 1)
+            return raw.reshape(-1)[start * item : stop * item]
         stored_rows = self._checkpoint.tensors[name].shape[-2]
         return raw.reshape(-1, stored_rows, width)[:, start:stop]
 

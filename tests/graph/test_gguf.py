@@ -218,7 +218,7 @@ def test_frequency_divisors_are_found_without_a_key() -> None:
     ("config", "message"),
     [
         ({"general.architecture": "rwkv7"}, "'rwkv7' is not supported"),
-        ({"llama.expert_count": 8}, "Mixtral"),
+        ({"llama.expert_count": 8}, r"'llama\.expert_used_count' is missing"),
         ({"llama.rope.scaling.type": "longrope"}, "'longrope' is not supported"),
         ({"llama.attention.value_length": 32}, "widths differ"),
         ({"llama.block_count": None}, r"'llama\.block_count' is missing"),

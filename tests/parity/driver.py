@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from ktcore.ops import Spec, StepBatch
 from ktcore.weights import Checkpoint
 
 PAGE = 16
+SEQUENCES, BLOCKS = 3, 8
 
 
 class Runner:
-    """One sequence through a checkpoint; pages come in reverse order, so that page n is never block n.
+    """Up to three sequences through a checkpoint; pages come in reverse order, so that page n is never block n.
 
     Args:
         options: of a rule, by operator.
@@ -42,23 +44,35 @@ class Runner:
         self.reset()
 
     def reset(self) -> None:
-        """Start a new sequence."""
-        self._length = 0
+        """Start new sequences."""
+        self._lengths = [0] * SEQUENCES
         for cache in self._caches:
-            cache.allocate_pages(8, PAGE)
+            cache.allocate_pages(SEQUENCES * BLOCKS, PAGE)
 
-    @torch.no_grad()
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [tokens, vocab] of the sequence's next tokens."""
-        positions = torch.arange(self._length, self._length + len(ids))
-        self._length += len(ids)
-        table = torch.arange(7, -1, -1, dtype=torch.int32)[None]
-        step = StepBatch(ids, positions, (0, len(ids)), (self._length,), table, PAGE)
+        return self.batch([ids])[0]
+
+    @torch.no_grad()
+    def batch(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Logits [tokens, vocab] of the next tokens of sequence 0, 1, …, all in one step; a part may be any length."""
+        starts = [0, *accumulate(len(part) for part in parts)]
+        positions = torch.cat([torch.arange(n, n + len(part)) for n, part in zip(self._lengths, parts, strict=False)])
+        for i, part in enumerate(parts):
+            self._lengths[i] += len(part)
+        table = torch.arange(SEQUENCES * BLOCKS - 1, -1, -1, dtype=torch.int32).view(SEQUENCES, BLOCKS)[: len(parts)]
+        ids = torch.cat(list(parts))
+        step = StepBatch(ids, positions, tuple(starts), tuple(self._lengths[: len(parts)]), table, PAGE)
+        logits = self._forward(ids, step)
+        return [logits[a:b] for a, b in pairwise(starts)]
+
+    def _forward(self, ids: torch.Tensor, step: StepBatch) -> torch.Tensor:
         m = self._modules
         x = m["embed"](ids)
         for layer in self.graph.layers:
             x = m[layer.ffn.name](m[layer.attn.name](x, step))
-        return m["head"](m["norm"](x))
+        logits: torch.Tensor = m["head"](m["norm"](x))
+        return logits
 
     def _load(self, node: Node) -> Any:
         implementation = self._implementations[type(node.spec)]

@@ -3,7 +3,7 @@ transformations on the way (permuted q and k, stacked experts, split and transpo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +21,29 @@ ARCHITECTURES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "glm4": gguf.MODEL_ARCH.GLM4,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
 }
 
 
-def write_gguf(model: PreTrainedModel, path: Path, layout: Layout = "split") -> Path:
-    """The model as one float32 GGUF file."""
+def write_gguf(
+    model: PreTrainedModel,
+    path: Path,
+    layout: Layout = "split",
+    *,
+    fuse_qkv: bool = False,
+    unstack_experts: bool = False,
+) -> Path:
+    """The model as one float32 GGUF file.
+
+    Args:
+        fuse_qkv: q, k and v as one tensor.
+        unstack_experts: a tensor an expert, as in Mixtral's first files.
+    """
     config = model.config
     arch = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
@@ -37,9 +53,14 @@ def write_gguf(model: PreTrainedModel, path: Path, layout: Layout = "split") -> 
         _latent(writer, config, layout)
     else:
         _grouped(writer, config)
-    if "moe_intermediate_size" in config.to_dict():
+    if "num_experts_per_tok" in config.to_dict():
         _experts(writer, config)
-    for name, value in _tensors(model, arch, layout):
+    tensors = dict(_tensors(model, arch, layout))
+    if fuse_qkv:
+        tensors = dict(_fused_qkv(tensors))
+    if unstack_experts:
+        tensors = dict(_unstacked(tensors))
+    for name, value in tensors.items():
         writer.add_tensor(name, value.detach().numpy().astype(np.float32).copy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -49,7 +70,11 @@ def write_gguf(model: PreTrainedModel, path: Path, layout: Layout = "split") -> 
 
 
 def _common(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
-    w.add_block_count(c.num_hidden_layers)
+    # GLM's prediction layer counts as a block
+    nextn = 1 if c.model_type == "glm4_moe" else 0
+    w.add_block_count(c.num_hidden_layers + nextn)
+    if nextn:
+        w.add_nextn_predict_layers(nextn)
     w.add_context_length(c.max_position_embeddings)
     w.add_embedding_length(c.hidden_size)
     w.add_feed_forward_length(c.intermediate_size)
@@ -63,7 +88,7 @@ def _grouped(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     if head_dim != c.hidden_size // c.num_attention_heads:  # converters leave it out where it follows
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
-    w.add_rope_dimension_count(head_dim)
+    w.add_rope_dimension_count(int(head_dim * c.rope_parameters.get("partial_rotary_factor", 1.0)))
 
 
 def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
@@ -82,9 +107,13 @@ def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
     w.add_kv_lora_rank(c.kv_lora_rank)
     if c.q_lora_rank is not None:
         w.add_q_lora_rank(c.q_lora_rank)
+    _deepseek_experts(w, c)
+
+
+def _deepseek_experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     w.add_leading_dense_block_count(c.first_k_dense_replace)
     w.add_expert_shared_count(c.n_shared_experts)
-    if c.model_type == "deepseek_v3":
+    if c.model_type != "deepseek_v2":
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         w.add_expert_weights_norm(c.norm_topk_prob)
     if c.n_group:
@@ -97,7 +126,12 @@ def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
 def _experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     w.add_expert_count(c.num_local_experts if hasattr(c, "num_local_experts") else c.num_experts)
     w.add_expert_used_count(c.num_experts_per_tok)
-    w.add_expert_feed_forward_length(c.moe_intermediate_size)
+    if c.model_type != "mixtral":
+        w.add_expert_feed_forward_length(c.moe_intermediate_size)
+    if hasattr(c, "shared_expert_intermediate_size"):
+        w.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
+    if c.model_type == "glm4_moe":
+        _deepseek_experts(w, c)
 
 
 def _rope(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
@@ -128,12 +162,31 @@ def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> I
         for hf, out in _converted(c, name, value, layout):
             names = (m.get_name(hf, try_suffixes=(".weight", ".bias")) for m in maps)
             yield next(n for n in names if n), out
+    if c.model_type == "glm4_moe":  # of the prediction layer, which is not run
+        yield f"blk.{c.num_hidden_layers}.nextn.enorm.weight", torch.ones(c.hidden_size)
+
+
+def _fused_qkv(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in tensors.items():
+        if ".attn_q." in name:
+            yield name.replace("_q.", "_qkv."), torch.cat([tensors[name.replace("_q.", f"_{r}.")] for r in "qkv"])
+        elif ".attn_k." not in name and ".attn_v." not in name:
+            yield name, value
+
+
+def _unstacked(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in tensors.items():
+        if "_exps." not in name:
+            yield name, value
+            continue
+        for e, expert in enumerate(value):
+            yield name.replace("_exps.", f".{e}."), expert
 
 
 def _converted(
     c: PreTrainedConfig, name: str, value: torch.Tensor, layout: Layout
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    if c.model_type in ("llama", "mistral") and (".q_proj." in name or ".k_proj." in name):
+    if c.model_type in ("llama", "mistral", "mixtral") and (".q_proj." in name or ".k_proj." in name):
         heads = c.num_attention_heads if ".q_proj." in name else c.num_key_value_heads
         yield (
             name,
@@ -143,6 +196,8 @@ def _converted(
         stem, half = name.removesuffix("gate_up_proj"), value.shape[1] // 2
         yield f"{stem}gate_proj.weight", value[:, :half]
         yield f"{stem}up_proj.weight", value[:, half:]
+    elif name.endswith("shared_expert_gate.weight"):
+        yield name, value[0]
     elif name.endswith("experts.down_proj"):
         yield f"{name}.weight", value
     elif name.endswith("kv_b_proj.weight"):

@@ -11,11 +11,16 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    Glm4Config,
+    Glm4MoeConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -155,6 +160,43 @@ def _qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
     return Qwen3MoeConfig(**(settings | changes))
 
 
+def _qwen2_moe(**changes: Any) -> Qwen2MoeConfig:
+    settings = dict(
+        GQA,
+        num_hidden_layers=3,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=80,
+        num_experts=12,
+        num_experts_per_tok=4,
+        norm_topk_prob=False,
+        rope_parameters=_plain(1e6),
+    )
+    return Qwen2MoeConfig(**(settings | changes))
+
+
+def _glm4_moe(**changes: Any) -> Glm4MoeConfig:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=3,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        routed_scaling_factor=2.5,
+        use_qk_norm=True,
+        attention_bias=True,
+        num_mtp_layers=0,
+        rope_parameters=_plain(1e6) | {"partial_rotary_factor": 0.5},
+    )
+    return Glm4MoeConfig(**(settings | changes))
+
+
 def _llama(**changes: Any) -> LlamaConfig:
     llama3 = {
         "rope_type": "llama3",
@@ -197,6 +239,43 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         tie_word_embeddings=True,
         rope_parameters=_plain(1e6),
     ),
+    "qwen3-wide": lambda: Qwen3Config(
+        **GQA | {"num_key_value_heads": 4},
+        head_dim=24,
+        num_hidden_layers=2,
+        intermediate_size=96,
+        attention_bias=True,
+        rope_parameters=_plain(1e6),
+    ),
+    "phi3": lambda: Phi3Config(
+        **GQA,
+        num_hidden_layers=2,
+        intermediate_size=96,
+        rope_parameters=_plain(1e4),
+        original_max_position_embeddings=4096,
+    ),
+    "glm4": lambda: Glm4Config(
+        **GQA,
+        head_dim=32,
+        num_hidden_layers=2,
+        intermediate_size=96,
+        attention_bias=True,
+        rope_parameters=_plain(1e4) | {"partial_rotary_factor": 0.5},
+    ),
+    "mixtral": lambda: MixtralConfig(
+        **GQA,
+        num_hidden_layers=2,
+        intermediate_size=96,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        sliding_window=None,
+        rope_parameters=_plain(1e6),
+    ),
+    "qwen2-moe": _qwen2_moe,
+    "qwen2-moe-mixed": lambda: _qwen2_moe(mlp_only_layers=[1], norm_topk_prob=True),
+    "qwen2-moe-window": lambda: _qwen2_moe(use_sliding_window=True, sliding_window=20, max_window_layers=2),
+    "glm4-moe": _glm4_moe,
+    "glm4-air": lambda: _glm4_moe(use_qk_norm=False, n_shared_experts=2, routed_scaling_factor=1.0),
     "qwen3-moe": _qwen3_moe,
     "qwen3-moe-mixed": lambda: _qwen3_moe(mlp_only_layers=[1], norm_topk_prob=False),
     "qwen3-moe-step": lambda: _qwen3_moe(decoder_sparse_step=2),

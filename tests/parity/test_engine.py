@@ -15,7 +15,19 @@ from .gguf_writer import write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-4
-FAMILIES = ["llama", "smollm2", "qwen3-moe", "v3", "kimi-k2", "moonlight", "v2-full"]
+FAMILIES = [
+    "llama",
+    "glm4",
+    "mixtral",
+    "qwen2-moe",
+    "glm4-moe",
+    "smollm2",
+    "qwen3-moe",
+    "v3",
+    "kimi-k2",
+    "moonlight",
+    "v2-full",
+]
 NEW_TOKENS = 24
 
 

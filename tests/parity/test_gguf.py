@@ -19,9 +19,9 @@ from .models import CONFIGS
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-4
 LATENT = ["v3", "kimi-k2", "moonlight", "v2-full", "v2-lite"]
-# GGUF cannot express these: half pairing of latent attention, softmax weights without renormalisation for Qwen3-MoE
-# (its key is never written), and a sliding window for the llama architecture
-NOT_IN_GGUF = {"v3-half", "qwen3-moe-mixed", "mistral-window"}
+# GGUF cannot express these: half pairing of latent attention, unusual renormalisation in Qwen2-MoE and Qwen3-MoE (its
+# key is never written), sliding windows of these architectures; and Phi-3's files are not read
+NOT_IN_GGUF = {"v3-half", "qwen3-moe-mixed", "qwen2-moe-mixed", "mistral-window", "qwen2-moe-window", "phi3"}
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_GGUF])
@@ -41,3 +41,18 @@ def test_every_layout_of_the_latent_up_projection_is_read(
         run = Runner(checkpoint, {MLASpec: {"absorbed": absorbed}})
         assert run.graph.node("layers.0.attn").spec.split_kv_b == (layout != "fused")
         torch.testing.assert_close(run(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-bias", "qwen2", "glm4", "glm4-moe"])
+def test_one_tensor_of_q_k_and_v_is_read_by_rows(name: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    t = tiny(name)
+    with open_checkpoint(write_gguf(t.model, tmp_path / "tiny.gguf", fuse_qkv=True)) as checkpoint:
+        assert "blk.0.attn_q.weight" not in checkpoint.tensors
+        torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+
+
+def test_mixtral_files_with_a_tensor_an_expert_are_read(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    t = tiny("mixtral")
+    with open_checkpoint(write_gguf(t.model, tmp_path / "tiny.gguf", unstack_experts=True)) as checkpoint:
+        assert "blk.1.ffn_down.7.weight" in checkpoint.tensors
+        torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=TOLERANCE, rtol=0)

@@ -14,10 +14,23 @@ from .conftest import Tiny
 from .gguf_writer import write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-IN_BOTH = ["qwen3-moe", "v3", "kimi-k2", "moonlight", "v2-full", "v2-lite"]
+IN_BOTH = [
+    "mixtral",
+    "qwen2-moe",
+    "glm4-moe",
+    "glm4-air",
+    "glm4",
+    "qwen3-moe",
+    "v3",
+    "kimi-k2",
+    "moonlight",
+    "v2-full",
+    "v2-lite",
+]
 FAMILIES = [(name, kind) for name in IN_BOTH for kind in ("safetensors", "gguf")]
 # what GGUF cannot say
-FAMILIES += [("qwen3-moe-mixed", "safetensors"), ("v3-half", "safetensors")]
+FAMILIES += [("qwen3-moe-mixed", "safetensors"), ("v3-half", "safetensors"), ("phi3", "safetensors")]
+FAMILIES += [("qwen2-moe-window", "safetensors"), ("qwen3-wide", "gguf")]
 OPERATORS = {"linear": "", "mlp": "", "moe": "", "attention": ", kv_dtype: f32", "mla": ", kv_dtype: f32"}
 
 
@@ -43,8 +56,7 @@ def test_native_model_matches_transformers(
     path = t.folder if kind == "safetensors" else write_gguf(t.model, tmp_path / "tiny.gguf")
     with ktcore.load(path, backend="cpu", rules=exact_rules, context=256, threads=2) as model:
         used = {c.node.spec.op: c.implementation.id for c in model.plan.choices.values()}
-        assert used["moe"] == "cpu.moe"
-        assert used.get("mla", "cpu.mla") == "cpu.mla"
+        assert all(used.get(op, f"cpu.{op}") == f"cpu.{op}" for op in ("moe", "mla", "attention", "mlp"))
         torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
         prompts = torch.stack((t.ids[:40], t.ids[40:80]))
         ours = model.generate(prompts, max_new_tokens=16, temperature=0)

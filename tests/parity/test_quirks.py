@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from ktcore.ops import AttentionSpec, KVCacheSpec, LinearSpec, MLASpec, RMSNormSpec, RopeSpec, RouterSpec, Spec
+from ktcore.ops import (
+    AttentionSpec,
+    KVCacheSpec,
+    LinearSpec,
+    MLASpec,
+    MLPSpec,
+    MoESpec,
+    RMSNormSpec,
+    RopeSpec,
+    RouterSpec,
+    Spec,
+)
 from ktcore.weights import open_checkpoint
 
 from .conftest import Tiny
@@ -44,6 +55,20 @@ QUIRKS: dict[str, tuple[str, Mutation]] = {
     "mistral: width of the window": ("mistral-window", _set(KVCacheSpec, window=21)),
     "qwen2: biases": ("qwen2", _set(LinearSpec, bias=False)),
     "qwen3: norms of q and k": ("qwen3", _set(AttentionSpec, q_norm=None)),
+    "glm4: pairing": ("glm4", _set(RopeSpec, pairing="half")),
+    "glm4: part that rotates": ("glm4", _set(RopeSpec, dim=32)),
+    "glm4: norm after attention": ("glm4", _set(AttentionSpec, post_norm=None)),
+    "glm4: norm after the MLP": ("glm4", _set(MLPSpec, post_norm=None)),
+    "glm4-moe: part that rotates": ("glm4-moe", _set(RopeSpec, dim=32)),
+    "glm4-moe: norms of q and k": ("glm4-moe", _set(AttentionSpec, q_norm=None)),
+    "glm4-moe: choice bias": ("glm4-moe", _set(RouterSpec, choice_bias=False)),
+    "glm4-moe: scale": ("glm4-moe", _set(RouterSpec, scale=1.0)),
+    "glm4-moe: biases": ("glm4-moe", _set(LinearSpec, bias=False)),
+    "mixtral: renormalisation": ("mixtral", _set(RouterSpec, renormalise=False)),
+    "qwen2-moe: shared gate": ("qwen2-moe", _set(MoESpec, shared_gate=None)),
+    "qwen2-moe: no renormalisation": ("qwen2-moe", _set(RouterSpec, renormalise=True)),
+    "qwen2-moe: biases": ("qwen2-moe", _set(LinearSpec, bias=False)),
+    "qwen2-moe: window": ("qwen2-moe-window", _set(KVCacheSpec, window=0)),
     "qwen3-moe: renormalisation": ("qwen3-moe", _set(RouterSpec, renormalise=False)),
     "qwen3-moe: no renormalisation": ("qwen3-moe-mixed", _set(RouterSpec, renormalise=True)),
     "qwen3-moe: number of experts": ("qwen3-moe", ONE_EXPERT_LESS),
@@ -84,6 +109,9 @@ def test_parity_sees(quirk: str, tiny: Callable[[str], Tiny]) -> None:
     [
         ("llama", _set(RopeSpec, freq_factors=False)),
         ("smollm2", _set(RopeSpec, pairing="half")),
+        ("mixtral", _set(RopeSpec, pairing="half")),
+        ("glm4", _set(RopeSpec, dim=32)),
+        ("glm4-moe", _set(RopeSpec, dim=32)),
         ("v3", _set(RouterSpec, choice_bias=False)),
         ("v3", _set(RouterSpec, scale=1.0)),
         ("v3", _set(MLASpec, scale=24**-0.5)),

@@ -11,6 +11,7 @@ from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.rope import inverse_frequencies
 from ktcore_cpu import packing
+from ktcore_cpu.norm import PostNorm
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -31,7 +32,7 @@ class CpuAttention(Implementation):
         """Every native weight format; equal key and value widths; ordinary RMSNorms."""
         if spec.cache.key_dim != spec.cache.value_dim:
             return Unsupported("keys and values of different width")
-        if any(n is not None and n.offset for n in (spec.norm, spec.q_norm, spec.k_norm)):
+        if any(n is not None and n.offset for n in (spec.norm, spec.q_norm, spec.k_norm, spec.post_norm)):
             return Unsupported("a zero-centred norm")
         if spec.q_norm is not None and spec.k_norm is not None and spec.q_norm.eps != spec.k_norm.eps:
             return Unsupported("query and key norms with different eps")
@@ -93,9 +94,10 @@ class CpuAttentionModule:
             v_bias=packing.vector(weights, "v.bias"),
             o_bias=packing.vector(weights, "o.bias"),
             window=spec.cache.window,
-            residual=spec.residual,
+            residual=spec.residual and spec.post_norm is None,
             exact=packing.exact(request),
         )
+        self._finish = PostNorm(request, spec.post_norm, spec.residual) if spec.post_norm else None
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Reserve KV pages; the system backs them with memory as they are written."""
@@ -118,7 +120,7 @@ class CpuAttentionModule:
             self._page_size,
             self._kv_dtype,
         )
-        return out
+        return out if self._finish is None else self._finish(x, out)
 
 
 def native_step(step: StepBatch) -> _native.Step:

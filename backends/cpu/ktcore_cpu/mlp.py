@@ -7,6 +7,7 @@ import torch
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
 from ktcore.ops.mlp import MLPSpec
 from ktcore_cpu import packing
+from ktcore_cpu.norm import PostNorm
 
 
 class CpuMLP(Implementation):
@@ -21,7 +22,7 @@ class CpuMLP(Implementation):
         """Every native weight format, no biases."""
         if spec.gate.bias or spec.up.bias or spec.down.bias:
             return Unsupported("an MLP with biases")
-        if spec.norm is not None and spec.norm.offset:
+        if any(n is not None and n.offset for n in (spec.norm, spec.post_norm)):
             return Unsupported("a zero-centred norm")
         return packing.supports_formats(spec)
 
@@ -46,12 +47,13 @@ class CpuMLPModule:
             norm=packing.vector(request.weights, "norm.weight"),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
             activation=spec.activation,
-            residual=spec.residual,
+            residual=spec.residual and spec.post_norm is None,
             exact=packing.exact(request),
         )
+        self._finish = PostNorm(request, spec.post_norm, spec.residual) if spec.post_norm else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = packing.rows(x, self._hidden)
         out = torch.empty_like(x)
         self._block.forward(x.data_ptr(), out.data_ptr(), x.shape[0])
-        return out
+        return out if self._finish is None else self._finish(x, out)

@@ -45,3 +45,21 @@ class CpuRMSNormModule:
             self._pool, x.data_ptr(), self._weight, self._eps, out.data_ptr(), x.numel() // self._weight.shape[0]
         )
         return out
+
+
+class PostNorm:
+    """The end of a branch whose result is normed before x is added: y [T, hidden] -> norm(y), or x + norm(y)."""
+
+    def __init__(self, request: LoadRequest, spec: RMSNormSpec, residual: bool) -> None:
+        from ktcore_cpu import _native
+
+        self._call = _native.rms_norm
+        self._pool: Any = request.runtime.pool  # type: ignore[attr-defined]
+        self._weight: Any = packing.vector(request.weights, "post_norm.weight")
+        self._eps = spec.eps
+        self._residual = residual
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(y)
+        self._call(self._pool, y.data_ptr(), self._weight, self._eps, out.data_ptr(), y.shape[0])
+        return out.add_(x) if self._residual else out

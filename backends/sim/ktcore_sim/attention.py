@@ -45,6 +45,7 @@ class SimAttentionModule:
             q, k = parts["rope"](q, at), parts["rope"](k, at)
         parts["cache"].append(step, k, v)
         y = parts["o"](parts["cache"].attend(step, q, s.scale).reshape(x.shape[0], -1))
+        y = parts["post_norm"](y) if s.post_norm else y
         return cast(torch.Tensor, x + y if s.residual else y)
 
 

@@ -33,4 +33,5 @@ class SimMLPModule:
         spec, parts = self._spec, self._parts
         n = parts["norm"](x) if spec.norm else x
         y = parts["down"](kernels().gated(parts["gate"](n), parts["up"](n), spec.activation))
+        y = parts["post_norm"](y) if spec.post_norm else y
         return cast(torch.Tensor, x + y if spec.residual else y)

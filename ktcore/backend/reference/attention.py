@@ -37,6 +37,7 @@ class ReferenceAttention(ReferenceImplementation):
                 q, k = parts["rope"](q, positions), parts["rope"](k, positions)
             parts["cache"].append(step, k, v)
             y = parts["o"](parts["cache"].attend(step, q, spec.scale).reshape(x.shape[0], -1))
+            y = parts["post_norm"](y) if spec.post_norm else y
             return x + y if spec.residual else y
 
         return run

@@ -93,6 +93,7 @@ class ReferenceMLP(ReferenceImplementation):
         def run(x: torch.Tensor) -> Any:
             n = parts["norm"](x) if spec.norm else x
             y = parts["down"](gated(parts["gate"](n), parts["up"](n), spec.activation))
+            y = parts["post_norm"](y) if spec.post_norm else y
             return x + y if spec.residual else y
 
         return run

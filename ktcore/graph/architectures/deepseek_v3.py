@@ -3,66 +3,15 @@
 from __future__ import annotations
 
 from ktcore.graph.architectures.deepseek_mla import mla_node
-from ktcore.graph.decoder import decoder_graph, rms_eps
-from ktcore.graph.experts import Routing, moe_node
+from ktcore.graph.architectures.deepseek_moe import deepseek_ffn
+from ktcore.graph.decoder import decoder_graph
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import MLA, MOE
-from ktcore.graph.node import Graph, Node
+from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
-
-SIGMOID = 2  # `expert_gating_func` in GGUF; 1, and absence, mean softmax
 
 
 def build_deepseek(settings: Settings) -> Graph:
     """`deepseek_v3`, `kimi_k2` and `deepseek_v2` of hub folders; `deepseek2` of GGUF files, which serves them all."""
     make = NodeMaker(settings, {**MLA, **MOE})
-    hidden = settings.integer("hidden_size", "embedding_length")
-    dense_layers = settings.integer("first_k_dense_replace", "leading_dense_block_count", 0, least=0)
-    routing = _routing(make, dense_layers)
-    shared = settings.integer("n_shared_experts", "expert_shared_count", 0, least=0)
-
-    def ffn(name: str, layer: int) -> Node:
-        if layer < dense_layers:
-            width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
-            return make.mlp(name, hidden, width, eps=rms_eps(make))
-        width = settings.integer("moe_intermediate_size", "expert_feed_forward_length", layer=layer)
-        return moe_node(make, name, hidden, width, rms_eps(make), routing, shared * width)
-
-    return decoder_graph(make, "deepseek_v3", lambda name, _: mla_node(make, name), ffn)
-
-
-def _routing(make: NodeMaker, first_sparse: int) -> Routing:
-    s = make.settings
-    sigmoid = _sigmoid(s)
-    groups = s.integer("n_group", "expert_group_count", 0, least=0) or 1
-    kept = s.integer("topk_group", "expert_group_used_count", 0, least=0) or groups
-    if s.get("topk_method", "", "noaux_tc" if sigmoid else "group_limited_greedy") == "greedy":
-        groups = kept = 1
-    # transformers ignores norm_topk_prob for V2, and no released V2 sets it
-    renormalise = s.architecture != "deepseek_v2" and bool(s.get("norm_topk_prob", "expert_weights_norm", not s.gguf))
-    return Routing(
-        experts=s.integer("n_routed_experts|num_local_experts|num_experts", "expert_count"),
-        top_k=s.integer("num_experts_per_tok", "expert_used_count"),
-        score="sigmoid" if sigmoid else "softmax",
-        choice_bias=sigmoid and (not s.gguf or make.has(f"layers.{first_sparse}.ffn.router.bias", "")),
-        groups=groups,
-        groups_kept=kept,
-        group_score="top2_sum" if sigmoid else "max",
-        renormalise=renormalise,
-        renorm_eps=1e-20,
-        # GGUF converters leave it out, or write 0, where there is none
-        scale=s.number("routed_scaling_factor", "expert_weights_scale", 1.0) or 1.0,
-    )
-
-
-def _sigmoid(s: Settings) -> bool:
-    if s.gguf:
-        function = s.integer("", "expert_gating_func", 0, least=0) or 1
-        if function not in (1, SIGMOID):
-            raise s.error(f"expert_gating_func {function} is unknown", "known: 1 (softmax), 2 (sigmoid)")
-        return function == SIGMOID
-    # configs saved by transformers do not hold scoring_func: its class decides
-    name = s.get("scoring_func", "", "softmax" if s.architecture == "deepseek_v2" else "sigmoid")
-    if name not in ("softmax", "sigmoid"):
-        raise s.error(f"scoring_func {name!r} is unknown", "known: softmax, sigmoid")
-    return bool(name == "sigmoid")
+    return decoder_graph(make, "deepseek_v3", lambda name, _: mla_node(make, name), deepseek_ffn(make))

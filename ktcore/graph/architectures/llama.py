@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ktcore.graph.architectures.mixtral import build_mixtral
 from ktcore.graph.attention import gqa_node
 from ktcore.graph.decoder import decoder_graph, rms_eps
 from ktcore.graph.maker import NodeMaker
@@ -12,9 +13,9 @@ from ktcore.ops.rope import Pairing
 
 
 def build_llama(settings: Settings) -> Graph:
-    """`llama` of both kinds of checkpoint, `mistral` of hub folders."""
+    """`llama` of both kinds of checkpoint, `mistral` of hub folders; `llama` GGUF files with experts are Mixtral's."""
     if settings.integer("", "expert_count", 0, least=0) > 0:
-        raise settings.error("this 'llama' file holds a mixture of experts (Mixtral), which is not supported yet")
+        return build_mixtral(settings)
     # converters to GGUF permute the rows of q and k, so the same model pairs them differently there
     return build_dense(settings, "interleaved" if settings.gguf else "half")
 
@@ -27,6 +28,11 @@ def build_qwen2(settings: Settings) -> Graph:
 def build_qwen3(settings: Settings) -> Graph:
     """`qwen3`: RMSNorm over the heads of q and k."""
     return build_dense(settings, "half", qk_norm=True)
+
+
+def build_phi3(settings: Settings) -> Graph:
+    """`phi3` of hub folders: q, k and v in one tensor, gate and up in another."""
+    return build_dense(settings, "half")
 
 
 def build_dense(settings: Settings, pairing: Pairing, *, qk_norm: bool = False) -> Graph:

@@ -27,7 +27,7 @@ def build_qwen3_moe(settings: Settings) -> Graph:
         return gqa_node(make, name, layer, "half", qk_norm=True)
 
     def ffn(name: str, layer: int) -> Node:
-        if not _sparse(make, name, layer):
+        if not has_experts(make, name, layer):
             width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
             return make.mlp(name, hidden, width, eps=rms_eps(make))
         width = settings.integer("moe_intermediate_size", "expert_feed_forward_length", layer=layer)
@@ -36,7 +36,7 @@ def build_qwen3_moe(settings: Settings) -> Graph:
     return decoder_graph(make, "qwen3_moe", attention, ffn)
 
 
-def _sparse(make: NodeMaker, name: str, layer: int) -> bool:
+def has_experts(make: NodeMaker, name: str, layer: int) -> bool:
     """Whether a layer has experts: GGUF has no key for it, so the tensors tell."""
     settings = make.settings
     if settings.gguf:
