@@ -131,7 +131,7 @@ AI void clear_rows(float* ml, float* out, int rows, int dp) {
 }
 
 AI void finish_row(const float* ml, const float* sum, float* out, int width) {
-    const VF inv = setf(ml[1] > 0.f ? 1.f / ml[1] : 0.f);
+    const VF inv = setf(ml[1] == 0.f ? 0.f : 1.f / ml[1]);
     for (int d = 0; d < width; d += 16) store_part(out + d, mulf(ldf(sum + d), inv), width - d);
 }
 

@@ -2,7 +2,7 @@
 
 // exp2 by a polynomial on [-0.5, 0.5]; relative error below 2e-7. Below -126 the result is zero or subnormal.
 AI VF exp2v(VF x) {
-    x = maxf(x, setf(-150.f));
+    x = maxf(setf(-150.f), x);  // the second operand is the result where one is NaN
     const VF n = roundv(x), f = subf(x, n);
     VF p = setf(1.535336188e-4f);
     p = fma(p, f, setf(1.339887440e-3f));
@@ -16,25 +16,26 @@ AI VF exp2v(VF x) {
 
 // 1 / (1 + exp(-x)), with the exponent clamped so that nothing overflows.
 AI VF sigmoid(VF x) {
-    const VF z = maxf(mulf(x, setf(-1.44269504f)), setf(-126.f));
+    const VF z = maxf(setf(-126.f), mulf(x, setf(-1.44269504f)));
     const VF top = setf(126.f);
-    const VF clamped = subf(setf(0.f), maxf(subf(setf(0.f), z), subf(setf(0.f), top)));
+    const VF clamped = subf(setf(0.f), maxf(subf(setf(0.f), top), subf(setf(0.f), z)));
     return divf(setf(1.f), addf(setf(1.f), exp2v(clamped)));
 }
 
 AI VF activate(VF g, Activation act) {
-    if (act == Activation::Relu) return maxf(g, setf(0.f));
+    if (act == Activation::Relu) return maxf(setf(0.f), g);  // in this order NaN stays
     if (act == Activation::Silu) return mulf(g, sigmoid(g));
     // 0.5 g (1 + tanh(u)) = g * sigmoid(2 u), u = sqrt(2/pi) (g + 0.044715 g^3)
     const VF u = mulf(g, fma(mulf(g, g), setf(0.044715f), setf(1.f)));
     return mulf(g, sigmoid(mulf(u, setf(1.5957691216f))));
 }
 
-// Sixteen values to one activation group.
+// Sixteen values to one activation group. A group that holds NaN or Inf has no codes: its scale, NaN or Inf, times
+// their zero makes every product with it NaN. Below 2^-120 (where 127 / top overflows) values count as zero.
 AI void quantize16(VF x, const ActView& a, uint8_t* record, int g16, float& s_sum) {
-    const float top = hmax(absf(x));
-    const float inv = top > 0.f ? 127.f / top : 0.f;
-    const VI q = cvtfi(mulf(x, setf(inv)));
+    const float top = hmaxabs(x);
+    const bool usable = top >= 0x1p-120f && top <= 3.40282347e38f;
+    const VI q = usable ? cvtfi(mulf(x, setf(127.f / top))) : seti(0);
     st8(reinterpret_cast<int8_t*>(record) + g16 * 16, q);
     const int sum = hsumi(q);
     const float scale = top / 127.f;

@@ -82,6 +82,14 @@ AI float hmax(VF x) {
     t = _mm_max_ps(t, _mm_movehl_ps(t, t));
     return _mm_cvtss_f32(_mm_max_ss(t, _mm_shuffle_ps(t, t, 1)));
 }
+// Largest magnitude, by the order of bit patterns: above it is only Inf, and NaN above that.
+AI float hmaxabs(VF x) {
+    x = absf(x);
+    const __m256i s = _mm256_max_epi32(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b));
+    __m128i t = _mm_max_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+    t = _mm_max_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(t, _mm_shuffle_epi32(t, 0xb1))));
+}
 AI int hsumi(VI x) {
     const __m256i s = _mm256_add_epi32(x.a, x.b);
     __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));

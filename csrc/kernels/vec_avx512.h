@@ -69,6 +69,11 @@ AI float hsum(VF x) {
     return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
 }
 AI float hmax(VF x) { return _mm512_reduce_max_ps(x); }
+// Largest magnitude, by the order of bit patterns: above it is only Inf, and NaN above that.
+AI float hmaxabs(VF x) {
+    const VI bits = _mm512_castps_si512(absf(x));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(bits))));
+}
 AI int hsumi(VI x) { return _mm512_reduce_add_epi32(x); }
 AI void st8(int8_t* p, VI x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x)); }
 AI VF scale2(VF x, VF n) { return _mm512_scalef_ps(x, n); }

@@ -51,12 +51,22 @@ AI VF ldb(const uint16_t* p) { VF r; KT_LANES r.v[i] = bf16_to_float(p[i]); retu
 // Sums in the order of a halving tree, as the wide versions do.
 AI float hsum(VF a) { for (int n = 8; n; n /= 2) for (int i = 0; i < n; i++) a.v[i] += a.v[i + n]; return a.v[0]; }
 AI float hmax(VF a) { float m = a.v[0]; KT_LANES m = a.v[i] > m ? a.v[i] : m; return m; }
+// Largest magnitude, by the order of bit patterns: above it is only Inf, and NaN above that.
+AI float hmaxabs(VF a) {
+    VI m;
+    a = absf(a);
+    __builtin_memcpy(&m, &a, 64);
+    KT_LANES m.v[0] = m.v[i] > m.v[0] ? m.v[i] : m.v[0];
+    float top;
+    __builtin_memcpy(&top, &m.v[0], 4);
+    return top;
+}
 AI int hsumi(VI a) { int m = 0; KT_LANES m += a.v[i]; return m; }
 AI void st8(int8_t* p, VI a) { KT_LANES p[i] = static_cast<int8_t>(a.v[i]); }
-// x * 2^n for integral n; results below the normal range are zero.
+// x * 2^n for integral n up to 127; results below the normal range are zero. NaN in n is for x to carry.
 AI VF scale2(VF x, VF n) {
     KT_LANES {
-        const int e = static_cast<int>(n.v[i] < -127.f ? -127.f : n.v[i]) + 127;
+        const int e = static_cast<int>(n.v[i] >= -127.f ? (n.v[i] < 128.f ? n.v[i] : 128.f) : -127.f) + 127;
         const uint32_t bits = static_cast<uint32_t>(e) << 23;
         float f;
         __builtin_memcpy(&f, &bits, 4);

@@ -1,8 +1,8 @@
-"""What the conformance kit should know of the CPU kernels: their precision, and what they do not do yet."""
+"""What the conformance kit should know of the CPU kernels: their precision."""
 
 from __future__ import annotations
 
-from ktcore.conformance import Expectations, ExpectedFailure, Mode, Precision
+from ktcore.conformance import Expectations, Mode, Precision
 
 _PLAIN = ("F32", "F16", "BF16")
 """Weights that are multiplied with float32 activations; all others with 8-bit ones in groups of 16."""
@@ -24,7 +24,4 @@ def expectations() -> Expectations:
             **{f"cpu.*@{fmt}": plain for fmt in _PLAIN},
             "cpu.*": Precision(activations="int8/16", batch_invariant=True),
         },
-        expected_failures=(
-            ExpectedFailure("L2.*.not-a-number", "8-bit activations lose NaN: a group's largest value ignores it"),
-        ),
     )
