@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ktcore.placement.memory import DeviceMemory
     from ktcore.rules.plan import Plan
     from ktcore.rules.prepare import Prepared
+    from ktcore.weights.checkpoint import Checkpoint
 
 
 def plan(
@@ -23,6 +26,15 @@ def plan(
     rules: o.RulesOption = None,
     memory: o.MemoryOption = None,
     context: o.ContextOption = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="FORMAT",
+            show_default="what config.json says",
+            help="With a bare config.json: the format that the weights are taken to have, like Q4_K.",
+        ),
+    ] = None,
     explain: Annotated[
         str | None,
         typer.Option("--explain", metavar="NODE", help="One node: its rule, and why each alternative was rejected."),
@@ -32,17 +44,21 @@ def plan(
 ) -> None:
     """Show what would run where, and why.
 
-    Reads headers only, and the backend's device need not be here. Rules choose; `--explain` says how they did.
+    Reads headers only, and the backend's device need not be here. Rules choose; `--explain` says how they did. A bare
+    config.json will do in place of a model: what would it take to run one that is not downloaded?
 
     \b
       ktcore plan model.gguf --backend cpu
       ktcore plan model.gguf --backend cpu --explain layers.0.attn
       ktcore plan deepseek.gguf --backend NAME --memory 24GiB --context 32768
+      ktcore plan config.json --weights Q4_K --backend cpu
     """
     from ktcore.cli.terminal import write, write_json
     from ktcore.rules.prepare import prepare
 
-    prepared = prepare(model, backend=backend, rules=rules, memory=memory, context=context)
+    prepared = prepare(
+        model, backend=backend, rules=rules, memory=memory, context=context, opener=partial(_open, weights=weights)
+    )
     prepared.checkpoint.close()
     made = prepared.plan
     if explain is not None:
@@ -54,6 +70,18 @@ def plan(
         write(made.explain(explain) + "\n")
     else:
         _show(prepared, context, memory, asked=backend != "auto")
+
+
+def _open(path: Path, weights: str | None) -> Checkpoint:
+    """A model, or a config.json alone."""
+    from ktcore.weights.bare import open_config
+    from ktcore.weights.checkpoint import open_checkpoint
+
+    if path.suffix == ".json" and not path.is_dir():
+        return open_config(path, weights)
+    if weights is not None:
+        raise PlanError(f"--weights {weights}: {path} has weights of its own", "give its config.json to plan others")
+    return open_checkpoint(path)
 
 
 def _check_node(made: Plan, name: str) -> None:
@@ -82,13 +110,14 @@ def _show(prepared: Prepared, context: int | None, memory: int | None, asked: bo
     from rich.markup import escape
 
     from ktcore.cli.terminal import console
+    from ktcore.placement.memory import human_count
 
     made = prepared.plan
     graph = made.graph
     out = console()
     out.print(
         f"{graph.architecture}: {len(graph.layers)} layers, hidden {graph.hidden}, vocabulary {graph.vocab}, "
-        f"context {graph.context_length}",
+        f"context {graph.context_length}, {human_count(graph.parameters)} parameters",
         markup=False,
     )
     out.print(
@@ -104,12 +133,25 @@ def _show(prepared: Prepared, context: int | None, memory: int | None, asked: bo
             f"[yellow]fallback[/] marks {len(made.fallbacks)} nodes that their rule's first choice cannot run; "
             "the reason stands beside them."
         )
-    notes = [*_absences(prepared), *made.notes]
+    notes = [*_bare(prepared), *_absences(prepared), *made.notes]
     if memory is not None and memory not in made.limits.values():
         notes.insert(0, "--memory limits an accelerator, and this plan uses none")
     for text in notes:
         out.print(f"note: {text}", style="dim", markup=False)
     out.print("`--explain NODE` tells more about one node.", style="dim", markup=False)
+
+
+def _bare(prepared: Prepared) -> Iterator[str]:
+    """What was assumed where there are no weights."""
+    from ktcore.weights.bare import BareCheckpoint
+
+    checkpoint = prepared.checkpoint
+    if not isinstance(checkpoint, BareCheckpoint):
+        return
+    formats = sorted({info.format for info in checkpoint.tensors.values() if len(info.shape) > 1})
+    yield f"{checkpoint.path} alone was read: weights are taken to be {', '.join(formats)}"
+    if checkpoint.quantised:
+        yield f"the released weights are quantised with '{checkpoint.quantised}'; say with --weights what to plan for"
 
 
 def _absences(prepared: Prepared) -> Iterator[str]:

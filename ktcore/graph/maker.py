@@ -22,11 +22,10 @@ class NodeMaker:
     def __init__(self, settings: Settings, layer_table: NameTable) -> None:
         self.settings = settings
         self.names = TensorNames(settings.gguf, layer_table)
-        self._tensors = settings.checkpoint.tensors
 
     def has(self, name: str, suffix: str = ".weight") -> bool:
         """Whether the checkpoint holds the tensor of a node."""
-        return self.names.knows(name) and self.names.of(name) + suffix in self._tensors
+        return self.names.knows(name) and self.settings.checkpoint.holds(self.names.of(name) + suffix)
 
     def ref(self, name: str, shape: tuple[int, ...], suffix: str = ".weight", *, fold: bool = False) -> WeightRef:
         """The weight of a node.
@@ -40,6 +39,7 @@ class NodeMaker:
             ArchitectureError: it has another shape than the configuration says.
         """
         tensor = self.names.of(name) + suffix
+        self.settings.checkpoint.expect(tensor, shape)
         ref = WeightRef.of(self.settings.checkpoint, tensor)
         folded = fold and ref.shape[-1] == shape[-1] and math.prod(ref.shape) == math.prod(shape)
         if not folded:
@@ -52,6 +52,8 @@ class NodeMaker:
         if "{}" not in pattern:
             return self.ref(name, (count, *shape))
         names = [pattern.format(e) + ".weight" for e in range(count)]
+        for tensor in names:
+            self.settings.checkpoint.expect(tensor, shape)
         ref = WeightRef.of(self.settings.checkpoint, *names)
         self.check(names[0], ref.shape[1:], shape)
         return ref

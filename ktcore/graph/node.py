@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -94,6 +95,12 @@ class Graph:
         """Every node, composites before their parts."""
         for root in self.roots():
             yield from root.walk()
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, those of a tied head once."""
+        refs = {(ref.sources, ref.rows): ref for root in self.roots() for ref in root.all_weights().values()}
+        return sum(math.prod(ref.shape) for ref in refs.values())
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError when there is none."""

@@ -69,6 +69,11 @@ def human_bytes(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def human_count(count: int) -> str:
+    """A number of parameters: "135 M", "671.0 B"."""
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.0f} M" if count >= 1e6 else str(count)
+
+
 def _width(spec: Spec) -> int:
     """Float values a token that are alive at once: inputs, outputs and what lies between."""
     if isinstance(spec, LinearSpec):

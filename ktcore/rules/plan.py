@@ -225,6 +225,7 @@ class Plan:
         return {
             "architecture": self.graph.architecture,
             "family": self.graph.family,
+            "parameters": self.graph.parameters,
             "backend": self.backend,
             "page_size": self.page_size,
             "cache_bytes_per_token": self.cache_bytes_per_token,

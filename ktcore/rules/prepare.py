@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,17 +35,19 @@ def prepare(
     rules: str | Path | None = None,
     memory: int | None = None,
     context: int | None = None,
+    opener: Callable[[Path], Checkpoint] = open_checkpoint,
 ) -> Prepared:
     """Plan a checkpoint without reading any tensor data; the caller closes `checkpoint`.
 
     Args:
         memory: bytes of accelerator memory that the plan must fit.
         context: tokens that the KV cache must hold, for the memory figures.
+        opener: opens `path`; to plan without weights something else than usual.
 
     Raises:
         KtcoreError: of the kind that fits what is wrong.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = opener(path)
     try:
         graph = build_graph(checkpoint)
         registry = Registry.discover()

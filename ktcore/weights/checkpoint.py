@@ -58,6 +58,13 @@ class Checkpoint(ABC):
         """Bytes of tensor data in the file or files."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return name in self.tensors
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> None:  # noqa: B027
+        """Told what the configuration says of a tensor before it is looked up; only one without weights listens."""
+
     @abstractmethod
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes: flat uint8, read-only, a view of the memory map.
@@ -155,7 +162,7 @@ def _describe(path: Path, head: bytes) -> tuple[str, str | None]:
     if head[8:9] == b"{" and head[6:8] == b"\0\0":
         return "a safetensors file", f"give the folder that also holds its config.json: {path.parent}"
     if text.startswith(b"{"):
-        return "a JSON file", f"give the model's folder: {path.parent}"
+        return "a JSON file", f"give the model's folder, {path.parent}; only `ktcore plan` takes a config.json alone"
     if not any(head):
         return "it starts with zeros", "was the download finished?"
     return f"it starts with bytes {head[:8].hex(' ')}", None

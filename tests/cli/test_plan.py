@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from .conftest import Run
 from .test_errors import FAR, install
+
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 
 
 def test_the_table_names_nodes_implementations_devices_and_rules(ktcore: Run, tiny_llama: Path) -> None:
@@ -70,3 +74,43 @@ def test_fallbacks_are_marked_with_their_reason(ktcore: Run, tiny_llama: Path, t
     assert "reference.rms_norm fallback" in line
     assert "it implements linear, not rms_norm" in line
     assert "fallback marks 1 node" in out
+
+
+def test_a_bare_config_json_is_planned_with_memory_by_device(
+    ktcore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "far", FAR)
+    options = ("--backend", "far", "--memory", "128GiB", "--context", 32768, "--weights", "Q4_K")
+    found = ktcore("plan", CONFIGS / "deepseek-v3.json", *options, "--json").json
+    assert found["parameters"] == pytest.approx(671e9, rel=0.005)
+    experts = 58 * 256 * 3 * 7168 * 2048 * 144 // 256
+    assert experts < found["memory"]["cpu:0"]["weights"] < experts * 1.05
+    # 17 billion dense parameters in float32: this backend brings no kernels of its own
+    assert 60 << 30 < found["memory"]["far:0"]["weights"] < 80 << 30
+    out = ktcore("plan", CONFIGS / "deepseek-v3.json", *options).out
+    assert "671.0 B parameters" in out
+    assert "deepseek-v3.json alone was read: weights are taken to be Q4_K" in out
+    assert "quantised with 'fp8'; say with --weights" in out
+
+
+def test_weights_of_a_real_model_are_not_assumed(ktcore: Run, tiny_llama: Path) -> None:
+    done = ktcore("plan", tiny_llama, "--weights", "Q4_K")
+    assert done.code != 0
+    assert "has weights of its own" in done.err
+
+
+def test_a_config_json_alone_does_not_load(ktcore: Run) -> None:
+    done = ktcore("run", CONFIGS / "deepseek-v3.json", "Hi")
+    assert done.code != 0
+    assert "only `ktcore plan` takes a config.json alone" in done.err
+
+
+def test_planning_a_trillion_parameters_takes_little_memory() -> None:
+    code = (
+        "import resource, sys; from ktcore.cli.main import main\n"
+        f"try: main(['plan', {str(CONFIGS / 'kimi-k2.json')!r}, '--backend', 'cpu', '--json'])\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert '"parameters": 1026' in done.stdout
+    assert int(done.stderr.split()[-1]) * 1024 < 1e9

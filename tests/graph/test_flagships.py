@@ -1,0 +1,88 @@
+"""Full-size models from their config.json alone: parameters as published, and as transformers counts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ktcore.errors import CheckpointError
+from ktcore.graph import Graph, build_graph
+from ktcore.ops import RouterSpec
+from ktcore.weights.bare import open_config
+
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
+# billions, as their makers say: DeepSeek-V3's, Qwen3's and Mixtral's model cards, Kimi-K2's page on the hub (its card
+# rounds to 1T), GLM-4.5's report
+PUBLISHED = {
+    "deepseek-v3": 671,
+    "kimi-k2": 1026.5,
+    "qwen3-235b-a22b": 235,
+    "glm-4.6": 355,
+    "mixtral-8x22b": 141,
+}
+UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
+
+
+def _graph(name: str, weights: str | None = None) -> Graph:
+    return build_graph(open_config(CONFIGS / f"{name}.json", weights))
+
+
+def _as_published(name: str, graph: Graph) -> int:
+    if name != "glm-4.6":
+        return graph.parameters
+    # its report counts the prediction layer, which is a layer and a projection of two hidden states, but not the tables
+    last = graph.layers[-1]
+    roots = (last.attn, last.ffn)
+    layer = sum(torch.Size(ref.shape).numel() for root in roots for ref in root.all_weights().values())
+    return graph.parameters + layer + 2 * graph.hidden**2 - 2 * graph.vocab * graph.hidden
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_published(name: str) -> None:
+    assert _as_published(name, _graph(name)) / 1e9 == pytest.approx(PUBLISHED[name], rel=0.005)
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLISHED if n not in UNKNOWN_TO_TRANSFORMERS])
+def test_parameters_are_those_of_transformers(name: str) -> None:
+    config = json.loads((CONFIGS / f"{name}.json").read_text())
+    config.pop("quantization_config", None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    graph = _graph(name)
+    # a buffer there, a weight here
+    specs = [node.spec for node in graph.walk()]
+    biases = sum(spec.experts for spec in specs if isinstance(spec, RouterSpec) and spec.choice_bias)
+    assert graph.parameters == sum(p.numel() for p in model.parameters()) + biases
+
+
+def test_an_assumed_format_is_that_of_all_matrices_that_can_have_it() -> None:
+    graph = _graph("mixtral-8x22b", "Q4_K")
+    assert graph.node("layers.0.ffn.experts").spec.formats() == ("Q4_K",)
+    assert graph.node("norm").spec.formats() == ("BF16",)
+    assert graph.node("layers.0.ffn.experts").nbytes == 8 * 3 * 6144 * 16384 * 144 // 256
+
+
+def test_biases_that_the_configuration_implies_are_there(tmp_path: Path) -> None:
+    graph = _graph("glm-4.6")
+    assert {r: bool(graph.node(f"layers.5.attn.{r}").weights.get("bias")) for r in "qo"} == {"q": True, "o": False}
+    assert not _graph("mixtral-8x22b").node("layers.5.attn.q").weights.get("bias")
+
+
+def test_a_bare_configuration_has_no_bytes_to_give() -> None:
+    checkpoint = open_config(CONFIGS / "deepseek-v3.json")
+    assert checkpoint.quantised == "fp8"
+    graph = build_graph(checkpoint)
+    with pytest.raises(CheckpointError, match=r"deepseek-v3\.json: holds no weights"):
+        graph.head.weights["weight"].open(checkpoint).raw()
+
+
+def test_unknown_formats_and_dtypes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'Q5_X'"):
+        open_config(CONFIGS / "deepseek-v3.json", "Q5_X")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "torch_dtype": "int3"}')
+    with pytest.raises(CheckpointError, match="dtype 'int3' is unknown"):
+        open_config(tmp_path / "config.json")
