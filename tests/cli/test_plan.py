@@ -84,7 +84,7 @@ def test_a_bare_config_json_is_planned_with_memory_by_device(
     found = ktcore("plan", CONFIGS / "deepseek-v3.json", *options, "--json").json
     assert found["parameters"] == pytest.approx(671e9, rel=0.005)
     experts = 58 * 256 * 3 * 7168 * 2048 * 144 // 256
-    assert experts < found["memory"]["cpu:0"]["weights"] < experts * 1.05
+    assert found["memory"]["cpu:0"]["weights"] == experts  # the embedding stays in the file
     # 17 billion dense parameters in float32: this backend brings no kernels of its own
     assert 60 << 30 < found["memory"]["far:0"]["weights"] < 80 << 30
     out = ktcore("plan", CONFIGS / "deepseek-v3.json", *options).out
