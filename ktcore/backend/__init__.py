@@ -7,6 +7,7 @@ from ktcore.backend.implementation import (
     Implementation,
     LoadRequest,
     Module,
+    StateOwner,
     Supported,
     Unsupported,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Module",
     "Probe",
     "Registry",
+    "StateOwner",
     "Supported",
     "Unsupported",
     "hookimpl",

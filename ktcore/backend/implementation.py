@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,6 +87,23 @@ class Implementation(ABC):
     def cache_bytes_per_token(self, spec: Any) -> int:
         """For what owns a KV cache: bytes a token takes in it."""
         return 0
+
+    def state_bytes(self, spec: Any) -> int:
+        """For what owns recurrent states: bytes a sequence takes in them."""
+        return 0
+
+
+@runtime_checkable
+class StateOwner(Protocol):
+    """A module that holds recurrent states, a slot a sequence: by itself, or a fused branch with them inside."""
+
+    def allocate_states(self, slots: int) -> None:
+        """Make room for `slots` sequences; earlier content is gone."""
+        ...
+
+    def copy_states(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy slots `source` to slots `target`, pair by pair, in the order of the device's work."""
+        ...
 
 
 @runtime_checkable

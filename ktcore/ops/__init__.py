@@ -1,22 +1,25 @@
 """Operator interfaces: one file an operator, with its spec (what is computed) and its reference in float32 torch."""
 
-from ktcore.ops.attention import AttentionSpec
+from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.base import Spec
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.linear import LinearSpec
+from ktcore.ops.linear_attention import GatedDeltaNetSpec, StateCacheSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec
-from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
+from ktcore.ops.moe import ClampedGLU, ExpertsSpec, MoESpec, RouterSpec
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import RopeScaling, RopeSpec
 from ktcore.ops.sampling import SamplingParams, SamplingSpec
 
 __all__ = [
     "AttentionSpec",
+    "ClampedGLU",
     "EmbeddingSpec",
     "ExpertsSpec",
+    "GatedDeltaNetSpec",
     "KVCacheSpec",
     "LinearSpec",
     "MLASpec",
@@ -29,5 +32,7 @@ __all__ = [
     "SamplingParams",
     "SamplingSpec",
     "Spec",
+    "StateCacheSpec",
     "StepBatch",
+    "Temperature",
 ]

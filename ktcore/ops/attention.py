@@ -1,9 +1,11 @@
-"""Grouped-query attention as a residual branch: y = x + o(attend(rope(qk_norm(qkv(norm(x))))))."""
+"""Grouped-query attention as a residual branch: y = x + o(attend(rope(qk_norm(qkv(norm(x))))))), gated or tempered."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
+
+import torch
 
 from ktcore.ops.base import Spec
 from ktcore.ops.kv_cache import KVCacheSpec
@@ -13,8 +15,20 @@ from ktcore.ops.rope import RopeSpec
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position: q * (1 + scale * ln(1 + floor((position + 1) / span))), as LLaMA 4 does it.
+
+    Attributes:
+        scale: how much; span: tokens between two steps of the growth.
+    """
+
+    scale: float
+    span: float
+
+
+@dataclass(frozen=True)
 class AttentionSpec(Spec):
-    """Call: x float32 [T, hidden], step -> [T, hidden].
+    """Call: x float32 [T, hidden], step -> [T, hidden]. With `sinks` a weight `sinks` [heads] of its own.
 
     The branch holds its own pre-norm and residual so that a backend can run the whole in one kernel launch or native
     call; one that does not is composed from the parts.
@@ -22,10 +36,15 @@ class AttentionSpec(Spec):
     Attributes:
         scale: softmax scale, 1/sqrt(head_dim) unless the family says otherwise.
         norm: applied to x before q, k, v; None where the family has none.
-        q_norm, k_norm: per head over head_dim, before RoPE.
-        rope: None for layers without position embedding.
+        cache: also says what a query sees: a window, a chunk, a sink.
+        q_norm, k_norm: per head over head_dim, before RoPE; their `weight_format` is "" where they have no weight.
+        rope: None for layers without position embedding; narrower than head_dim where only the first values rotate.
         residual: add x to the result.
         post_norm: applied to the branch's result before x is added (dense GLM-4).
+        gate: [heads * head_dim, hidden] linear of the normed input whose sigmoid multiplies what `o` gets (Qwen3-Next).
+        norm_after_rope: q_norm and k_norm come after RoPE (LLaMA 4).
+        sinks: a learned logit a head joins the softmax's denominator and adds no value (gpt-oss).
+        temperature: of the queries, after norm and RoPE; None for none.
     """
 
     op: ClassVar[str] = "attention"
@@ -45,3 +64,13 @@ class AttentionSpec(Spec):
     rope: RopeSpec | None = None
     residual: bool = True
     post_norm: RMSNormSpec | None = None
+    gate: LinearSpec | None = None
+    norm_after_rope: bool = False
+    sinks: bool = False
+    temperature: Temperature | None = None
+
+
+def tempered(q: torch.Tensor, positions: torch.Tensor, temperature: Temperature) -> torch.Tensor:
+    """Queries [T, heads, d] at positions int64 [T], grown as `Temperature` says."""
+    steps = torch.floor((positions.float() + 1.0) / temperature.span)
+    return q * (torch.log1p(steps) * temperature.scale + 1.0)[:, None, None]

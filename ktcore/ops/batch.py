@@ -26,6 +26,7 @@ class StepBatch:
         context_lens: n lengths, cached tokens after this step.
         block_table: int32 [n, max_blocks] on the CPU: page of each block of a sequence, -1 where there is none.
         page_size: tokens a page.
+        state_slots: n places in the recurrent states, one a sequence; empty for models without such states.
     """
 
     token_ids: torch.Tensor
@@ -34,6 +35,7 @@ class StepBatch:
     context_lens: tuple[int, ...]
     block_table: torch.Tensor
     page_size: int
+    state_slots: tuple[int, ...] = ()
     _derived: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -45,6 +47,10 @@ class StepBatch:
     def sequences(self) -> int:
         """Number of sequences n."""
         return len(self.context_lens)
+
+    def starts(self, sequence: int) -> bool:
+        """Whether a sequence begins with this step: its recurrent states are zero then, whatever their slot holds."""
+        return self.context_lens[sequence] == self.q_start[sequence + 1] - self.q_start[sequence]
 
     def derived(self, key: str, make: Callable[[StepBatch], T]) -> T:
         """What a backend computes once a step and uses in every layer (device mirrors, a native descriptor)."""

@@ -23,8 +23,12 @@ class KVCacheSpec(Spec):
     `append(step, latent [T, value_dim], k_rope [T, key_dim - value_dim])`, and
     `attend(step, q [T, heads, key_dim], scale) -> [T, heads, value_dim]`, q holding the absorbed part first.
 
+    With `sinks`, `attend` takes a fourth argument, float32 [heads]: a logit of every head that joins the softmax's
+    denominator and has no value.
+
     Attributes:
         window: keys older than this many tokens are masked; 0 means all are seen.
+        chunk: positions lie in chunks of this many, and a query sees keys of its own chunk only; 0 means all are seen.
     """
 
     op: ClassVar[str] = "kv_cache"
@@ -34,6 +38,8 @@ class KVCacheSpec(Spec):
     key_dim: int
     value_dim: int
     window: int = 0
+    chunk: int = 0
+    sinks: bool = False
 
     def bytes_per_token(self, element_bytes: int) -> int:
         """Cache bytes a token takes in this layer."""
@@ -41,12 +47,21 @@ class KVCacheSpec(Spec):
         return width * element_bytes
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int = 0) -> torch.Tensor:
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int = 0,
+    chunk: int = 0,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Causal attention of the last Tq of Lk tokens, bottom-right aligned: query i sees keys j <= i + Lk - Tq.
 
     Args:
         q: [Tq, heads, dk]; k: [Lk, kv_heads, dk]; v: [Lk, kv_heads, dv]; heads is a multiple of kv_heads, and query
             head h uses key head h // (heads // kv_heads).
+        sinks: [heads], further logits without values.
 
     Returns:
         [Tq, heads, dv], float32.
@@ -61,7 +76,12 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, wind
     hidden = j > i
     if window:
         hidden |= j <= i - window
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    if chunk:
+        hidden |= j // chunk != i // chunk
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, tq, 1)), -1)
+    weights = scores.softmax(-1)[..., :lk]
     return torch.einsum("hqk,khd->qhd", weights, vv.float())
 
 

@@ -15,7 +15,8 @@ from ktcore.ops.norm import RMSNormSpec
 
 @dataclass(frozen=True)
 class RouterSpec(Spec):
-    """Weights `weight` [experts, hidden] and, with `choice_bias`, `bias` [experts] (kept in float32).
+    """Weights `weight` [experts, hidden]; with `choice_bias` also `bias` [experts], with `logit_bias` also
+    `logit_bias` [experts].
 
     Call: x float32 [T, hidden] -> (expert ids int64 [T, top_k], weights float32 [T, top_k]).
     Order: logits -> scores -> + bias (for the choice only) -> group filter -> top-k -> weights from the unbiased
@@ -25,6 +26,9 @@ class RouterSpec(Spec):
         groups, groups_kept: experts lie in `groups` equal groups, of which the best `groups_kept` stay; 1, 1 for none.
         group_score: "max" masks the others to 0 (DeepSeek-V2), "top2_sum" to -inf (DeepSeek-V3).
         renorm_eps: added to the sum of the chosen weights before the division.
+        logit_bias: a bias is added to the logits themselves (gpt-oss), other than `choice_bias`.
+        on_logits: the choice is by logits, and scores are computed of the chosen ones alone: softmax runs over them
+            (gpt-oss, LLaMA 4, SmallThinker). Not together with groups or `choice_bias`.
     """
 
     op: ClassVar[str] = "router"
@@ -40,17 +44,30 @@ class RouterSpec(Spec):
     renormalise: bool = False
     renorm_eps: float = 0.0
     scale: float = 1.0
+    logit_bias: bool = False
+    on_logits: bool = False
+
+
+@dataclass(frozen=True)
+class ClampedGLU:
+    """gpt-oss's activation: with g = min(gate, limit) and u = clamp(up, +-limit), g * sigmoid(alpha * g) * (u + 1)."""
+
+    alpha: float
+    limit: float
 
 
 @dataclass(frozen=True)
 class ExpertsSpec(Spec):
     """Weights `gate` and `up` [experts, intermediate, hidden], `down` [experts, hidden, intermediate].
 
+    With `bias` also `gate_bias` and `up_bias` [experts, intermediate] and `down_bias` [experts, hidden].
+
     Call: x float32 [T, hidden], ids int64 [T, k], weights float32 [T, k] -> float32 [T, hidden], the weighted sum. A
     negative id means that the expert is resident elsewhere and adds nothing here.
 
     Attributes:
         weight_on_input: the weight multiplies the expert's input instead of its output (LLaMA 4).
+        clamped: replaces act(gate) * up; `activation` has no meaning then.
     """
 
     op: ClassVar[str] = "experts"
@@ -63,11 +80,16 @@ class ExpertsSpec(Spec):
     up_format: str
     down_format: str
     weight_on_input: bool = False
+    bias: bool = False
+    clamped: ClampedGLU | None = None
 
 
 @dataclass(frozen=True)
 class MoESpec(Spec):
     """A residual branch: y = x + experts(n, *router(n)) + shared(n) with n = norm(x). Call: [T, hidden] -> [T, hidden].
+
+    With `early_router` the call is (x, before) -> [T, hidden], and the router sees `before` [T, hidden], the residual
+    stream as it was before the layer's attention, without a norm (SmallThinker).
 
     Attributes:
         shared: one ungated MLP as wide as all shared experts together; None where the family has none.
@@ -82,20 +104,26 @@ class MoESpec(Spec):
     shared_gate: LinearSpec | None = None
     norm: RMSNormSpec | None = None
     residual: bool = True
+    early_router: bool = False
 
 
 def route(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose experts from logits [T, experts] -> (ids int64 [T, k], weights float32 [T, k])."""
+    """Choose experts from logits [T, experts] -> (ids int64 [T, k], weights float32 [T, k]).
+
+    Args:
+        bias: [experts], the choice bias; the logits hold theirs already.
+    """
     logits = logits.float()
+    if spec.on_logits:
+        values, ids = logits.topk(spec.top_k, -1)
+        weights = values.softmax(-1) if spec.score == "softmax" else values.sigmoid()
+        return ids, _weighed(weights, spec)
     scores = logits.softmax(-1) if spec.score == "softmax" else logits.sigmoid()
     choice = scores if bias is None else scores + bias
     if spec.groups > 1:
         choice = _keep_best_groups(choice, spec)
     ids = choice.topk(spec.top_k, -1).indices
-    weights = scores.gather(-1, ids)
-    if spec.renormalise:
-        weights = weights / (weights.sum(-1, keepdim=True) + spec.renorm_eps)
-    return ids, weights * spec.scale
+    return ids, _weighed(scores.gather(-1, ids), spec)
 
 
 def routed_experts(
@@ -106,8 +134,13 @@ def routed_experts(
     up: torch.Tensor,
     down: torch.Tensor,
     spec: ExpertsSpec,
+    biases: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Weighted sum over each token's chosen experts; shapes as in `ExpertsSpec`. Negative ids add nothing."""
+    """Weighted sum over each token's chosen experts; shapes as in `ExpertsSpec`. Negative ids add nothing.
+
+    Args:
+        biases: of gate, up and down.
+    """
     out = torch.zeros_like(x)
     for e in sorted(set(ids.flatten().tolist())):
         if e < 0:
@@ -115,9 +148,26 @@ def routed_experts(
         token, choice = torch.nonzero(ids == e, as_tuple=True)
         weight = weights[token, choice][:, None]
         rows = x[token] * weight if spec.weight_on_input else x[token]
-        y = gated(rows @ gate[e].T, rows @ up[e].T, spec.activation) @ down[e].T
+        g, u = rows @ gate[e].T, rows @ up[e].T
+        if biases is not None:
+            g, u = g + biases[0][e], u + biases[1][e]
+        y = (gated(g, u, spec.activation) if spec.clamped is None else clamped_glu(g, u, spec.clamped)) @ down[e].T
+        if biases is not None:
+            y = y + biases[2][e]
         out.index_add_(0, token, y if spec.weight_on_input else y * weight)
     return out
+
+
+def clamped_glu(gate: torch.Tensor, up: torch.Tensor, c: ClampedGLU) -> torch.Tensor:
+    """`ClampedGLU` of gate and up, elementwise."""
+    g, u = gate.clamp(max=c.limit), up.clamp(-c.limit, c.limit)
+    return g * torch.sigmoid(c.alpha * g) * (u + 1)
+
+
+def _weighed(weights: torch.Tensor, spec: RouterSpec) -> torch.Tensor:
+    if spec.renormalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + spec.renorm_eps)
+    return weights * spec.scale
 
 
 def _keep_best_groups(choice: torch.Tensor, spec: RouterSpec) -> torch.Tensor:

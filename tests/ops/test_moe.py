@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3MoeConfig
+from transformers import DeepseekV2Config, DeepseekV3Config, GptOssConfig, Llama4TextConfig, Qwen3MoeConfig
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts, DeepseekV3TopkRouter
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssTopKRouter
+from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
-from ktcore.ops.moe import ExpertsSpec, RouterSpec, route, routed_experts
+from ktcore.ops.moe import ClampedGLU, ExpertsSpec, RouterSpec, route, routed_experts
 
 HIDDEN = 48
 TOKENS = 257
@@ -159,3 +161,57 @@ def test_weight_on_input_is_not_weight_on_output(experts: DeepseekV3Experts) -> 
         other = experts(x, ids, w)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours, other, atol=1e-2)
+
+
+def test_choice_by_logits_matches_gpt_oss() -> None:
+    config = GptOssConfig(hidden_size=HIDDEN, num_local_experts=16, num_experts_per_tok=4, intermediate_size=24)
+    router = GptOssTopKRouter(config)
+    spec = _spec(16, 4, on_logits=True, logit_bias=True)
+    x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for parameter in router.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+        _, weights, ids = router(x)
+        ours = route(torch.nn.functional.linear(x, router.weight, router.bias), spec, None)
+    torch.testing.assert_close(_dense(*ours, 16), _dense(ids, weights, 16), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_a_branch_with_weights_on_the_input_matches_llama4(top_k: int) -> None:
+    config = Llama4TextConfig(
+        hidden_size=HIDDEN, num_local_experts=6, num_experts_per_tok=top_k, intermediate_size=24, num_hidden_layers=4
+    )
+    torch.manual_seed(5)
+    branch = Llama4TextMoe(config).eval()
+    x = torch.randn(50, HIDDEN)
+    with torch.no_grad():
+        for parameter in branch.parameters():
+            parameter.normal_(0, 0.3)
+        expected, logits = branch(x)
+        ids, weights = route(logits, _spec(6, top_k, score="sigmoid", on_logits=True), None)
+        gate, up = branch.experts.gate_up_proj.transpose(1, 2).chunk(2, 1)
+        down = branch.experts.down_proj.transpose(1, 2)
+        spec = ExpertsSpec(HIDDEN, 24, 6, top_k, "silu", "F32", "F32", "F32", weight_on_input=True)
+        ours = routed_experts(x, ids, weights, gate, up, down, spec) + branch.shared_expert(x)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_experts_with_biases_and_clamps_match_gpt_oss() -> None:
+    config = GptOssConfig(hidden_size=HIDDEN, num_local_experts=6, num_experts_per_tok=2, intermediate_size=24)
+    experts = GptOssExperts(config).eval()
+    g = torch.Generator().manual_seed(6)
+    x = 3 * torch.randn(50, HIDDEN, generator=g)
+    ids = torch.rand(50, 6, generator=g).topk(2).indices
+    weights = torch.rand(50, 2, generator=g)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g))
+        expected = experts(x, ids, weights)
+        gate, up = (experts.gate_up_proj[:, :, i::2].transpose(1, 2) for i in (0, 1))
+        biases = (experts.gate_up_proj_bias[:, ::2], experts.gate_up_proj_bias[:, 1::2], experts.down_proj_bias)
+        spec = ExpertsSpec(
+            HIDDEN, 24, 6, 2, "silu", "F32", "F32", "F32", bias=True, clamped=ClampedGLU(config.swiglu_alpha, 7.0)
+        )
+        assert (x @ gate[0].T).max() > 7, "nothing is clamped"
+        ours = routed_experts(x, ids, weights, gate, up, experts.down_proj.transpose(1, 2), spec, biases)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 
+NOT_YET = {
+    "gate": "an output gate",
+    "norm_after_rope": "query and key norms after RoPE",
+    "sinks": "attention sinks",
+    "temperature": "queries that grow with their position",
+}
+"""Fields of the spec that the native block does not know, and how to say so."""
+
+
 class CpuAttention(Implementation):
     """Fused, with its own KV cache: pages [pages, kv_heads, page_size, head_dim] in float16, or in float32.
 
@@ -36,6 +45,13 @@ class CpuAttention(Implementation):
             return Unsupported("a zero-centred norm")
         if spec.q_norm is not None and spec.k_norm is not None and spec.q_norm.eps != spec.k_norm.eps:
             return Unsupported("query and key norms with different eps")
+        for field, words in NOT_YET.items():
+            if getattr(spec, field):
+                return Unsupported(words)
+        if spec.cache.chunk:
+            return Unsupported("attention within chunks of positions")
+        if any(n is not None and not n.weight_format for n in (spec.q_norm, spec.k_norm)):
+            return Unsupported("query and key norms without weights")
         return packing.supports_formats(spec)
 
     def page_sizes(self, spec: AttentionSpec) -> tuple[int, ...]:

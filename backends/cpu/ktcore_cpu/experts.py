@@ -30,7 +30,10 @@ class CpuExperts(Implementation):
     options = packing.OPTIONS
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format."""
+        """Every native weight format; experts without biases."""
+        reason = unsupported_experts(spec)
+        if reason:
+            return Unsupported(reason)
         return packing.supports_formats(spec)
 
     def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
@@ -40,6 +43,13 @@ class CpuExperts(Implementation):
     def load(self, request: LoadRequest) -> CpuExpertsModule:
         """Pack all experts."""
         return CpuExpertsModule(request)
+
+
+def unsupported_experts(spec: ExpertsSpec) -> str:
+    """What the native experts do not know of a spec; "" when they know all."""
+    if spec.bias:
+        return "experts with biases"
+    return "the clamped activation of gpt-oss" if spec.clamped else ""
 
 
 class CpuExpertsModule:

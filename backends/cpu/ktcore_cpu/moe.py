@@ -7,7 +7,7 @@ import torch
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
 from ktcore.ops.moe import MoESpec
 from ktcore_cpu import packing
-from ktcore_cpu.experts import pack_experts
+from ktcore_cpu.experts import pack_experts, unsupported_experts
 from ktcore_cpu.router import router_config
 
 
@@ -23,6 +23,13 @@ class CpuMoE(Implementation):
         """Every native weight format; shared experts without biases or a norm of their own."""
         if spec.norm is not None and spec.norm.offset:
             return Unsupported("a zero-centred norm")
+        if spec.early_router:
+            return Unsupported("a router that runs before attention")
+        if spec.router.logit_bias or spec.router.on_logits:
+            return Unsupported("a router that chooses by logits or has a bias on them")
+        reason = unsupported_experts(spec.experts)
+        if reason:
+            return Unsupported(reason)
         shared = spec.shared
         if shared is not None:
             if shared.norm is not None or shared.residual:

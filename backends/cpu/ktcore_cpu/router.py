@@ -18,7 +18,9 @@ class CpuRouter(Implementation):
     spec_type = RouterSpec
 
     def supports(self, spec: RouterSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format."""
+        """Every native weight format; choices by score, logits without bias."""
+        if spec.logit_bias or spec.on_logits:
+            return Unsupported("a bias on the router's logits" if spec.logit_bias else "experts chosen by logits")
         return packing.supports_formats(spec)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:

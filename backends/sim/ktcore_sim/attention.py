@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from ktcore.backend import LoadRequest
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.mla import MLASpec
@@ -18,6 +18,12 @@ class SimAttention(SimImplementation):
 
     id = "sim.attention"
     spec_type = AttentionSpec
+
+    def supports(self, spec: AttentionSpec, device: Capabilities) -> Supported | Unsupported:
+        """Ordinary attention: no gate, sinks, temperature, nor norms after RoPE."""
+        if spec.gate or spec.sinks or spec.temperature or spec.norm_after_rope:
+            return Unsupported("attention with a gate, sinks, temperature, or norms after RoPE")
+        return super().supports(spec, device)
 
     def load(self, request: LoadRequest) -> SimAttentionModule:
         """Nothing to pack: the parts hold the weights."""

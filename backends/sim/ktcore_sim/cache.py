@@ -21,7 +21,9 @@ class SimKVCache(SimImplementation):
     spec_type = KVCacheSpec
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Supported | Unsupported:
-        """ "gqa" and "mla"."""
+        """ "gqa" and "mla", without chunks or sinks."""
+        if spec.chunk or spec.sinks:
+            return Unsupported("attention within chunks of positions, or with sinks")
         return Supported() if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")
 
     def load(self, request: LoadRequest) -> SimKVCacheModule:

@@ -22,6 +22,8 @@ class SimRouter(SimImplementation):
         """Both scores, both group scores."""
         if spec.score not in ("softmax", "sigmoid") or spec.group_score not in ("max", "top2_sum"):
             return Unsupported(f"scores {spec.score} in groups by {spec.group_score}")
+        if spec.logit_bias or spec.on_logits:
+            return Unsupported("a bias on the router's logits, or a choice by them")
         return super().supports(spec, device)
 
     def load(self, request: LoadRequest) -> SimRouterModule:
@@ -72,6 +74,12 @@ class SimExperts(SimImplementation):
     id = "sim.experts"
     spec_type = ExpertsSpec
 
+    def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
+        """Experts without biases."""
+        if spec.bias or spec.clamped:
+            return Unsupported("experts with biases or a clamped activation")
+        return super().supports(spec, device)
+
     def load(self, request: LoadRequest) -> SimExpertsModule:
         """Dequantise expert by expert: the peak is the result and one expert."""
         return SimExpertsModule(request)
@@ -107,6 +115,10 @@ class SimMoE(SimImplementation):
 
     id = "sim.moe"
     spec_type = MoESpec
+
+    def supports(self, spec: MoESpec, device: Capabilities) -> Supported | Unsupported:
+        """Branches whose router sees what the experts see."""
+        return Unsupported("a router before attention") if spec.early_router else super().supports(spec, device)
 
     def load(self, request: LoadRequest) -> SimMoEModule:
         """Nothing to pack: the parts hold the weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ktcore.backend.implementation import Implementation
 from ktcore.backend.reference.attention import ReferenceAttention, ReferenceMLA
 from ktcore.backend.reference.cache import ReferenceKVCache
+from ktcore.backend.reference.linear_attention import ReferenceGatedDeltaNet, ReferenceStateCache
 from ktcore.backend.reference.moe import ReferenceExperts, ReferenceMoE, ReferenceRouter
 from ktcore.backend.reference.simple import (
     ReferenceEmbedding,
@@ -32,5 +33,7 @@ def reference_implementations() -> list[Implementation]:
         ReferenceExperts(),
         ReferenceMoE(),
         ReferenceKVCache(),
+        ReferenceGatedDeltaNet(),
+        ReferenceStateCache(),
         ReferenceSampling(),
     ]

@@ -9,7 +9,7 @@ import torch
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.errors import BackendError
-from ktcore.ops.attention import AttentionSpec
+from ktcore.ops.attention import AttentionSpec, tempered
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import attend
 from ktcore.ops.mla import MLASpec, absorb_query, expand_output, split_up_projection
@@ -24,23 +24,35 @@ class ReferenceAttention(ReferenceImplementation):
     def load(self, request: LoadRequest) -> Module:
         spec = cast(AttentionSpec, request.spec)
         parts = request.children
+        sinks = (loaded(request, "sinks"),) if spec.sinks else ()
+
+        def normed(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return parts["q_norm"](q) if spec.q_norm else q, parts["k_norm"](k) if spec.k_norm else k
 
         def run(x: torch.Tensor, step: StepBatch) -> Any:
             n = parts["norm"](x) if spec.norm else x
             q = parts["q"](n).view(-1, spec.heads, spec.head_dim)
             k = parts["k"](n).view(-1, spec.kv_heads, spec.head_dim)
             v = parts["v"](n).view(-1, spec.kv_heads, spec.head_dim)
-            q = parts["q_norm"](q) if spec.q_norm else q
-            k = parts["k_norm"](k) if spec.k_norm else k
+            if not spec.norm_after_rope:
+                q, k = normed(q, k)
+            positions = positions_on(x.device, step)
             if spec.rope:
-                positions = positions_on(x.device, step)
                 q, k = parts["rope"](q, positions), parts["rope"](k, positions)
+            if spec.norm_after_rope:
+                q, k = normed(q, k)
+            if spec.temperature:
+                q = tempered(q, positions, spec.temperature)
             parts["cache"].append(step, k, v)
-            y = parts["o"](parts["cache"].attend(step, q, spec.scale).reshape(x.shape[0], -1))
+            seen = parts["cache"].attend(step, q, spec.scale, *sinks).reshape(x.shape[0], -1)
+            y = parts["o"](seen * parts["gate"](n).sigmoid() if spec.gate else seen)
             y = parts["post_norm"](y) if spec.post_norm else y
             return x + y if spec.residual else y
 
         return run
+
+    def packed_bytes(self, spec: AttentionSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * spec.heads * spec.sinks
 
 
 class ReferenceMLA(ReferenceImplementation):

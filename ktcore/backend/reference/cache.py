@@ -68,7 +68,7 @@ class PagedCache:
         self._position[slots] = step.positions
         self._rows[slots.to(self._device)] = rows.float()
 
-    def attend(self, step: StepBatch, q: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(self, step: StepBatch, q: torch.Tensor, scale: float, sinks: torch.Tensor | None = None) -> torch.Tensor:
         """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
         s = self.spec
         out = []
@@ -79,7 +79,7 @@ class PagedCache:
                 keys = s.kv_heads * s.key_dim
                 k = rows[:, :keys].view(-1, s.kv_heads, s.key_dim)
                 v = rows[:, keys:].view(-1, s.kv_heads, s.value_dim)
-            out.append(attend(q[span], k, v, scale, s.window))
+            out.append(attend(q[span], k, v, scale, s.window, s.chunk, sinks))
         return torch.cat(out)
 
     def gather(self, step: StepBatch) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -23,10 +23,11 @@ class ReferenceRouter(ReferenceImplementation):
         spec = cast(RouterSpec, request.spec)
         weight = loaded(request, "weight")
         bias = loaded(request, "bias") if spec.choice_bias else None
-        return lambda x: route(linear(x.float(), weight), spec, bias)
+        logit_bias = loaded(request, "logit_bias") if spec.logit_bias else None
+        return lambda x: route(linear(x.float(), weight, logit_bias), spec, bias)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
-        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias)
+        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias)
 
 
 class ReferenceExperts(ReferenceImplementation):
@@ -38,10 +39,14 @@ class ReferenceExperts(ReferenceImplementation):
     def load(self, request: LoadRequest) -> Module:
         spec = cast(ExpertsSpec, request.spec)
         gate, up, down = (_by_expert(request, role) for role in ("gate", "up", "down"))
-        return lambda x, ids, weights: routed_experts(x, ids, weights, gate, up, down, spec)
+        biases = None
+        if spec.bias:
+            biases = (loaded(request, "gate_bias"), loaded(request, "up_bias"), loaded(request, "down_bias"))
+        return lambda x, ids, weights: routed_experts(x, ids, weights, gate, up, down, spec, biases)
 
     def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
-        return FLOAT_BYTES * 3 * spec.experts * spec.hidden * spec.intermediate
+        biases = spec.bias * (2 * spec.intermediate + spec.hidden)
+        return FLOAT_BYTES * spec.experts * (3 * spec.hidden * spec.intermediate + biases)
 
 
 class ReferenceMoE(ReferenceImplementation):
@@ -54,10 +59,10 @@ class ReferenceMoE(ReferenceImplementation):
         spec = cast(MoESpec, request.spec)
         parts = request.children
 
-        def run(x: torch.Tensor) -> Any:
+        def run(x: torch.Tensor, before: torch.Tensor | None = None) -> Any:
             n = parts["norm"](x) if spec.norm else x
             # experts on another device run beside the shared part
-            ticket = submit_experts(parts["experts"], n, *parts["router"](n))
+            ticket = submit_experts(parts["experts"], n, *parts["router"](before if spec.early_router else n))
             shared = parts["shared"](n) if spec.shared else None
             if shared is not None and spec.shared_gate:
                 shared = shared * parts["shared_gate"](n).sigmoid()
