@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ktcore.errors import ArchitectureError
 from ktcore.graph.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.graph.node import Graph
@@ -25,12 +23,5 @@ def build_graph(checkpoint: Checkpoint) -> Graph:
         raise ArchitectureError(
             f"{checkpoint.path}: architecture '{settings.architecture}' is not supported",
             f"supported in this kind of checkpoint: {', '.join(sorted(known))}",
-        )
-    if not settings.gguf and checkpoint.config.get("quantization_config"):
-        quantised = checkpoint.config["quantization_config"]
-        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-        raise ArchitectureError(
-            f"{checkpoint.path}: weights quantised with '{method}' are not supported",
-            "use the bf16 weights or a GGUF file of the same model",
         )
     return build(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,6 +74,16 @@ class Checkpoint(ABC):
             CheckpointError: there is no such tensor, or the checkpoint is closed.
         """
 
+    def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows start..stop, all axes but the last folded: uint8 [stop - start, row_bytes], a view where it can be."""
+        info = self.tensors[name]
+        height = math.prod(info.shape[:-1])
+        return self.raw(name).reshape(height, -1)[start:stop]
+
+    def input_order(self, name: str) -> npt.NDArray[np.int64]:
+        """Of a tensor in an ordered format: the input that each stored column belongs to, int64 [in]."""
+        raise CheckpointError(f"{self.path}: '{name}' has its columns in place")
+
     @abstractmethod
     def release(self, name: str) -> None:
         """Let the system drop this tensor's pages from memory; reading it again brings them back from the file."""
@@ -134,9 +145,15 @@ def _open_folder(path: Path) -> Checkpoint:
         what = "an empty folder" if not files else "a folder without config.json"
         raise CheckpointError(f"{path}: {what}", "a model folder holds config.json and *.safetensors files")
 
+    from ktcore.weights.methods import read_quantized
     from ktcore.weights.safetensors import open_folder
 
-    return open_folder(path)
+    checkpoint = open_folder(path)
+    try:
+        return read_quantized(checkpoint)
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def _listed(names: list[str], limit: int = 4) -> str:

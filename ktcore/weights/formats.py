@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ktcore.errors import CheckpointError
+from ktcore.weights.groups import ORDERED, dequantize_groups, group_formats
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,11 @@ class WeightFormat:
     def is_quantized(self) -> bool:
         """True when values share scales in blocks."""
         return self.block_size > 1
+
+    @property
+    def ordered(self) -> bool:
+        """True when columns are stored in another order than the input's (`Weight.input_order`)."""
+        return self.name.endswith(ORDERED)
 
 
 def get_format(name: str) -> WeightFormat:
@@ -102,7 +108,8 @@ def row_bytes(fmt: WeightFormat | str, cols: int) -> int:
 def dequantize(fmt: WeightFormat | str, raw: npt.NDArray[np.uint8], shape: Sequence[int]) -> torch.Tensor:
     """The values of a stored tensor as a new, contiguous fp32 tensor of `shape` (torch order, rows last).
 
-    Block formats go through the gguf package, which is the reference for them; plain types through torch.
+    GGUF's block formats go through the gguf package, which is the reference for them; plain types through torch.
+    Columns of an ordered format stay as they are stored (`Weight.tensor` puts them in place).
 
     Args:
         raw: the tensor's bytes, flat uint8; read only, never kept.
@@ -127,6 +134,9 @@ def dequantize(fmt: WeightFormat | str, raw: npt.NDArray[np.uint8], shape: Seque
     if dtype is not None:
         # A copy: the source may be a read-only map, unaligned for its type, and outlived by the result.
         return torch.from_numpy(raw.reshape(-1).copy()).view(dtype).to(torch.float32).reshape(tuple(shape))
+
+    if fmt.name in (groups := group_formats()):
+        return torch.from_numpy(dequantize_groups(groups[fmt.name], raw, rows)).reshape(tuple(shape))
 
     import gguf
 
@@ -194,7 +204,10 @@ _SAFETENSORS_FORMATS = (
     ("C64", 1, 8),
 )
 
-_FORMATS: dict[str, WeightFormat] = {row[0]: WeightFormat(*row) for row in (*_GGML_FORMATS, *_SAFETENSORS_FORMATS)}
+_FORMATS: dict[str, WeightFormat] = {
+    **{row[0]: WeightFormat(*row) for row in (*_GGML_FORMATS, *_SAFETENSORS_FORMATS)},
+    **{f.name: WeightFormat(f.name, f.group, f.block_bytes) for f in group_formats().values()},
+}
 
 _TORCH_DTYPES = {
     "F64": "float64",

@@ -278,7 +278,7 @@ def test_experts_may_be_stored_fused() -> None:
     graph = build_graph(Headers("hf", c, shapes))
     assert set(_used(graph)) == set(shapes)
     weights = graph.node("layers.7.ffn.experts").weights
-    assert (weights["gate"].rows, weights["up"].rows) == ((0, w), (w, 2 * w))
+    assert (weights["gate"].rows, weights["up"].rows) == ((0, w, 1), (w, 2 * w, 1))
     assert weights["gate"].shape == weights["up"].shape == (e, w, h)
     assert _spec(graph, "layers.7.ffn.experts", ExpertsSpec).intermediate == w
 
@@ -308,7 +308,6 @@ def test_dense_layers_among_sparse_ones() -> None:
         ({"hidden_act": "xielu"}, "activation 'xielu' is unknown"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope type 'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "'low_freq_factor' is missing"),
-        ({"quantization_config": {"quant_method": "awq"}}, "'awq' are not supported"),
     ],
 )
 def test_configurations_that_cannot_be_read(config: dict[str, Any], message: str) -> None:

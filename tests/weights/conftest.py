@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 
 @pytest.fixture
@@ -95,3 +98,17 @@ def raw() -> type[Raw]:
 def weights() -> np.ndarray:
     """fp32 [6, 512], reproducible."""
     return np.random.default_rng(7).standard_normal((6, 512), dtype=np.float32)
+
+
+@pytest.fixture
+def write_folder(tmp_path: Path) -> Callable[..., Path]:
+    """write_folder(quantization_config, tensors): a model folder that the safetensors library wrote."""
+
+    def write(method: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> Path:
+        config = {"model_type": "llama"} | ({} if method is None else {"quantization_config": method})
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(contiguous, tmp_path / "model.safetensors")
+        return tmp_path
+
+    return write

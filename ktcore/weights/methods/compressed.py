@@ -1,0 +1,154 @@
+"""compressed-tensors weights: packed or plain integers, FP8, MXFP4, as config groups and the tensors at hand say.
+
+Packed: `weight_packed` int32 [out, in * bits / 32], earlier values in lower bits, offset by 2^(bits - 1);
+`weight_scale` [out, groups]; `weight_zero_point` packed along the first axis with the same offset. The offsets cancel:
+value = scale * (stored code - stored zero).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ktcore.errors import CheckpointError
+from ktcore.weights.checkpoint import Checkpoint
+from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
+from ktcore.weights.groups import pack_int, pack_nibbles, unpack_nibbles
+from ktcore.weights.methods.fp8 import Fp8Weight, block_size
+from ktcore.weights.methods.gptq import SCALE_FORMATS, sorted_by_group
+from ktcore.weights.methods.integers import group_format, half_scales, repeated
+from ktcore.weights.methods.mxfp4 import PackedMxfp4Weight
+from ktcore.weights.methods.schemes import Scheme, Schemes
+
+
+def compressed_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterable[LogicalWeight]:
+    """Every weight with a `weight_packed`, or with integers or FP8 codes in `weight`.
+
+    Raises:
+        CheckpointError: a format that is not supported, or tensors that contradict each other or the configuration.
+    """
+    return _weights(checkpoint, Schemes(checkpoint, config))
+
+
+def _weights(checkpoint: Checkpoint, schemes: Schemes) -> Iterator[LogicalWeight]:
+    for name, info in checkpoint.tensors.items():
+        if name.endswith(".weight_packed"):
+            module = name.removesuffix(".weight_packed")
+            scheme = schemes.of(module)
+            if scheme.kind == "float":
+                yield PackedMxfp4Weight(checkpoint, module)
+            else:
+                yield IntWeight(checkpoint, module, "weight_packed", scheme)
+        elif name.endswith(".weight") and info.format == "I8":
+            module = name.removesuffix(".weight")
+            yield IntWeight(checkpoint, module, "weight", schemes.of(module))
+        elif name.endswith(".weight") and info.format.startswith("F8_"):
+            block = schemes.of(name.removesuffix(".weight")).block
+            yield Fp8Weight(checkpoint, name, block_size(checkpoint, block))
+
+
+class IntWeight(LogicalWeight):
+    """INT4_G* or INT8_G* from codes packed in words, or from plain int8."""
+
+    def __init__(self, checkpoint: Checkpoint, module: str, role: str, scheme: Scheme) -> None:
+        name = f"{module}.weight"
+        packed = role == "weight_packed"
+        self._codes = Stored(checkpoint, f"{module}.{role}", ("I32",) if packed else ("I8",))
+        stored = self._codes.shape
+        if len(stored) < 2 or scheme.kind != "int" or (not packed and scheme.bits != 8):
+            raise CheckpointError(
+                f"{self._codes.where} has shape {list(stored)} and type {self._codes.format}, which does not fit the "
+                f"configured {scheme.bits}-bit {scheme.kind} weights"
+            )
+        cols = stored[-1] * 32 // scheme.bits if packed else stored[-1]
+        shape = (*stored[:-1], cols)
+        self._scale = Stored(checkpoint, f"{module}.weight_scale", SCALE_FORMATS, owner=name)
+        self._groups = self._scale.shape[-1] if self._scale.shape else 1
+        spread = self._scale.shape == (*stored[:-1], self._groups)
+        if not (spread or math.prod(self._scale.shape) == 1) or cols % self._groups:
+            raise CheckpointError(
+                f"{self._scale.where} has shape {list(self._scale.shape)}; for a weight of {list(shape)} expected "
+                f"{[*stored[:-1], 'groups']}"
+            )
+        group = cols // self._groups
+        if scheme.strategy == "group" and scheme.group_size not in (None, -1, group):
+            raise CheckpointError(
+                f"{self._scale.where} has {self._groups} groups for {cols} inputs, but config.json says "
+                f"group_size={scheme.group_size}"
+            )
+        self._zero = None if scheme.symmetric else self._zeros(checkpoint, module, scheme, packed)
+        extra = [f"{module}.{part}" for part in ("weight_g_idx", "weight_shape", "input_scale", "input_zero_point")]
+        extra = [part for part in extra if part in checkpoint.tensors]
+        index = f"{module}.weight_g_idx"
+        ordered = scheme.ordered and index in extra
+        self._index = Stored(checkpoint, index, ("I32", "I64"), (cols,)) if ordered else None
+        self._true_shape = (
+            Stored(checkpoint, f"{module}.weight_shape", ("I64", "I32")) if f"{module}.weight_shape" in extra else None
+        )
+        fmt, self._group = group_format(self._codes.where, scheme.bits, group, cols, ordered)
+        self._stored_group, self._bits, self._packed = group, scheme.bits, packed
+        self.info = logical_info(name, shape, fmt)
+        zero = [self._zero.name] if self._zero is not None else []
+        self.sources = (self._codes.name, self._scale.name, *zero, *extra)
+
+    def rows(self, start: int, stop: int) -> Bytes:
+        self._check_shape()
+        codes = np.ascontiguousarray(self._codes.read(start, stop)).view(np.uint8)
+        if not self._packed:
+            codes = codes ^ np.uint8(128)  # two's complement to offset 128
+        order = self._order()
+        if order is not None:
+            codes = codes[:, order] if self._bits == 8 else pack_nibbles(unpack_nibbles(codes)[:, order])
+        bits, bfloat16 = half_scales(self._scale, self._by_row(self._scale, start, stop))
+        zero = repeated(self._zero_points(start, stop), self._group, self._stored_group)
+        scale = repeated(bits, self._group, self._stored_group)
+        return pack_int(codes, scale, zero, self._group, bfloat16=bfloat16)
+
+    def input_order(self) -> npt.NDArray[np.int64]:
+        order = self._order()
+        return super().input_order() if order is None else order
+
+    def _order(self) -> npt.NDArray[np.int64] | None:
+        return None if self._index is None else sorted_by_group(self._index, self._stored_group)
+
+    def _zeros(self, checkpoint: Checkpoint, module: str, scheme: Scheme, packed: bool) -> Stored:
+        stored = self._codes.shape
+        shape: tuple[int, ...] = self._scale.shape
+        if packed:
+            shape = (*stored[:-2], -(-stored[-2] * scheme.bits // 32), self._groups)
+        allowed = ("I32",) if packed else ("I8",)
+        return Stored(checkpoint, f"{module}.weight_zero_point", allowed, shape, owner=f"{module}.weight")
+
+    def _zero_points(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """uint16 [rows, groups] on the scale of the codes."""
+        middle = 2 ** (self._bits - 1)
+        if self._zero is None:
+            return np.full((stop - start, self._groups), middle, dtype=np.uint16)
+        if not self._packed:
+            signed = self._by_row(self._zero, start, stop).astype(np.int16)
+            return np.asarray(signed + middle, dtype=np.uint16)
+        tall = self._codes.shape[-2]
+        per_word = 32 // self._bits
+        words = np.asarray(self._zero.read(), dtype=np.int32).reshape(-1, self._zero.shape[-2], self._groups)
+        item, row = np.divmod(np.arange(start, stop), tall)
+        chosen = words.view(np.uint32)[item, row // per_word]
+        shift = (row % per_word * self._bits).astype(np.uint32)
+        return np.asarray((chosen >> shift[:, None]) & np.uint32(2**self._bits - 1), dtype=np.uint16)
+
+    def _by_row(self, tensor: Stored, start: int, stop: int) -> npt.NDArray[Any]:
+        if math.prod(tensor.shape) == 1:
+            return np.repeat(tensor.read().reshape(1, 1), stop - start, axis=0)
+        return tensor.read(start, stop)
+
+    def _check_shape(self) -> None:
+        if self._true_shape is None:
+            return
+        found = [int(n) for n in np.asarray(self._true_shape.read(), dtype=np.int64).reshape(-1)]
+        if found[-2:] != list(self.info.shape[-2:]):
+            raise CheckpointError(
+                f"{self._true_shape.where} says {found}, but '{self._codes.name}' holds {list(self.info.shape)}"
+            )

@@ -1,0 +1,109 @@
+"""FP8 weights: e4m3 codes with a scale for each 128x128 block (DeepSeek), each row, or the whole tensor.
+
+The scale multiplies, although DeepSeek calls it `weight_scale_inv` (transformers, integrations/finegrained_fp8.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ktcore.errors import CheckpointError
+from ktcore.weights.checkpoint import Checkpoint
+from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
+from ktcore.weights.groups import FP8_GROUP, e4m3_values, pack_f8
+
+SCALE_SUFFIXES = ("_scale_inv", "_scale")
+UNUSED_SUFFIXES = ("input_scale", "activation_scale", "input_scale_inv", "input_scale_ub")
+"""Of static activation quantisation, which 8-bit weights with exact activations do not need."""
+SCALE_FORMATS = ("F32", "BF16", "F16", "F8_E8M0")
+
+
+def fp8_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterable[LogicalWeight]:
+    """Every F8_E4M3 tensor with its scale.
+
+    Raises:
+        CheckpointError: a scale is missing or has a shape that divides nothing.
+    """
+    block = block_size(checkpoint, config.get("weight_block_size"))
+    for name, info in checkpoint.tensors.items():
+        if info.format.startswith("F8_") and info.format != "F8_E8M0":
+            yield Fp8Weight(checkpoint, name, block)
+
+
+def block_size(checkpoint: Checkpoint, value: Any) -> tuple[int, int] | None:
+    """Rows and columns of a scale's block; None for scales by row or tensor.
+
+    Raises:
+        CheckpointError: it is something else, or too narrow for whole groups.
+    """
+    if value is None:
+        return None
+    good = isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+    if not good or value[1] % FP8_GROUP:
+        raise CheckpointError(
+            f"{checkpoint.path}: weight_block_size is {value!r}, supported are [rows, columns] with columns a "
+            f"multiple of {FP8_GROUP}"
+        )
+    return value[0], value[1]
+
+
+class Fp8Weight(LogicalWeight):
+    """F8_E4M3_G128; where rows are no whole number of 128 values, float32, which holds the same values."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, block: tuple[int, int] | None) -> None:
+        self._codes = Stored(checkpoint, name, ("F8_E4M3",))
+        shape = self._codes.shape
+        if len(shape) < 2:
+            raise CheckpointError(f"{self._codes.where} is F8_E4M3 with shape {list(shape)}, expected a matrix")
+        scale = next((name + s for s in SCALE_SUFFIXES if name + s in checkpoint.tensors), name + SCALE_SUFFIXES[0])
+        self._scale = Stored(checkpoint, scale, SCALE_FORMATS, owner=name)
+        self._block = _spread(self._scale, shape, block)
+        whole = shape[-1] % FP8_GROUP == 0
+        self.info = logical_info(name, shape, f"F8_E4M3_G{FP8_GROUP}" if whole else "F32")
+        module = name.removesuffix("weight")
+        unused = (module + suffix for suffix in UNUSED_SUFFIXES if name.endswith(".weight"))
+        self.sources = (name, scale, *(u for u in unused if u in checkpoint.tensors))
+
+    def rows(self, start: int, stop: int) -> Bytes:
+        codes = np.asarray(self._codes.read(start, stop), dtype=np.uint8)
+        cols = codes.shape[1]
+        if cols % FP8_GROUP == 0:
+            return pack_f8(codes, self._scales(start, stop, FP8_GROUP, cols))
+        values = e4m3_values()[codes] * self._scales(start, stop, 1, cols)
+        return values.astype("<f4").view(np.uint8)
+
+    def _scales(self, start: int, stop: int, every: int, cols: int) -> npt.NDArray[np.float32]:
+        """Scales of the rows at columns 0, every, 2 every …"""
+        height, width = self._block
+        grid = self._scale.floats().reshape(-1, *(self._scale.shape[-2:] if len(self._scale.shape) > 1 else (1, 1)))
+        tall = self._codes.shape[-2]
+        item, row = np.divmod(np.arange(start, stop), tall)
+        at = grid[np.minimum(item, len(grid) - 1), row // height]
+        return np.asarray(at[:, np.arange(0, cols, every) // width], dtype=np.float32)
+
+
+def _spread(scale: Stored, shape: tuple[int, ...], block: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns that share one scale, from the scale's shape."""
+    rows, cols = shape[-2:]
+    lead = shape[:-2]
+    if math.prod(scale.shape) == 1:
+        return rows, cols
+    expected = [[*lead, rows, 1], [*lead, 1, 1]]
+    if list(scale.shape) == [*lead, rows, 1]:
+        return 1, cols
+    if lead and list(scale.shape) == [*lead, 1, 1]:
+        return rows, cols
+    if block is not None:
+        grid = [*lead, -(-rows // block[0]), -(-cols // block[1])]
+        if list(scale.shape) == grid:
+            return block
+        expected = [grid, *expected]
+    raise CheckpointError(
+        f"{scale.where} has shape {list(scale.shape)}; for a weight of {list(shape)} expected "
+        f"{' or '.join(map(str, expected))}"
+    )

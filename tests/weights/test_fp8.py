@@ -1,0 +1,147 @@
+"""FP8 checkpoints: exact against float64 math on codes and scales, and against transformers' own dequantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+from ktcore.errors import CheckpointError
+from ktcore.weights import open_checkpoint
+from ktcore.weights.ref import WeightRef
+
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+ROWS = {"quant_method": "fp8", "weight_block_size": None}
+Write = Callable[..., Path]
+
+
+def codes(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(torch.float8_e4m3fn)
+
+
+def scales(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 1e-2 + 1e-4
+
+
+def expected(weight: torch.Tensor, scale: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """float64 product, then the one rounding to float32."""
+    wide = scale.double().repeat_interleave(rows, -2).repeat_interleave(cols, -1)
+    return (weight.double() * wide[..., : weight.shape[-2], : weight.shape[-1]]).float()
+
+
+def opened(folder: Path, name: str = "a.weight") -> tuple[Any, Any]:
+    checkpoint = open_checkpoint(folder)
+    return checkpoint, WeightRef.of(checkpoint, name).open(checkpoint)
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (576, 256), (100, 128)])  # the last block of rows may be partial
+def test_block_scales(shape: tuple[int, int], write_folder: Write) -> None:
+    weight, scale = codes(*shape), scales(-(-shape[0] // 128), shape[1] // 128)
+    checkpoint, found = opened(write_folder(BLOCKS, {"a.weight": weight, "a.weight_scale_inv": scale}))
+    assert set(checkpoint.tensors) == {"a.weight"}
+    assert (found.format, found.shape) == ("F8_E4M3_G128", shape)
+    torch.testing.assert_close(found.tensor(), expected(weight, scale, 128, 128), rtol=0, atol=0)
+
+
+def test_block_scales_as_transformers_dequantises_them(write_folder: Write) -> None:
+    weight, scale = codes(256, 384), scales(2, 3)
+    _, found = opened(write_folder(BLOCKS, {"a.weight": weight, "a.weight_scale_inv": scale}))
+    theirs = Fp8Dequantize(None)._dequantize_one(weight, scale, torch.float32)
+    torch.testing.assert_close(found.tensor(), theirs, rtol=0, atol=0)
+
+
+def test_the_stored_rows_are_a_scale_and_128_codes(write_folder: Write) -> None:
+    weight, scale = codes(200, 256), scales(2, 2)
+    _, found = opened(write_folder(BLOCKS, {"a.weight": weight, "a.weight_scale_inv": scale}))
+    blocks = found.raw().reshape(200, 2, 132)
+    assert blocks[150, 1, :4].view("<f4")[0] == scale[1, 1].item()
+    np.testing.assert_array_equal(blocks[150, 1, 4:], weight.view(torch.uint8)[150, 128:].numpy())
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (1,), ()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cols", [256, 96])  # 96: no whole group, so the values come as float32
+def test_scales_of_rows_and_tensors(shape: tuple[int, ...], dtype: torch.dtype, cols: int, write_folder: Write) -> None:
+    weight, scale = codes(6, cols), scales(*shape).to(dtype)
+    tensors = {"a.weight": weight, "a.weight_scale": scale, "a.input_scale": torch.tensor(1.0)}
+    checkpoint, found = opened(write_folder(ROWS, tensors))
+    assert set(checkpoint.tensors) == {"a.weight"}
+    assert found.format == ("F8_E4M3_G128" if cols == 256 else "F32")
+    want = (weight.double() * scale.double().reshape(-1, 1)).float()
+    torch.testing.assert_close(found.tensor(), want, rtol=0, atol=0)
+
+
+def test_exponent_scales(write_folder: Write) -> None:
+    scale = torch.tensor([[0.25], [2.0]]).to(torch.float8_e8m0fnu)
+    weight = codes(256, 128)
+    _, found = opened(write_folder(BLOCKS, {"a.weight": weight, "a.weight_scale_inv": scale}))
+    torch.testing.assert_close(found.tensor(), expected(weight, scale.float(), 128, 128), rtol=0, atol=0)
+
+
+def test_fused_experts_part_by_part(write_folder: Write) -> None:
+    weight, scale = codes(3, 256, 256), scales(3, 2, 2)
+    tensors = {"experts.gate_up_proj": weight, "experts.gate_up_proj_scale_inv": scale}
+    checkpoint, found = opened(write_folder(BLOCKS, tensors), "experts.gate_up_proj")
+    want = expected(weight, scale, 128, 128)
+    torch.testing.assert_close(found.tensor(), want, rtol=0, atol=0)
+    torch.testing.assert_close(found.part(2).tensor(), want[2], rtol=0, atol=0)
+    up = found.ref.slice_rows(128, 256).open(checkpoint)
+    torch.testing.assert_close(up.tensor(), want[:, 128:], rtol=0, atol=0)
+    torch.testing.assert_close(up.subset([2, 0]).tensor(), want[[2, 0], 128:], rtol=0, atol=0)
+    torch.testing.assert_close(up.subset([2, 0]).part(0).tensor(), want[2, 128:], rtol=0, atol=0)
+
+
+def test_other_tensors_stay_as_they_are(write_folder: Write) -> None:
+    tensors = {"a.weight": codes(4, 128), "a.weight_scale_inv": scales(1, 1), "norm.weight": torch.ones(4).bfloat16()}
+    checkpoint, _ = opened(write_folder(BLOCKS, tensors))
+    assert checkpoint.tensors["norm.weight"].format == "BF16"
+    checkpoint.release("a.weight")
+    with pytest.raises(CheckpointError, match=r"no tensor named 'a.weight_scale_inv'"):
+        checkpoint.raw("a.weight_scale_inv")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a.weight_scale_inv": None}, r"tensor 'a.weight_scale_inv' is missing, which belongs to 'a.weight'"),
+        ({"a.weight_scale_inv": scales(2, 3)}, r"scale_inv' has shape \[2, 3\]; .*\[256, 256\] expected \[2, 2\]"),
+        ({"a.weight_scale_inv": torch.ones(2, 2, dtype=torch.int32)}, r"scale_inv' is I32, expected F32 or BF16"),
+        ({"a.weight": codes(256, 256).to(torch.float8_e5m2)}, r"tensor 'a.weight' is F8_E5M2, expected F8_E4M3"),
+    ],
+)
+def test_bad_tensors_are_named(changes: dict[str, Any], message: str, write_folder: Write) -> None:
+    tensors = {"a.weight": codes(256, 256), "a.weight_scale_inv": scales(2, 2)} | changes
+    folder = write_folder(BLOCKS, {name: t for name, t in tensors.items() if t is not None})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("block", [[128], "128x128", [128, 64], [0, 128]])
+def test_block_sizes_that_are_not_supported(block: Any, write_folder: Write) -> None:
+    folder = write_folder(BLOCKS | {"weight_block_size": block}, {"a.weight": codes(4, 128)})
+    with pytest.raises(CheckpointError, match="weight_block_size is"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "quanto", None, 3, "eetq"])
+def test_unknown_methods_are_refused_by_name(method: Any, write_folder: Write) -> None:
+    folder = write_folder({"quant_method": method}, {"a.weight": torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match=rf"quantised with '{method}' are not supported[\s\S]*gptq"):
+        open_checkpoint(folder)
+
+
+def test_a_method_without_its_tensors_is_an_error(write_folder: Write) -> None:
+    with pytest.raises(CheckpointError, match=r"config.json says that weights are quantised with 'fp8', but none is"):
+        open_checkpoint(write_folder(BLOCKS, {"a.weight": torch.zeros(2, 2)}))
+
+
+def test_quantised_tensors_without_a_configuration_are_an_error(write_folder: Write) -> None:
+    folder = write_folder(None, {"a.weight": codes(128, 128), "a.weight_scale_inv": scales(1, 1)})
+    with pytest.raises(CheckpointError, match=r"'a.weight_scale_inv' is of FP8 weights, but config.json has no"):
+        open_checkpoint(folder)
