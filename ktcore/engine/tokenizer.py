@@ -1,20 +1,19 @@
-"""Text to token ids and back, as the checkpoint's own tokenizer does it, with its chat template and stop tokens."""
+"""Text to token ids and back, as the checkpoint's own tokenizer does it, with its chat templates and stop tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ktcore.errors import RequestError, TokenizerError
+from ktcore.engine.tokenizer_bytes import TokenBytes, Utf8Stream, join
+from ktcore.engine.tokenizer_chat import DEFAULT, ChatTemplates, ControlTokens, render
+from ktcore.engine.tokenizer_special import SpecialTokens
 from ktcore.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-
-# A character takes at most 4 bytes, so at most 4 tokens: a longer wait for its end would be in vain.
-_LONGEST_WAIT = 4
-_BROKEN = "\ufffd"
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -32,41 +31,41 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return tokenizer_from_folder(checkpoint.path, checkpoint.config)
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Tokens with a meaning beyond text.
-
-    Args:
-        bos, eos: ids of the first and last token of a text, where the model has them.
-        prefix, suffix: ids put around a text that is encoded with `add_special`; None leaves it to the backend.
-        stop: ids that end a generation.
-        names: strings a chat template may use: ``bos_token``, ``eos_token`` and so on.
-    """
-
-    bos: int | None = None
-    eos: int | None = None
-    prefix: tuple[int, ...] | None = ()
-    suffix: tuple[int, ...] | None = ()
-    stop: frozenset[int] = frozenset()
-    names: Mapping[str, str] = field(default_factory=dict)
-
-
 class Tokenizer:
-    """Encodes and decodes with a `tokenizers` backend; control tokens inside a text are taken as such.
+    """Encodes with a `tokenizers` backend, and decodes by the bytes of its tokens.
 
     Args:
         backend: splits, merges and looks up; knows the added tokens.
         special: special tokens of the model.
-        chat_template: Jinja source, or None.
+        templates: Jinja sources of chat templates by name; one alone is the default.
         where: the checkpoint, for error messages.
+
+    Raises:
+        TokenizerError: the backend decodes in a way that is not known.
     """
 
-    def __init__(self, backend: Backend, special: SpecialTokens, chat_template: str | None, where: str) -> None:
+    def __init__(
+        self, backend: Backend, special: SpecialTokens, templates: Mapping[str, str] | str | None, where: str
+    ) -> None:
         self._backend = backend
         self._special = special
-        self.chat_template = chat_template
         self._where = where
-        self._control = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
+        self._templates = ChatTemplates({DEFAULT: templates} if isinstance(templates, str) else templates or {}, where)
+        self._control = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._hidden = frozenset(self._control) - special.shown
+        self._bytes = TokenBytes(backend, where)
+        # The backend's switch for control tokens holds for all callers.
+        self._lock = Lock()
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the template that a chat takes, or None: there is none, or none is the default."""
+        return self._templates.default
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """Jinja sources of all templates by name."""
+        return self._templates.named
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -95,35 +94,43 @@ class Tokenizer:
 
     def is_control(self, token_id: int) -> bool:
         """Whether the token is control, not text: left out of decoding unless asked for."""
-        return token_id in self._control
+        return token_id in self._hidden
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
 
         Args:
             add_special: put the bos (and eos) token around it if the model was trained that way.
+            parse_special: take control tokens that the text spells out as such; without, they are text like any
+                other, which is the thing for text from outside. User-defined tokens are matched either way.
         """
         by_backend = add_special and self._special.prefix is None
-        ids: list[int] = self._backend.encode(_valid(text), add_special_tokens=by_backend).ids
+        with self._lock:
+            self._backend.encode_special_tokens = not parse_special
+            ids: list[int] = self._backend.encode(_valid(text), add_special_tokens=by_backend).ids
         if not add_special or by_backend:
             return ids
         return [*(self._special.prefix or ()), *ids, *(self._special.suffix or ())]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
-        known = [i for i in ids if 0 <= i < 2**32]
-        text: str = self._backend.decode(known, skip_special_tokens=skip_special)
-        return text
+        return join((self.token_bytes(i, skip_special) for i in ids), self._bytes.leading_spaces)
+
+    def token_bytes(self, token_id: int, skip_special: bool = False) -> bytes:
+        """The bytes a token adds to the text: perhaps a part of a character, none for an id outside the vocabulary."""
+        return b"" if skip_special and token_id in self._hidden else self._bytes(token_id)
 
     def stream_decoder(self, skip_special: bool = True) -> StreamDecoder:
         """A decoder that takes ids one at a time."""
-        return StreamDecoder(self, skip_special)
+        return StreamDecoder(self, skip_special, self._bytes.leading_spaces)
 
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
         **variables: Any,
     ) -> str:
         """The conversation as the text that the model expects.
@@ -132,41 +139,52 @@ class Tokenizer:
             messages: each with `role` and `content`.
             add_generation_prompt: end with the opening of the assistant's turn.
             tools: JSON schemas of callable tools, for templates that know them.
+            documents: texts to answer from, for templates that know them.
+            template: name of one of :attr:`chat_templates`, or a Jinja source; otherwise the one for tools where
+                there are tools and the checkpoint has one, or the default.
             variables: further variables for the template, such as `enable_thinking`.
 
         Raises:
-            TokenizerError: the checkpoint has no chat template, or a broken one.
+            TokenizerError: the checkpoint has no such chat template, or a broken one.
             RequestError: the template refuses these messages.
         """
-        if self.chat_template is None:
-            raise TokenizerError(
-                f"{self._where}: has no chat template", "send a plain prompt, or use an instruction-tuned model"
-            )
-        # Costs a second and only chats need it. It runs templates, which are untrusted code, in Jinja's sandbox.
-        from jinja2.exceptions import TemplateSyntaxError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            texts, _ = render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
-                tools=None if tools is None else [dict(tool) for tool in tools],
-                chat_template=self.chat_template,
-                add_generation_prompt=add_generation_prompt,
-                **{**self._special.names, **variables},
-            )
-        except TemplateSyntaxError as error:
-            raise TokenizerError(f"{self._where}: its chat template is broken: {error}") from error
-        except Exception as error:  # a template can fail in any way that Python code can
-            raise RequestError(f"the model's chat template cannot render these messages: {error}") from error
-        text: str = texts[0]
-        return text
+        source = self._templates.choose(template, with_tools=bool(tools))
+        everything = {
+            **self._special.names,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None if tools is None else [dict(tool) for tool in tools],
+            "documents": None if documents is None else [dict(document) for document in documents],
+            **variables,
+        }
+        return render(source, messages, everything, self._where)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
     ) -> list[int]:
-        """Token ids of a conversation. The template writes the bos token itself where the model wants one."""
-        text = self.apply_chat_template(messages, add_generation_prompt, **variables)
-        return self.encode(text, add_special=False)
+        """Token ids of a conversation, with the arguments of :meth:`apply_chat_template`.
+
+        The template writes control tokens, the bos token among them. In messages, tools and documents their
+        spellings are mere text, so nobody can end a turn from within one; only the assistant's messages may hold any.
+        """
+        said = {"messages": messages, "tools": tools, "documents": documents}
+        said, mark = self._control_tokens.disarm(said)
+        text = self.apply_chat_template(
+            said["messages"], add_generation_prompt, said["tools"], said["documents"], template, **variables
+        )
+        if mark is None:
+            return self.encode(text, add_special=False)
+        stretches = self._control_tokens.split(text, mark)
+        return [i for part, counts in stretches for i in self.encode(part, add_special=False, parse_special=counts)]
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self._control.values())
 
 
 class StreamDecoder:
@@ -175,34 +193,19 @@ class StreamDecoder:
     The pieces of all :meth:`push` calls and one :meth:`flush` make up what :meth:`Tokenizer.decode` gives at once.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special
-        # Ids before `_done` are out as text, and stay only as context: a first token may decode differently.
-        self._ids: list[int] = []
-        self._done = 0
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, leading_spaces: int) -> None:
+        self._tokenizer, self._skip, self._leading = tokenizer, skip_special, leading_spaces
+        self._text = Utf8Stream(leading_spaces)
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; empty while a character is unfinished."""
-        if self._skip and self._tokenizer.is_control(token_id):
-            return ""
-        self._ids.append(token_id)
-        text = self._pending()
-        if not text or (text.endswith(_BROKEN) and len(self._ids) - self._done <= _LONGEST_WAIT):
-            return ""
-        # Keep what was just put out as the next piece's context.
-        self._ids = self._ids[self._done :]
-        self._done = len(self._ids)
-        return text
+        return self._text.push(self._tokenizer.token_bytes(token_id, self._skip))
 
     def flush(self) -> str:
         """What is still held back, as U+FFFD if it never became a character. The decoder is as new afterwards."""
-        text = self._pending()
-        self._ids, self._done = [], 0
+        text = self._text.push(b"", final=True)
+        self._text = Utf8Stream(self._leading)
         return text
-
-    def _pending(self) -> str:
-        context = self._tokenizer.decode(self._ids[: self._done], self._skip)
-        return self._tokenizer.decode(self._ids, self._skip)[len(context) :]
 
 
 def _valid(text: str) -> str:

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ktcore.engine.tokenizer import SpecialTokens, Tokenizer
+from ktcore.engine.tokenizer import Tokenizer
+from ktcore.engine.tokenizer_chat import DEFAULT
 from ktcore.engine.tokenizer_pre import PRE_TOKENIZERS, PreTokenizer
+from ktcore.engine.tokenizer_special import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    mend_kinds,
+    special_from_metadata,
+)
 from ktcore.errors import TokenizerError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-
-# Names of control tokens that end a turn. Files made before the eot and eom keys existed tell by name alone.
-_END_NAMES = frozenset(
-    (
-        *("<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|eom|>", "<EOT>", "[EOT]", "[EOS]"),
-        *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<｜end▁of▁sentence｜>"),
-    )
-)
-# GLM's assistant hands over by opening the next turn.
-_GLM_END_NAMES = frozenset(("<|user|>", "<|observation|>"))
 _SPACE = "▁"
 
 
@@ -37,23 +35,34 @@ def tokenizer_from_metadata(config: Mapping[str, Any], where: str) -> Tokenizer 
         return None
     tokens = _tokens(config, where)
     kinds = _kinds(config, len(tokens), where)
-    pre = PreTokenizer(())
+    pre, merges = PreTokenizer(()), []
     if isinstance(whole := config.get("tokenizer.huggingface.json"), str):
         backend = _whole(whole, where)
     elif model == "gpt2":
-        pre = _pre_tokenizer(config, where)
-        backend = _byte_level(tokens, _merges(config, where), pre, where)
+        pre, merges = _pre_tokenizer(config, where), _merges(config, where)
+        backend = _byte_level(tokens, merges, pre, where)
     elif model == "llama":
         pre = PreTokenizer((), add_bos=True)
-        backend = _sentencepiece(config, tokens, kinds, where)
+        merges = _merges_from_scores(config, tokens, kinds, where)
+        backend = _sentencepiece(config, tokens, merges, where)
     else:
         raise TokenizerError(
             f"{where}: tokenizer model {model!r} is not supported", "known models: gpt2 (byte-level BPE), llama"
         )
+    kinds = mend_kinds(config, tokens, kinds, (left + right for left, right in merges))
     _add_special_tokens(backend, tokens, kinds)
-    special = _special(config, tokens, kinds, default_bos=pre.add_bos, sentencepiece=model == "llama", where=where)
-    template = config.get("tokenizer.chat_template")
-    return Tokenizer(backend, special, template if isinstance(template, str) else None, where)
+    special = special_from_metadata(
+        config, tokens, kinds, default_bos=pre.add_bos, sentencepiece=model == "llama", where=where
+    )
+    return Tokenizer(backend, special, _chat_templates(config), where)
+
+
+def _chat_templates(config: Mapping[str, Any]) -> dict[str, str]:
+    """The default template and the named ones: ``tokenizer.chat_template.NAME``."""
+    key = "tokenizer.chat_template"
+    found = {name.removeprefix(f"{key}."): text for name, text in config.items() if name.startswith(f"{key}.")}
+    found |= {DEFAULT: config[key]} if key in config else {}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def _tokens(config: Mapping[str, Any], where: str) -> list[str]:
@@ -73,7 +82,7 @@ def _tokens(config: Mapping[str, Any], where: str) -> list[str]:
 def _kinds(config: Mapping[str, Any], count: int, where: str) -> Sequence[int]:
     kinds = config.get("tokenizer.ggml.token_type")
     if kinds is None:
-        return [_NORMAL] * count
+        return [NORMAL] * count
     if not _numbers(kinds, count):
         raise TokenizerError(f"{where}: tokenizer.ggml.token_type does not give a type for each of {count} tokens")
     return list(kinds)
@@ -123,15 +132,14 @@ def _byte_level(tokens: list[str], merges: list[tuple[str, str]], pre: PreTokeni
     return backend
 
 
-def _sentencepiece(config: Mapping[str, Any], tokens: list[str], kinds: Sequence[int], where: str) -> Backend:
+def _sentencepiece(config: Mapping[str, Any], tokens: list[str], merges: list[tuple[str, str]], where: str) -> Backend:
     from tokenizers import decoders, normalizers
 
-    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     unknown = config.get("tokenizer.ggml.unknown_token_id", 0)
     backend = _bpe(
         where,
-        vocab=vocab,
-        merges=_merges_from_scores(config, vocab, kinds, where),
+        vocab=dict(zip(tokens, range(len(tokens)), strict=True)),
+        merges=merges,
         unk_token=tokens[unknown] if isinstance(unknown, int) and 0 <= unknown < len(tokens) else None,
         fuse_unk=True,
         byte_fallback=True,
@@ -146,15 +154,16 @@ def _sentencepiece(config: Mapping[str, Any], tokens: list[str], kinds: Sequence
 
 
 def _merges_from_scores(
-    config: Mapping[str, Any], vocab: Mapping[str, int], kinds: Sequence[int], where: str
+    config: Mapping[str, Any], tokens: list[str], kinds: Sequence[int], where: str
 ) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours whose union has the best score: every way to build a token is a merge."""
     scores: Any = config.get("tokenizer.ggml.scores")
-    if not _numbers(scores, len(vocab)):
+    if not _numbers(scores, len(tokens)):
         raise TokenizerError(f"{where}: a SentencePiece vocabulary without a score for each token")
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     scores, ranked = list(scores), []
     for token, i in vocab.items():
-        if kinds[i] not in (_NORMAL, _USER_DEFINED):
+        if kinds[i] not in (NORMAL, USER_DEFINED):
             continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
@@ -192,42 +201,5 @@ def _add_special_tokens(backend: Backend, tokens: list[str], kinds: Sequence[int
     def of(*wanted: int) -> list[AddedToken]:
         return [AddedToken(t, normalized=False) for t, k in zip(tokens, kinds, strict=False) if k in wanted]
 
-    backend.add_special_tokens(of(_CONTROL, _UNKNOWN))
-    backend.add_tokens(of(_USER_DEFINED))
-
-
-def _special(
-    config: Mapping[str, Any],
-    tokens: list[str],
-    kinds: Sequence[int],
-    *,
-    default_bos: bool,
-    sentencepiece: bool,
-    where: str,
-) -> SpecialTokens:
-    def id_of(key: str, default: int | None = None) -> int | None:
-        value = config.get(f"tokenizer.ggml.{key}_token_id", default)
-        # Some converters write -1, as 2^32 - 1, for "none".
-        return value if isinstance(value, int) and 0 <= value < len(tokens) else None
-
-    bos, eos = (id_of("bos", 1), id_of("eos", 2)) if sentencepiece else (id_of("bos"), id_of("eos"))
-    named = {"bos_token": bos, "eos_token": eos, "unk_token": id_of("unknown"), "pad_token": id_of("padding")}
-    ends = _END_NAMES
-    if config.get("tokenizer.ggml.pre") in ("glm4", "chatglm-bpe"):
-        ends = ends | _GLM_END_NAMES
-    stop = {i for i, token in enumerate(tokens) if kinds[i] == _CONTROL and token in ends}
-    stop |= {i for i in (eos, id_of("eot"), id_of("eom")) if i is not None}
-
-    add_bos = bool(config.get("tokenizer.ggml.add_bos_token", default_bos and bos is not None))
-    add_eos = bool(config.get("tokenizer.ggml.add_eos_token", False))
-    for wanted, token, key in ((add_bos, bos, "bos"), (add_eos, eos, "eos")):
-        if wanted and token is None:
-            raise TokenizerError(f"{where}: add_{key}_token is set, but there is no {key}_token_id")
-    return SpecialTokens(
-        bos=bos,
-        eos=eos,
-        prefix=(bos,) if add_bos and bos is not None else (),
-        suffix=(eos,) if add_eos and eos is not None else (),
-        stop=frozenset(stop),
-        names={name: tokens[i] for name, i in named.items() if i is not None},
-    )
+    backend.add_special_tokens(of(CONTROL, UNKNOWN))
+    backend.add_tokens(of(USER_DEFINED))

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ktcore.engine.tokenizer import SpecialTokens, Tokenizer
+from ktcore.engine.tokenizer import Tokenizer
+from ktcore.engine.tokenizer_chat import DEFAULT
+from ktcore.engine.tokenizer_special import SpecialTokens, shown_tokens
 from ktcore.errors import CheckpointError, TokenizerError
 from ktcore.weights.safetensors import read_json
 
@@ -32,7 +34,7 @@ def tokenizer_from_folder(path: Path, config: Mapping[str, Any]) -> Tokenizer | 
     settings = _optional_json(path / "tokenizer_config.json")
     generation = _optional_json(path / "generation_config.json")
     return Tokenizer(
-        backend, _special(backend, settings, generation, config), _chat_template(path, settings), str(path)
+        backend, _special(backend, settings, generation, config), _chat_templates(path, settings), str(path)
     )
 
 
@@ -85,23 +87,37 @@ def _special(
         ids = source.get("eos_token_id")
         stop |= {i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
 
+    added = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    shown = shown_tokens(added)
     # The flags, where given, overrule what tokenizer.json would add; DeepSeek's bos token comes only from them.
     if "add_bos_token" not in settings and "add_eos_token" not in settings:
-        return SpecialTokens(bos, eos, None, None, frozenset(stop), names)
+        return SpecialTokens(bos, eos, None, None, frozenset(stop), names, shown)
     prefix = (bos,) if settings.get("add_bos_token") and bos is not None else ()
     suffix = (eos,) if settings.get("add_eos_token") and eos is not None else ()
-    return SpecialTokens(bos, eos, prefix, suffix, frozenset(stop), names)
+    return SpecialTokens(bos, eos, prefix, suffix, frozenset(stop), names, shown)
 
 
-def _chat_template(path: Path, settings: Mapping[str, Any]) -> str | None:
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{file}: cannot be read: {error}") from error
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default", next(iter(named.values()), None))
-    return template if isinstance(template, str) else None
+def _chat_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Templates by name; a file of its own beats the configuration, as transformers has it."""
+    found = _named(settings.get("chat_template"))
+    found |= _named(_optional_json(path / "chat_template.json").get("chat_template"))
+    files = {DEFAULT: path / "chat_template.jinja"}
+    files |= {file.stem: file for file in sorted(path.glob("additional_chat_templates/*.jinja"))}
+    for name, file in files.items():
+        if file.is_file():
+            try:
+                found[name] = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise TokenizerError(f"{file}: cannot be read: {error}", "fetch it again") from error
+    return found
+
+
+def _named(template: Any) -> dict[str, str]:
+    if isinstance(template, str):
+        return {DEFAULT: template}
+    if isinstance(template, dict):
+        return {name: text for name, text in template.items() if isinstance(text, str)}
+    if isinstance(template, list):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in template if isinstance(entry, dict)]
+        return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    return {}

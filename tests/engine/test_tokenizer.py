@@ -15,7 +15,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from ktcore.engine.tokenizer import Tokenizer, load_tokenizer
 from ktcore.engine.tokenizer_gguf import tokenizer_from_metadata
 from ktcore.engine.tokenizer_pre import PRE_TOKENIZERS
-from ktcore.errors import RequestError, TokenizerError
+from ktcore.errors import TokenizerError
 from ktcore.weights import Checkpoint, open_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -221,13 +221,14 @@ class TestSpecialTokens:
             "token_type": [*PRE["token_type"], 3, 3, 1],
             "eom_token_id": 7,
         }
-        # eos, eom and the eot token by name; <|im_end|> is plain text in this vocabulary
-        assert build(metadata(**entries)).stop_ids == {count - 2, 7, count}
-        assert build(metadata(pre="glm4", **entries)).stop_ids == {count - 2, 7, count, count + 1}
+        # eos, eom and two by name, though one is typed as text; <|user|> ends a turn only for GLM
+        assert build(metadata(**entries)).stop_ids == {count - 2, 7, count, count + 2}
+        assert build(metadata(pre="glm4", **entries)).stop_ids == {count - 2, 7, count, count + 1, count + 2}
 
     def test_an_id_outside_the_vocabulary_means_none(self) -> None:
         tokenizer = build(metadata(bos_token_id=2**32 - 1, eos_token_id=2**32 - 1))
-        assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (None, None, frozenset())
+        assert (tokenizer.bos_id, tokenizer.eos_id) == (None, None)
+        assert tokenizer.stop_ids == {len(PRE["tokens"]) - 2}  # </s>, by its name
         with pytest.raises(TokenizerError, match="add_bos_token is set, but there is no bos_token_id"):
             build(metadata(bos_token_id=2**32 - 1, add_bos_token=True))
 
@@ -256,34 +257,6 @@ class TestBadMetadata:
         with pytest.raises(TokenizerError, match=message) as error:
             build(metadata(**changes))
         assert "model.gguf" in str(error.value)
-
-
-class TestChatTemplates:
-    def test_a_missing_template_is_an_error_on_use(self) -> None:
-        with pytest.raises(TokenizerError, match="has no chat template"):
-            build(metadata()).encode_chat(CHAT)
-
-    def test_templates_see_special_tokens_tools_and_variables(self) -> None:
-        template = (
-            "{{ bos_token }}{% for t in tools or [] %}{{ t.name }}{% endfor %}{{ messages[0].content }}{{ mood }}"
-        )
-        tokenizer = build({**metadata(), "tokenizer.chat_template": template})
-        text = tokenizer.apply_chat_template(CHAT, tools=[{"name": "f"}], mood="!")
-        assert text == "<s>fWhat is 12 + 30?!"
-        assert tokenizer.encode_chat(CHAT).count(tokenizer.bos_id) == 1
-
-    def test_a_refusal_is_a_request_error_and_a_broken_template_is_not(self) -> None:
-        refusing = build({**metadata(), "tokenizer.chat_template": "{{ raise_exception('roles must alternate') }}"})
-        with pytest.raises(RequestError, match="roles must alternate"):
-            refusing.apply_chat_template(CHAT)
-        broken = build({**metadata(), "tokenizer.chat_template": "{% if %}"})
-        with pytest.raises(TokenizerError, match="chat template is broken"):
-            broken.apply_chat_template(CHAT)
-
-    def test_templates_run_in_a_sandbox(self) -> None:
-        escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-        with pytest.raises(RequestError):
-            build({**metadata(), "tokenizer.chat_template": escape}).apply_chat_template(CHAT)
 
 
 class TestStreaming:
@@ -326,14 +299,13 @@ class TestStreaming:
         stream = smollm2_tokenizer.stream_decoder()
         assert "".join(stream.push(first) for _ in range(20)).count("\ufffd") >= 15
 
-    def test_random_ids_neither_fail_nor_lose_text(self, smollm2_tokenizer: Tokenizer) -> None:
+    def test_random_ids_give_what_decoding_at_once_gives(self, smollm2_tokenizer: Tokenizer) -> None:
         draw = random.Random(5)
         for _ in range(20):
             ids = [draw.randrange(49152) for _ in range(60)]
             stream = smollm2_tokenizer.stream_decoder()
             streamed = "".join(stream.push(i) for i in ids) + stream.flush()
-            clean = smollm2_tokenizer.decode(ids)
-            assert streamed.replace("\ufffd", "") == clean.replace("\ufffd", "")
+            assert streamed == smollm2_tokenizer.decode(ids)
 
 
 def test_text_that_is_no_unicode_is_mended_not_refused() -> None:
