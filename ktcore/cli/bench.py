@@ -88,6 +88,7 @@ def bench(
             "rounds": [vars(r) for r in timed],
             "prompt_tokens": prompt,
             "new_tokens": new,
+            "quantization_error": loaded.quantization_error,
             "model": str(model),
             "backend": loaded.plan.backend,
             "devices": list(loaded.plan.devices),

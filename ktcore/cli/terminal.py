@@ -65,6 +65,8 @@ def opened(path: Path, **options: Any) -> Iterator[tuple[Model, float]]:
     """
     err = console(stderr=True)
     model, took = _load_with_bar(err, path, options) if err.is_terminal else _load(path, options)
+    if errors := model.quantization_error:
+        note("quantised while loading, relative error: " + ", ".join(f"{op} {e:.2%}" for op, e in errors.items()))
     with model:
         yield model, took
 

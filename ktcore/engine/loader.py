@@ -21,6 +21,7 @@ from ktcore.ops.moe import ExpertsSpec, MoESpec
 from ktcore.placement.memory import STEP_TOKENS
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
+from ktcore.weights.quantize import Loss
 from ktcore.weights.ref import Weight
 
 Progress = Callable[[str, int, int], None]
@@ -56,6 +57,7 @@ def load_modules(
             caches=tuple(loader.caches),
             devices=loader.devices,
             deferred=loader.chain,
+            losses=loader.losses,
         )
         # weights were packed on the devices' own streams, steps run on the engine's
         loader.devices.synchronize()
@@ -85,6 +87,7 @@ class _Loader:
         self.total = sum(node.nbytes for node in plan.graph.roots())
         self.done = 0
         self.chain = DeferralChain()
+        self.losses: dict[str, Loss] = {}
         moe_layers = [n.layer for n in plan.graph.walk() if isinstance(n.spec, ExpertsSpec)]
         self.last_moe_layer = moe_layers[-1] if moe_layers else None
 
@@ -188,8 +191,10 @@ class _Loader:
         return ReducedRouter(router, policy.keep, policy.threshold)
 
     def _loaded(self, node: Node, weights: Mapping[str, Weight]) -> None:
-        for weight in weights.values():
+        for role, weight in weights.items():
             self.done += weight.ref.nbytes
+            if weight.ref.stored is not None:
+                self.losses.setdefault(_owner(node, role).spec.op, Loss()).add(weight.loss)
             weight.release()
         if self.progress is not None:
             self.progress(node.name, self.done, self.total)
@@ -216,6 +221,14 @@ class Crossing:
 
     def __call__(self, *args: Any) -> Any:
         return _move(self.module(*(_move(a, self.inside) for a in args)), self.outside)
+
+
+def _owner(node: Node, role: str) -> Node:
+    """The node itself, or the part of it that a dotted role ("shared.up.weight") leads to."""
+    *path, _ = role.split(".")
+    for step in path:
+        node = node.parts[step]
+    return node
 
 
 def _move(value: Any, device: torch.device) -> Any:

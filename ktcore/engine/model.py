@@ -120,6 +120,11 @@ class Model:
         """Tokens that the KV cache holds."""
         return self.engine.context
 
+    @property
+    def quantization_error(self) -> dict[str, float]:
+        """Operator -> relative error (root mean square, of all its weights) of what was quantised while loading."""
+        return {op: loss.relative for op, loss in self.engine.model.losses.items()}
+
     @overload
     def generate(self, prompt: str, max_new_tokens: int = 64, **options: Any) -> str: ...
     @overload

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,6 +12,7 @@ from ktcore.backend.implementation import CacheOwner
 from ktcore.engine.devices import Devices
 from ktcore.engine.split import DeferralChain
 from ktcore.ops.batch import StepBatch
+from ktcore.weights.quantize import Loss
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class LoadedModel:
     caches: tuple[CacheOwner, ...]
     devices: Devices
     deferred: DeferralChain
+    losses: Mapping[str, Loss] = field(default_factory=dict)
+    """What quantising while loading has cost, by operator."""
 
     def running(self) -> AbstractContextManager[None]:
         """Within the context, work goes to the streams that the hand-offs are ordered by."""

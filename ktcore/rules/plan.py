@@ -54,6 +54,7 @@ class Choice:
         experts: how routed experts are treated beyond their device.
         resident: the experts that live elsewhere; the rest are this choice's own.
         ignored: the rule's options that this implementation, a listed fallback, does not know.
+        quantize: format that float weights are quantised to while they are loaded.
     """
 
     node: Node
@@ -69,6 +70,7 @@ class Choice:
     ignored: tuple[str, ...] = ()
     experts: ExpertPolicy | None = None
     resident: Resident | None = None
+    quantize: str | None = None
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -78,11 +80,12 @@ class Choice:
     @property
     def why(self) -> str:
         """The reason in a few words."""
+        rule = self.rule if self.quantize is None else f"{self.rule}, quantised to {self.quantize}"
         if self.experts is not None:
-            return f"{self.rule}: {self.experts.describe()}"
+            return f"{rule}: {self.experts.describe()}"
         if not self.fallback:
-            return self.rule
-        return f"{self.rule}, fallback: {self.rejected[0].implementation}: {self.rejected[0].reason}"
+            return rule
+        return f"{rule}, fallback: {self.rejected[0].implementation}: {self.rejected[0].reason}"
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,8 @@ class Plan:
             f"  weights   {', '.join(node.spec.formats()) or 'none'}: {human_bytes(choice.stored_bytes)} stored, "
             f"{human_bytes(choice.packed_bytes)} packed",
         ]
+        if choice.quantize is not None:
+            lines.append(f"  quantised {choice.quantize} while loading; the error is measured and reported then")
         if choice.experts is not None:
             lines.append(f"  experts   {choice.experts.describe()}")
         if choice.resident is not None:
@@ -251,6 +256,7 @@ def _choice_dict(choice: Choice) -> dict[str, Any]:
         "rule": choice.rule,
         "fallback": choice.fallback,
         "options": dict(choice.options),
+        "quantize": choice.quantize,
         "experts": choice.experts.describe() if choice.experts else None,
         "resident": list(choice.resident.experts) if choice.resident else [],
         "stored_bytes": choice.stored_bytes,

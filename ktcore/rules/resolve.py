@@ -10,7 +10,7 @@ from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.implementation import Implementation, Supported
 from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry, split_device
-from ktcore.errors import BackendError, PlanError, RuleError
+from ktcore.errors import BackendError, CheckpointError, PlanError, RuleError
 from ktcore.graph.node import Graph, Node
 from ktcore.ops.base import Spec
 from ktcore.ops.moe import ExpertsSpec
@@ -18,7 +18,9 @@ from ktcore.placement.memory import fit_hint, human_bytes
 from ktcore.rules.audit import check_rules_used
 from ktcore.rules.load import RuleSet
 from ktcore.rules.plan import Choice, Plan, Rejected, Resident
+from ktcore.rules.quantize import OPTION, quantized_node, with_new_nodes
 from ktcore.rules.schema import Rule, rule_text
+from ktcore.weights.quantize import target_format
 
 DEFAULT_PAGE_SIZE = 16
 REFERENCE = "reference."
@@ -72,10 +74,12 @@ class _Resolver:
         for root in self.graph.roots():
             self._decide(root, self.main)
         notes = check_rules_used(self.graph, self.rules, self.fired, self._matches)
+        graph = with_new_nodes(self.graph, {n: c.node for n, c in self.choices.items() if c.quantize})
+        nodes = {node.name: node for node in graph.walk()}
         return Plan(
-            graph=self.graph,
+            graph=graph,
             backend=self.backend,
-            choices=self.choices,
+            choices={name: replace(choice, node=nodes[name]) for name, choice in self.choices.items()},
             page_size=_common_page_size(self.choices),
             cache_bytes_per_token=sum(choice.kv_bytes_per_token for choice in self.choices.values()),
             limits=self._limits(),
@@ -89,12 +93,30 @@ class _Resolver:
             if name not in self.implementations:
                 raise self._unknown(rule, name)
             known |= self.implementations[name].options
+        self._target(rule)
         for option in rule.options:
-            if option not in known:
-                listed = ", ".join(sorted(known)) or "none"
+            if option not in known | {OPTION}:
+                listed = ", ".join(sorted(known | {OPTION}))
                 raise rule.where.error(
                     f"rule '{rule.name}': none of {', '.join(rule.use)} has an option '{option}'", f"known: {listed}"
                 )
+
+    def _target(self, rule: Rule) -> str | None:
+        """The format that the rule quantises to."""
+        if OPTION not in rule.options:
+            return None
+        try:
+            return target_format(rule.options[OPTION])
+        except CheckpointError as error:
+            raise rule.where.error(f"rule '{rule.name}': {error.message}", error.hint) from None
+
+    def _as_loaded(self, rule: Rule, node: Node, fused: bool) -> Node:
+        """The node with the weights that an implementation gets, which its rule may have quantised."""
+        target = self._target(rule)
+        try:
+            return node if target is None else quantized_node(node, target, with_parts=fused)
+        except CheckpointError as error:
+            raise PlanError(f"{node.name}: rule {rule_text(rule)}: {error.message}", error.hint) from None
 
     def _unknown(self, rule: Rule, name: str) -> RuleError:
         message = f"rule '{rule.name}': implementation '{name}' is unknown"
@@ -145,14 +167,16 @@ class _Resolver:
     def _choose(self, rule: Rule, node: Node, device: str, later: list[Rule]) -> Choice:
         rejected: list[Rejected] = []
         chosen: Implementation | None = None
+        stored = node
         for name in rule.use:
             if chosen is not None:
                 rejected.append(Rejected(name, f"listed after {chosen.id}, which can run it", rule_text(rule)))
                 continue
             apart = self._experts_apart(self.implementations[name], node, device)
-            reason = apart or self._obstacle(self.implementations[name], node, device)
+            candidate = self._as_loaded(rule, stored, self.implementations[name].fused)
+            reason = apart or self._obstacle(self.implementations[name], candidate, device)
             if reason is None:
-                chosen = self.implementations[name]
+                chosen, node = self.implementations[name], candidate
             elif apart is None and (rule.strict or self.rules.strict):
                 raise PlanError(
                     f"{node.name}: {name} cannot run it on {device}: {reason}",
@@ -167,22 +191,27 @@ class _Resolver:
                 f"rule {rule} lists no other; add one to its 'use', or write a rule that comes before it",
             )
         rejected += self._passed_over(node, device, rule, later)
+        if OPTION in rule.options and node is stored and (chosen.fused or not node.parts):
+            raise rule.where.error(
+                f"rule '{rule.name}': {node.name} ({node.spec.op}) holds no float matrix to quantise"
+            )
         resident = self._resident(rule, node)
         spec = node.spec if resident is None else _without(node, resident)
         fused = chosen.fused
-        stored = node.nbytes if fused else sum(ref.nbytes for ref in node.weights.values())
+        known = chosen.options | ({OPTION} if node is not stored else set())
         return Choice(
             node=node,
             implementation=chosen,
             device=device,
             rule=rule_text(rule),
             options={key: value for key, value in rule.options.items() if key in chosen.options},
+            quantize=None if node is stored else self._target(rule),
             fallback=chosen.id != rule.use[0],
             rejected=tuple(rejected),
-            stored_bytes=stored,
-            packed_bytes=chosen.packed_bytes(spec, round(stored * _share(spec, node))),
+            stored_bytes=_nbytes(stored, fused),
+            packed_bytes=chosen.packed_bytes(spec, round(_nbytes(node, fused) * _share(spec, node))),
             covered=tuple(part.name for part in node.walk() if part is not node) if fused else (),
-            ignored=tuple(key for key in rule.options if key not in chosen.options),
+            ignored=tuple(key for key in rule.options if key not in known),
             experts=rule.experts,
             resident=resident,
         )
@@ -256,6 +285,10 @@ class _Resolver:
             elif caps.memory_bytes is not None and caps.live:
                 limits[device] = caps.memory_bytes
         return limits
+
+
+def _nbytes(node: Node, fused: bool) -> int:
+    return node.nbytes if fused else sum(ref.nbytes for ref in node.weights.values())
 
 
 def _without(node: Node, resident: Resident) -> Spec:
