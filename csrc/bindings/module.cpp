@@ -252,6 +252,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("isa_supported", &isa_supported);
     m.def("isa_selected", [] { return std::string(select_kernels().name); });
     m.def("cpu_flags", &cpu_flags);
+    m.def("cpu_quota", &cpu_quota, py::arg("root") = "");
     m.def("formats", [] {
         py::dict d;
         for (const FormatInfo& f : kFormats) d[f.name] = py::make_tuple(f.block, f.block_bytes);

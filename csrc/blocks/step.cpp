@@ -27,6 +27,7 @@ Step::Step(std::vector<int32_t> positions, std::vector<int32_t> starts, std::vec
 
 void Step::check_pages(int64_t num_pages, int page_size) {
     const std::pair<int64_t, int> key{num_pages, page_size};
+    std::lock_guard<std::mutex> hold(mutex_);
     if (std::find(checked_.begin(), checked_.end(), key) != checked_.end()) return;
     check(page_size > 0 && num_pages >= 0, "page_size must be positive");
     for (int s = 0; s < sequences(); s++) {
@@ -42,6 +43,7 @@ void Step::check_pages(int64_t num_pages, int page_size) {
 }
 
 const float* Step::rotations(const Vector& inv_freq, float scale) {
+    std::lock_guard<std::mutex> hold(mutex_);
     for (const auto& r : rotations_)
         if (r->scale == scale && r->inv_freq == inv_freq) return r->values.data();
     auto made = std::make_unique<Rotation>(Rotation{inv_freq, scale, {}});

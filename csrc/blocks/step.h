@@ -35,6 +35,7 @@ class Step {
     size_t max_blocks_;
     std::vector<std::pair<int64_t, int>> checked_;
     std::vector<std::unique_ptr<Rotation>> rotations_;
+    std::mutex mutex_;  // layers of two engines may share a step
 };
 
 }  // namespace ktcore

@@ -1,6 +1,8 @@
 // Memory of a layer's experts: gate and up panels alternate, since one work item reads both; then down's.
 #include "core/expert_bank.h"
 
+#include <cstdint>
+#include <new>
 #include <stdexcept>
 
 namespace ktcore {
@@ -21,6 +23,7 @@ ExpertBank::ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::
     shape_.gate.panel_bytes = shape_.up.panel_bytes = pair;
     down_at_ = pair * static_cast<size_t>(shape_.gate.panels);
     stride_ = down_at_ + shape_.down.panel_bytes * static_cast<size_t>(shape_.down.panels);
+    if (stride_ > SIZE_MAX / 2 / static_cast<size_t>(experts)) throw std::bad_alloc();
     packed_.resize(static_cast<size_t>(experts));
     memory_ = Memory(stride_ * static_cast<size_t>(experts));
 }

@@ -2,6 +2,7 @@
 #include "core/lane.h"
 
 #include <exception>
+#include <stdexcept>
 
 #include "core/os.h"
 
@@ -24,12 +25,18 @@ void await_change(const std::atomic<uint32_t>& word, uint32_t value) {
 }
 }  // namespace
 
-Lane::Lane() : thread_([this] { loop(); }) {}
+Lane::Lane() : process_(process_id()), thread_([this] { loop(); }) {}
 
 Lane::~Lane() { close(); }
 
+bool Lane::forked() const { return process_id() != process_; }
+
 void Lane::close() {
     if (!thread_.joinable()) return;
+    if (forked()) {  // the handle of a thread that is not in this process
+        new std::thread(std::move(thread_));
+        return;
+    }
     {
         std::lock_guard<std::mutex> hold(mutex_);
         stop_ = true;
@@ -40,22 +47,26 @@ void Lane::close() {
 }
 
 void Lane::start(Job& job) {
-    job.done.store(0, std::memory_order_relaxed);
+    if (forked()) throw std::runtime_error("this lane's thread stayed in the process that made it");
     {
         std::lock_guard<std::mutex> hold(mutex_);
+        if (stop_) throw std::runtime_error("the lane is closed");
         queue_.push_back(&job);
+        job.done.store(0, std::memory_order_relaxed);
     }
     epoch_.fetch_add(1);
     wake_all(epoch_);
 }
 
-void Lane::wait(Job& job) { await_change(job.done, 0); }
+void Lane::wait(Job& job) {
+    if (!job.lane->forked()) await_change(job.done, 0);
+}
 
 void Lane::start_callback(void* job) noexcept {
     Job& j = *static_cast<Job*>(job);
     try {
         j.lane->start(j);
-    } catch (const std::exception& e) {  // no memory for the queue
+    } catch (const std::exception& e) {  // no memory for the queue, or no lane any more
         j.error = e.what();
         j.done.store(1);
     }

@@ -29,7 +29,7 @@ class Lane {
 
     // Finishes what is queued and ends the thread; the destructor does so too.
     void close();
-    // Queues the job; never blocks for long.
+    // Queues the job; never blocks for long. Throws std::runtime_error on a closed lane and in a forked child.
     void start(Job& job);
     // Blocks until the job has ended: spins briefly, then sleeps.
     static void wait(Job& job);
@@ -40,11 +40,13 @@ class Lane {
 
   private:
     void loop();
+    bool forked() const;
 
     std::mutex mutex_;
     std::deque<Job*> queue_;
     std::atomic<uint32_t> epoch_{0};
     bool stop_ = false;
+    int process_;
     std::thread thread_;
 };
 

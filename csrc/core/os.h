@@ -27,6 +27,10 @@ class Memory {
 std::vector<int> allowed_cpus();
 // One CPU of each physical core among the allowed ones.
 std::vector<int> physical_cores();
+// CPUs' worth of time that the control groups above this process allow (cpu.max, or the first version's cfs quota);
+// 0: no limit. `root` stands before /proc and /sys: tests bring files of their own.
+double cpu_quota(const std::string& root = "");
+int process_id();
 // Throws std::invalid_argument if this thread may not run there.
 void pin_this_thread(int cpu);
 void yield_thread();

@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <new>
 #include <set>
@@ -70,6 +71,44 @@ std::vector<int> physical_cores() {
     }
     return out;
 }
+
+namespace {
+// quota / period of one group's file or files; 0: no limit there.
+double group_quota(const std::string& group) {
+    std::string quota;
+    double period = 0;
+    if (std::ifstream both(group + "/cpu.max"); both >> quota >> period)
+        return quota == "max" || period <= 0 ? 0 : std::strtod(quota.c_str(), nullptr) / period;
+    double limit = 0;
+    std::ifstream(group + "/cpu.cfs_quota_us") >> limit;  // -1: no limit
+    std::ifstream(group + "/cpu.cfs_period_us") >> period;
+    return limit > 0 && period > 0 ? limit / period : 0;
+}
+}  // namespace
+
+double cpu_quota(const std::string& root) {
+    double least = 0;
+    std::ifstream groups(root + "/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+        // number:controllers:path; the second version has no controllers
+        const size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) continue;
+        const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+        const bool unified = controllers == ",,";
+        if (!unified && controllers.find(",cpu,") == std::string::npos) continue;
+        // Inside a container the path may be the host's: what is not there counts as no limit, up to the mount's root.
+        for (std::string path = line.substr(second + 1);; path.resize(path.find_last_of('/'))) {
+            for (const char* mount : {"", "/unified", "/cpu", "/cpu,cpuacct"}) {
+                const double here = group_quota(root + "/sys/fs/cgroup" + mount + path);
+                if (here > 0 && (least == 0 || here < least)) least = here;
+            }
+            if (path.find('/') == std::string::npos) break;
+        }
+    }
+    return least;
+}
+
+int process_id() { return static_cast<int>(getpid()); }
 
 void pin_this_thread(int cpu) {
     std::vector<cpu_set_t> sets(16);

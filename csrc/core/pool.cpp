@@ -3,6 +3,7 @@
 #include "core/pool.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -15,18 +16,29 @@ namespace ktcore {
 namespace {
 constexpr int64_t kSpinNs = 40000;  // longer than the gap between two native calls of a decode step
 constexpr int kMaxItems = (1 << 20) - 1;
+constexpr size_t kThreadsPerCpu = 16;  // tests and odd machines share CPUs; a hundred on each is a mistake
 constexpr uint64_t kMask = (1 << 20) - 1;
 
 uint64_t pack(uint32_t epoch, uint64_t begin, uint64_t end) {
     return static_cast<uint64_t>(epoch & 0xffffff) << 40 | begin << 20 | end;
 }
+
+size_t default_threads() {
+    const double quota = cpu_quota();
+    const size_t cores = std::max<size_t>(1, physical_cores().size());
+    return quota > 0 ? std::min(cores, static_cast<size_t>(std::ceil(quota))) : cores;
+}
 }  // namespace
 
 Pool::Pool(int threads, const std::vector<int>& cpus) {
-    if (threads < 0 || threads > 1024) throw std::invalid_argument("threads must be 0 (automatic) to 1024");
-    const size_t wanted = threads > 0 ? static_cast<size_t>(threads) : cpus.empty() ? physical_cores().size() : cpus.size();
-    if (!cpus.empty() && cpus.size() != wanted) throw std::invalid_argument("cpus must name one CPU for each thread");
     const std::vector<int> allowed = allowed_cpus();
+    const size_t most = kThreadsPerCpu * allowed.size();
+    if (threads < 0 || static_cast<size_t>(threads) > most)
+        throw std::invalid_argument("threads must be 0 (automatic) to " + std::to_string(most) + ", not " +
+                                    std::to_string(threads) + ": this process may use " + std::to_string(allowed.size()) +
+                                    " CPU(s), and more threads than CPUs make it slower");
+    const size_t wanted = threads > 0 ? static_cast<size_t>(threads) : cpus.empty() ? default_threads() : cpus.size();
+    if (!cpus.empty() && cpus.size() != wanted) throw std::invalid_argument("cpus must name one CPU for each thread");
     for (int cpu : cpus)
         if (std::find(allowed.begin(), allowed.end(), cpu) == allowed.end())
             throw std::invalid_argument("CPU " + std::to_string(cpu) + " is not one this process may use");
@@ -50,10 +62,22 @@ Pool::Pool(int threads, const std::vector<int>& cpus) {
 }
 
 Pool::~Pool() {
+    if (process_id() != process_) {  // a forked child has handles of threads that it cannot join
+        new std::vector<std::thread>(std::move(workers_));
+        return;
+    }
     stop_ = true;
     epoch_.fetch_add(1);
     wake_all(epoch_);
     for (auto& t : workers_) t.join();
+}
+
+std::mutex& Pool::mutex() {
+    if (!workers_.empty() && process_id() != process_)
+        throw std::runtime_error(
+            "this pool's threads stayed in the process that made it: load the model after the fork, or start processes "
+            "with 'spawn'");
+    return mutex_;
 }
 
 uint8_t* Pool::arena(size_t bytes) {

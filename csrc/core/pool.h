@@ -12,8 +12,8 @@ namespace ktcore {
 
 class Pool {
   public:
-    // threads 0: one for each allowed physical core (or each of cpus). cpus: worker i is pinned to cpus[i]; the
-    // calling thread, number 0, is left where it is. Throws std::invalid_argument.
+    // threads 0: one for each allowed physical core (or each of cpus), at most the control group's quota. cpus: worker
+    // i is pinned to cpus[i]; the calling thread, number 0, is left where it is. Throws std::invalid_argument.
     Pool(int threads, const std::vector<int>& cpus);
     ~Pool();
     Pool(const Pool&) = delete;
@@ -27,8 +27,9 @@ class Pool {
         run_items(items, [](const void* f, int item, int thread) { (*static_cast<const F*>(f))(item, thread); }, &fn);
     }
 
-    // Held by a caller from its first scratch request to its last run: one user at a time.
-    std::mutex& mutex() { return mutex_; }
+    // Held by a caller from its first scratch request to its last run: one user at a time. Throws std::runtime_error
+    // in a forked child, where the threads are not and the mutex may never be free.
+    std::mutex& mutex();
     // Grow-only memory: `arena` for one call's shared buffers, `local` for each thread. Contents are undefined.
     uint8_t* arena(size_t bytes);
     void reserve_local(size_t bytes);
@@ -56,6 +57,7 @@ class Pool {
     int base_ = 0;
     Memory arena_;
     std::mutex mutex_;
+    const int process_ = process_id();
 };
 
 }  // namespace ktcore

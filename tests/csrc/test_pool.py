@@ -30,7 +30,7 @@ def test_flags_agree_with_the_system() -> None:
 @pytest.mark.parametrize("name", ["sse9", "AVX2", "amx"])
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("KTCORE_ISA", name)
-    with pytest.raises(ValueError, match=f"{name} is not known; it has: scalar"):
+    with pytest.raises(ValueError, match=f"{name} is not known"):
         _native.Pool(1)
     with pytest.raises(ValueError, match=name):
         _native.isa_selected()

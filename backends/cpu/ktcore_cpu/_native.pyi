@@ -20,6 +20,12 @@ def isa_selected() -> str:
 def cpu_flags() -> list[str]:
     """CPU features found (CPUID) and enabled by the operating system (XGETBV)."""
 
+def cpu_quota(root: str = "") -> float:
+    """CPUs' worth of time that the control groups above this process allow; 0: no limit.
+
+    `root` stands before /proc and /sys.
+    """
+
 def formats() -> dict[str, tuple[int, int]]:
     """Weight formats: name -> (values in a block, bytes of a block), as in GGUF."""
 

@@ -1,0 +1,210 @@
+// Everything that threads share, in a program of its own that `make sanitize` builds with ThreadSanitizer: pools from
+// birth to death, regions that steal, several engines and users at once, the lane, an experts block.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "blocks/experts.h"
+#include "blocks/mlp.h"
+#include "blocks/step.h"
+#include "core/lane.h"
+
+using namespace ktcore;
+
+namespace {
+
+void expect(bool ok, const char* what) {
+    if (ok) return;
+    std::fprintf(stderr, "failed: %s\n", what);
+    std::exit(1);
+}
+
+// Every item once, on a thread of the pool, and its writes visible when run() returns: plain memory on purpose.
+void regions(Pool& pool, int rounds, int items) {
+    std::vector<int> seen(static_cast<size_t>(items)), thread(static_cast<size_t>(items));
+    for (int r = 1; r <= rounds; r++) {
+        pool.run(items, [&](int i, int t) {
+            seen[static_cast<size_t>(i)]++;
+            thread[static_cast<size_t>(i)] = t;
+            if (i % 7 == 0)
+                for (volatile int spin = 0; spin < 200 * (i % 3); spin = spin + 1) {
+                }
+        });
+        for (int i = 0; i < items; i++) {
+            expect(seen[static_cast<size_t>(i)] == r, "an item was lost or ran twice");
+            expect(thread[static_cast<size_t>(i)] < pool.threads(), "a thread that the pool does not have");
+        }
+    }
+}
+
+void birth_and_death() {
+    for (int i = 0; i < 60; i++) {
+        Pool pool(1 + i % 6, {});
+        if (i % 3) regions(pool, 3, 1 + i);
+        if (i % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // its workers have gone to sleep
+    }
+}
+
+void many_regions() {
+    Pool pool(4, {});
+    for (int items : {1, 2, 3, 5, 64, 1000}) regions(pool, 150, items);
+    for (int i = 0; i < 20; i++) {  // between spinning and sleeping
+        std::this_thread::sleep_for(std::chrono::microseconds(20 + 5 * i));
+        regions(pool, 2, 40);
+    }
+}
+
+void shared_pool() {
+    Pool pool(3, {});
+    std::vector<std::thread> users;
+    for (int u = 0; u < 4; u++)
+        users.emplace_back([&] {
+            for (int i = 0; i < 30; i++) {
+                std::lock_guard<std::mutex> hold(pool.mutex());
+                uint8_t* shared = pool.arena(size_t{1000} * static_cast<size_t>(i + 1));
+                pool.reserve_local(size_t{64} * static_cast<size_t>(i + 1));
+                pool.run(25, [&](int item, int t) {
+                    shared[item] = static_cast<uint8_t>(item);
+                    pool.local(t)[0]++;
+                });
+            }
+        });
+    for (auto& u : users) u.join();
+}
+
+void refusals() {
+    int refused = 0;
+    for (const auto& make : {+[] { Pool(-1, {}); }, +[] { Pool(1 << 20, {}); }, +[] { Pool(1, {1 << 20}); }}) {
+        try {
+            make();
+        } catch (const std::invalid_argument&) {
+            refused++;
+        }
+    }
+    expect(refused == 3, "a pool that cannot be was made");
+    Pool pool(2, {});
+    try {
+        pool.arena(SIZE_MAX / 2);
+        expect(false, "half of all memory was given");
+    } catch (const std::bad_alloc&) {
+    }
+    regions(pool, 2, 10);
+}
+
+constexpr int kExperts = 4, kHidden = 64, kFfn = 96, kTokens = 24, kTopK = 2;
+
+Bank bank_of(Engine& e) {
+    auto bank = std::make_shared<ExpertBank>(kExperts, kHidden, kFfn, "Q8_0", "Q4_0", "F32");
+    std::vector<uint8_t> gate(raw_bytes(Format::Q8_0, kFfn, kHidden)), up(raw_bytes(Format::Q4_0, kFfn, kHidden)),
+        down(raw_bytes(Format::F32, kHidden, kFfn));
+    for (int i = 0; i < kExperts; i++) {
+        for (size_t b = 0; b < gate.size(); b++) gate[b] = b % 34 == 1 ? 0x1c : static_cast<uint8_t>(b * 7 + i);
+        for (size_t b = 0; b < up.size(); b++) up[b] = b % 18 == 1 ? 0x1c : static_cast<uint8_t>(b * 5 + i);
+        for (size_t b = 0; b < down.size(); b += 4) {
+            const float v = std::sin(static_cast<float>(b + static_cast<size_t>(i)));
+            std::memcpy(down.data() + b, &v, 4);
+        }
+        bank->pack(e.pool, i, {gate.data(), gate.size()}, {up.data(), up.size()}, {down.data(), down.size()});
+    }
+    return bank;
+}
+
+struct Call {
+    std::vector<float> x = std::vector<float>(kTokens * kHidden), weights = std::vector<float>(kTokens * kTopK, 0.5f);
+    std::vector<float> out = std::vector<float>(kTokens * kHidden);
+    std::vector<int64_t> ids = std::vector<int64_t>(kTokens * kTopK);
+    Call() {
+        for (size_t i = 0; i < x.size(); i++) x[i] = std::cos(static_cast<float>(i));
+        for (size_t i = 0; i < ids.size(); i++) ids[i] = static_cast<int64_t>(i * i % kExperts);
+    }
+    void run(ExpertsBlock& block) { block.forward(x.data(), ids.data(), weights.data(), out.data(), kTokens, kTopK); }
+};
+
+// Several engines at once, and their users one after the other; results depend on none of it.
+void experts() {
+    auto one = std::make_shared<Engine>(1, std::vector<int>{});
+    ExpertsBlock alone(one, bank_of(*one), "silu", false, false);
+    Call want;
+    want.run(alone);
+    std::vector<std::thread> engines;
+    for (int threads = 2; threads <= 4; threads++)
+        engines.emplace_back([&want, threads] {
+            auto e = std::make_shared<Engine>(threads, std::vector<int>{});
+            ExpertsBlock block(e, bank_of(*e), "silu", false, false);
+            std::vector<std::thread> users;
+            for (int u = 0; u < 2; u++)
+                users.emplace_back([&] {
+                    for (int i = 0; i < 3; i++) {
+                        Call call;
+                        call.run(block);
+                        expect(call.out == want.out, "threads changed a result");
+                    }
+                });
+            for (auto& u : users) u.join();
+        });
+    for (auto& e : engines) e.join();
+}
+
+// A lane that runs an experts block while its caller computes on another engine.
+void lane() {
+    auto e = std::make_shared<Engine>(2, std::vector<int>{});
+    ExpertsBlock block(e, bank_of(*e), "silu", false, false);
+    Call plain, beside;
+    plain.run(block);
+    Lane lane;
+    Job work, failing;
+    work.lane = failing.lane = &lane;
+    work.work = [&] { beside.run(block); };
+    failing.work = [] { throw std::runtime_error("on purpose"); };
+    Pool own(2, {});
+    for (int i = 0; i < 12; i++) {
+        Lane::start_callback(&work);
+        Lane::start_callback(&failing);
+        regions(own, 2, 30);
+        Lane::wait_callback(&work);
+        expect(beside.out == plain.out && work.error.empty(), "the lane changed a result");
+        Lane::wait_callback(&failing);
+        expect(failing.error == "on purpose", "an error was lost");
+        if (i % 4 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    std::vector<Job> queued(50);
+    std::vector<int> ran;
+    for (size_t i = 0; i < queued.size(); i++) {
+        queued[i].lane = &lane;
+        queued[i].work = [&ran, i] { ran.push_back(static_cast<int>(i)); };
+        lane.start(queued[i]);
+    }
+    lane.close();
+    expect(ran.size() == queued.size(), "closing dropped a job");
+    Lane::start_callback(&work);
+    expect(work.error == "the lane is closed" && work.done.load() == 1, "a closed lane took a job");
+}
+
+// One step's tables asked for by two engines' threads.
+void shared_step() {
+    Step step({0, 1, 2, 0, 1}, {0, 3, 5}, {3, 2}, {0, 1}, 1);
+    std::vector<std::thread> users;
+    for (int u = 0; u < 4; u++)
+        users.emplace_back([&, u] {
+            for (int i = 0; i < 20; i++) {
+                step.check_pages(2 + i, 16);
+                expect(step.rotations({1.f, 0.5f}, static_cast<float>(1 + (i + u) % 5))[0] > 0, "no rotation");
+            }
+        });
+    for (auto& u : users) u.join();
+}
+
+}  // namespace
+
+int main() {
+    birth_and_death();
+    many_regions();
+    shared_pool();
+    refusals();
+    experts();
+    lane();
+    shared_step();
+    std::puts("threads: all well");
+}
