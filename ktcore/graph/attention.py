@@ -84,9 +84,9 @@ def _projections(make: NodeMaker, name: str, hidden: int, q_rows: int, kv_rows: 
 
 
 def _window(make: NodeMaker, layer: int) -> int:
-    """Sliding window of hub configs: of all layers, or of those that `layer_types` marks."""
+    """Sliding window: of all layers, or of those that `layer_types` of hub configs marks."""
     s = make.settings
-    window = s.integer("sliding_window", "", 0, least=0)
+    window = s.integer("sliding_window", "attention.sliding_window", 0, least=0)
     if not window or not s.get("use_sliding_window", "", True):
         return 0
     kinds = s.sequence("layer_types")

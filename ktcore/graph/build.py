@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ktcore.errors import ArchitectureError
 from ktcore.graph.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
+from ktcore.graph.complete import check_settings, check_tensors
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
 from ktcore.weights.checkpoint import Checkpoint
@@ -13,7 +14,8 @@ def build_graph(checkpoint: Checkpoint) -> Graph:
     """Operators, names and weight references of a model; reads no tensor data.
 
     Raises:
-        ArchitectureError: the architecture is unknown, or configuration and tensors do not fit together.
+        ArchitectureError: the architecture is unknown, or configuration and tensors do not fit together: a tensor of
+            another shape, one that nothing would use, a setting that is not supported.
         CheckpointError: a tensor is missing.
     """
     settings = Settings(checkpoint)
@@ -24,4 +26,7 @@ def build_graph(checkpoint: Checkpoint) -> Graph:
             f"{checkpoint.path}: architecture '{settings.architecture}' is not supported",
             f"supported in this kind of checkpoint: {', '.join(sorted(known))}",
         )
-    return build(settings)
+    check_settings(settings)
+    graph = build(settings)
+    check_tensors(settings, graph)
+    return graph

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ktcore.errors import ArchitectureError
 from ktcore.graph.names import NameTable, TensorNames, layer_of
 from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
@@ -61,8 +62,9 @@ class NodeMaker:
     def check(self, tensor: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         """ArchitectureError when a tensor's shape is not what the configuration says."""
         if found != expected:
-            raise self.settings.error(
-                f"tensor '{tensor}' has shape {list(found)}, but the configuration asks for {list(expected)}",
+            raise ArchitectureError(
+                f"{self.settings.checkpoint.file_of(tensor)}: tensor '{tensor}' has shape {list(found)}, but the "
+                f"configuration asks for {list(expected)}",
                 "the configuration and the weights belong to different models, or one of them was edited",
             )
 

@@ -63,6 +63,10 @@ class Checkpoint(ABC):
         """Whether there is a tensor of that name."""
         return name in self.tensors
 
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self.path
+
     def expect(self, name: str, shape: tuple[int, ...]) -> None:  # noqa: B027
         """Told what the configuration says of a tensor before it is looked up; only one without weights listens."""
 

@@ -99,6 +99,9 @@ class MappedCheckpoint(Checkpoint):
         stored = self._find(name)
         return stored.file.view(stored.offset, stored.info.nbytes)
 
+    def file_of(self, name: str) -> Path:
+        return self._find(name).file.path
+
     def release(self, name: str) -> None:
         stored = self._find(name)
         stored.file.release(stored.offset, stored.info.nbytes)

@@ -284,14 +284,18 @@ def test_experts_may_be_stored_fused() -> None:
 
 
 def test_dense_layers_among_sparse_ones() -> None:
-    shapes = _qwen3_moe() | _gated("model.layers.1.mlp", 2048, 6144) | _gated("model.layers.2.mlp", 2048, 6144)
-    graph = build_graph(Headers("hf", QWEN3_MOE | {"mlp_only_layers": [1]}, shapes))
+    def dense(*layers: int) -> Shapes:
+        prefixes = tuple(f"model.layers.{i}.mlp." for i in layers)
+        shapes = {name: shape for name, shape in _qwen3_moe().items() if not name.startswith(prefixes)}
+        return shapes | {n: s for i in layers for n, s in _gated(f"model.layers.{i}.mlp", 2048, 6144).items()}
+
+    graph = build_graph(Headers("hf", QWEN3_MOE | {"mlp_only_layers": [1]}, dense(1)))
     assert [type(layer.ffn.spec) for layer in graph.layers[:3]] == [MoESpec, MLPSpec, MoESpec]
     graph = build_graph(
         Headers(
             "hf",
             QWEN3_MOE | {"num_hidden_layers": 4, "decoder_sparse_step": 4},
-            shapes | _gated("model.layers.0.mlp", 2048, 6144),
+            dense(0, 1, 2),
         )
     )
     assert [type(layer.ffn.spec) for layer in graph.layers] == [MLPSpec] * 3 + [MoESpec]

@@ -17,6 +17,8 @@ def deepseek_ffn(make: NodeMaker) -> Branch:
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
     dense_layers = settings.integer("first_k_dense_replace", "leading_dense_block_count", 0, least=0)
+    if settings.integer("moe_layer_freq", "", 1) != 1:
+        raise settings.error("moe_layer_freq is not 1: experts in every second layer are not supported")
     routing = _routing(make, dense_layers)
     shared = settings.integer("n_shared_experts", "expert_shared_count", 0, least=0)
 
@@ -33,9 +35,12 @@ def deepseek_ffn(make: NodeMaker) -> Branch:
 def _routing(make: NodeMaker, first_sparse: int) -> Routing:
     s = make.settings
     sigmoid = _sigmoid(s)
+    method = s.get("topk_method", "", "noaux_tc" if sigmoid else "group_limited_greedy")
+    if method not in ("greedy", "group_limited_greedy", "noaux_tc"):
+        raise s.error(f"topk_method {method!r} is unknown", "known: greedy, group_limited_greedy, noaux_tc")
     groups = s.integer("n_group", "expert_group_count", 0, least=0) or 1
     kept = s.integer("topk_group", "expert_group_used_count", 0, least=0) or groups
-    if s.get("topk_method", "", "noaux_tc" if sigmoid else "group_limited_greedy") == "greedy":
+    if method == "greedy":
         groups = kept = 1
     # transformers ignores norm_topk_prob for V2, and no released V2 sets it
     renormalise = s.architecture != "deepseek_v2" and bool(s.get("norm_topk_prob", "expert_weights_norm", not s.gguf))

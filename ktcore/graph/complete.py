@@ -1,0 +1,58 @@
+"""Refuses models that would load but compute something else: tensors that no operator uses, settings nobody reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ktcore.graph.node import Graph
+from ktcore.graph.settings import Settings
+
+# (config.json key, GGUF key): what other families do, and members of these may one day do; 0, 1 and null mean "not"
+UNREAD = (
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("logit_scale", "logit_scale"),
+    ("logits_scaling", ""),
+    ("embedding_multiplier", "embedding_scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("attention_multiplier", ""),
+    ("clip_qkv", "attention.clamp_kqv"),
+    ("alibi", "attention.max_alibi_bias"),
+    ("use_parallel_residual", "use_parallel_residual"),
+)
+LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
+# derived values that older files hold, and the second of two layouts of the same projection
+KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|attn_rot_embd\.|attn_kv_b\.weight$")
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ArchitectureError when the configuration asks for something that no family here does."""
+    for hf, gguf in UNREAD:
+        value = settings.get(hf, gguf, None)
+        if value is not None and value is not False and value not in (0, 1):
+            raise settings.error(
+                f"{gguf if settings.gguf else hf} is {value!r}, which architecture '{settings.architecture}' "
+                "is not known to do here",
+                "this is a variant of the architecture; its numbers would come out wrong",
+            )
+
+
+def check_tensors(settings: Settings, graph: Graph) -> None:
+    """Raises ArchitectureError when a layer holds tensors that no operator of the graph uses."""
+    used = {source for root in graph.roots() for ref in root.all_weights().values() for source in ref.sources}
+    unused = list(_unused(settings, len(graph.layers), used))
+    if unused:
+        rest = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
+        raise settings.error(
+            f"nothing uses tensors {', '.join(unused[:4])}{rest}: architecture '{settings.architecture}' has no such",
+            "this is a variant of the architecture, or its configuration belongs to another model",
+        )
+
+
+def _unused(settings: Settings, layers: int, used: set[str]) -> Iterator[str]:
+    for name in settings.checkpoint.tensors:
+        found = LAYER.match(name)
+        # layers beyond the configured number predict further tokens, and are left out
+        if found and name not in used and int(found[1]) < layers and not KNOWN_EXTRA.search(name):
+            yield name
