@@ -6,6 +6,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,10 @@ class ConvertedCheckpoint(Checkpoint):
     def input_order(self, name: str) -> npt.NDArray[np.int64]:
         weight = self._weights.get(name)
         return self._base.input_order(name) if weight is None else weight.input_order()
+
+    def file_of(self, name: str) -> Path:
+        weight = self._weights.get(name)
+        return self._base.file_of(name if weight is None else weight.sources[0])
 
     def release(self, name: str) -> None:
         self._check(name)
