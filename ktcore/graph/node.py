@@ -99,9 +99,7 @@ class Graph:
     @property
     def parameters(self) -> int:
         """Number of weights, those of a tied head once."""
-        refs = {
-            (ref.sources, ref.rows, ref.columns): ref for root in self.roots() for ref in root.all_weights().values()
-        }
+        refs = {(ref.sources, ref.rows): ref for root in self.roots() for ref in root.all_weights().values()}
         return sum(math.prod(ref.shape) for ref in refs.values())
 
     def node(self, name: str) -> Node:

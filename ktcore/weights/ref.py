@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ktcore.weights.checkpoint import Checkpoint
 
 
+RowSlice = tuple[int, int, int]
+"""Start, stop and step."""
+
+
 @dataclass(frozen=True)
 class WeightRef:
     """A weight by name, made from one or several tensors of a checkpoint without reading them.
@@ -26,19 +30,20 @@ class WeightRef:
         sources: tensor names; several are stacked along a new first axis (one tensor an expert).
         shape: torch order [..., out, in] after all below; may reshape a single source.
         format: weight format of the bytes that `Weight.raw` gives.
-        rows: slice (start, stop, step) of the second to last axis, or of a vector's only one, for the parts of a fused
-            tensor; None takes all.
-        columns: such a slice of the last axis, for stacks of biases.
-        input_major: the file holds the transpose of the last two axes.
+        rows: slices of the second to last axis, one after another, for the parts of a fused tensor; None takes all.
+        height: length of that axis before slicing.
+        items: the slices are of the last axis instead, of a format that has one value a block (biases).
+        transposed: the file holds [..., in, out], in such a format; slices are taken after this.
         stored: the format in the checkpoint, where the weight is quantised while it is loaded; else None.
     """
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     format: str
-    rows: tuple[int, int, int] | None = None
-    columns: tuple[int, int, int] | None = None
-    input_major: bool = False
+    rows: tuple[RowSlice, ...] | None = None
+    height: int = 0
+    items: bool = False
+    transposed: bool = False
     stored: str | None = None
 
     @property
@@ -72,31 +77,34 @@ class WeightRef:
         return cls(tuple(names), shape or stacked, first.format)
 
     def slice_rows(self, start: int, stop: int, step: int = 1) -> WeightRef:
-        """Rows start, start + step … below stop of the second to last axis; of a vector, its items."""
-        count = len(range(start, stop, step))
-        shape = (count,) if len(self.shape) == 1 else (*self.shape[:-2], count, self.shape[-1])
-        return replace(self, shape=shape, rows=(start, stop, step))
+        """Every `step`-th row from start to stop of the second to last axis; of a vector, its items."""
+        return self.pick_rows((start, stop, step))
 
-    def slice_columns(self, start: int, stop: int, step: int = 1) -> WeightRef:
-        """Items start, start + step … below stop of the last axis.
+    def pick_rows(self, *slices: RowSlice, items: bool = False) -> WeightRef:
+        """Rows of several slices, one after another; of a vector, or with `items`, values of the last axis.
 
         Raises:
-            CheckpointError: values share scales in blocks along it.
+            CheckpointError: `items` of a format whose values share scales in blocks.
         """
-        if get_format(self.format).is_quantized:
-            raise CheckpointError(f"'{self.sources[0]}': columns of a {self.format} weight cannot be taken apart")
-        columns = (start, stop, step)
-        return replace(self, shape=(*self.shape[:-1], len(range(*columns))), columns=columns)
+        items = items or len(self.shape) == 1
+        count = sum(len(range(*s)) for s in slices)
+        if items:
+            self._check_plain("its last axis cannot be sliced")
+            return replace(self, shape=(*self.shape[:-1], count), rows=slices, height=self.shape[-1], items=True)
+        return replace(self, shape=(*self.shape[:-2], count, self.shape[-1]), rows=slices, height=self.shape[-2])
 
-    def transposed(self) -> WeightRef:
-        """For weights stored input-major, [..., in, out]: the same as [..., out, in]. Slice rows after this.
+    def swap(self) -> WeightRef:
+        """The same tensor with its last two axes swapped, for weights stored input by output. Slice after this.
 
         Raises:
-            CheckpointError: values share scales in blocks along the stored rows, so they cannot change places.
+            CheckpointError: its values share scales in blocks.
         """
+        self._check_plain("its axes cannot be swapped")
+        return replace(self, shape=(*self.shape[:-2], self.shape[-1], self.shape[-2]), transposed=True)
+
+    def _check_plain(self, problem: str) -> None:
         if get_format(self.format).is_quantized:
-            raise CheckpointError(f"'{self.sources[0]}': a {self.format} weight cannot be transposed")
-        return replace(self, shape=(*self.shape[:-2], self.shape[-1], self.shape[-2]), input_major=True)
+            raise CheckpointError(f"'{self.sources[0]}' is {self.format}, whose values share scales: {problem}")
 
     def quantized(self, format: str) -> WeightRef:
         """The same weight, quantised to `format` (INT4_G* or INT8_G*) while it is loaded.
@@ -144,7 +152,7 @@ class Weight:
         """
         if not get_format(self.format).ordered:
             return None
-        orders = [self._checkpoint.input_order(name) for name in self._names()]
+        orders = [self._checkpoint.input_order(name) for name in self.ref.sources]
         return orders[0] if len(orders) == 1 else np.stack(orders)
 
     def raw(self) -> np.ndarray:
@@ -152,8 +160,7 @@ class Weight:
         if self.ref.stored is not None:
             return self._quantised()
         width = row_bytes(self.format, self.shape[-1])
-        parts = [self._rows(name).reshape(-1, width) for name in self._names()]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return _joined([self._rows(name).reshape(-1, width) for name in self.ref.sources], axis=0)
 
     def tensor(self) -> torch.Tensor:
         """Dequantised values, float32 in `shape`."""
@@ -184,46 +191,39 @@ class Weight:
             for name in self.ref.sources:
                 self._checkpoint.release(name)
 
-    def _names(self) -> tuple[str, ...]:
-        return self.ref.sources
-
     def _rows(self, name: str) -> np.ndarray:
         """The wanted bytes of one source."""
-        stored = self._checkpoint.tensors[name].shape
-        if self._whole.input_major:
-            return self._transposed(name, stored)
-        if len(stored) == 1 and self._whole.rows is not None:
-            return self._columns(self._checkpoint.raw(name), stored, self._whole.rows)
-        found = self._whole_rows(name, stored)
-        return found if self._whole.columns is None else self._columns(found, stored, self._whole.columns)
-
-    def _whole_rows(self, name: str, stored: tuple[int, ...]) -> np.ndarray:
-        if self._whole.rows is None:
-            if self._item is None:
+        ref, item = self._whole, self._item
+        if ref.rows is None and not ref.transposed:
+            if item is None:
                 return self._checkpoint.raw(name)
             height = math.prod(self.shape[:-1])
-            return self._checkpoint.rows(name, self._item * height, (self._item + 1) * height)
-        start, stop, step = self._whole.rows
-        height = stored[-2]
-        items = range(math.prod(stored[:-2])) if self._item is None else [self._item]
-        found = [self._checkpoint.rows(name, i * height + start, i * height + stop)[::step] for i in items]
-        return found[0] if len(found) == 1 else np.concatenate(found)
+            return self._checkpoint.rows(name, item * height, (item + 1) * height)
+        slices = ref.rows or ((0, self.shape[-2], 1),)
+        if ref.items:
+            whole = replace(ref, shape=(*ref.shape[:-1], ref.height), rows=None, items=False)
+            values = Weight(self._checkpoint, whole, item)._rows(name)
+            return _joined([values.reshape(-1, ref.height, self._value_bytes())[:, slice(*s)] for s in slices])
+        if item is not None and len(ref.shape) == 2:  # the item is a row
+            row: np.ndarray = Weight(self._checkpoint, ref)._rows(name).reshape(ref.shape[0], -1)[item]
+            return row
+        items = range(math.prod(ref.shape[:-2]) if len(ref.sources) == 1 else 1) if item is None else [item]
+        return _joined([self._matrix_rows(name, i, s) for i in items for s in slices], axis=0)
 
-    def _columns(self, raw: np.ndarray, stored: tuple[int, ...], columns: tuple[int, int, int]) -> np.ndarray:
-        size = get_format(self.format).block_bytes
-        taken: np.ndarray = raw.reshape(-1, stored[-1], size)[:, slice(*columns)]
-        return taken
+    def _matrix_rows(self, name: str, item: int, rows: RowSlice) -> np.ndarray:
+        """Some rows of one matrix of a stack."""
+        ref = self._whole
+        start, stop, step = rows
+        height = ref.height or ref.shape[-2]
+        if not ref.transposed:
+            # no more than the span, since reading may mean converting
+            return self._checkpoint.rows(name, item * height + start, item * height + stop)[::step]
+        size, cols = self._value_bytes(), ref.shape[-1]
+        stored = self._checkpoint.rows(name, item * cols, (item + 1) * cols).reshape(cols, height, size)
+        return np.ascontiguousarray(stored[:, start:stop:step].swapaxes(0, 1)).reshape(-1, cols * size)
 
-    def _transposed(self, name: str, stored: tuple[int, ...]) -> np.ndarray:
-        height = stored[-2]
-        size = get_format(self._checkpoint.tensors[name].format).block_bytes
-        start, stop, step = self._whole.rows or (0, stored[-1], 1)
-        items = range(math.prod(stored[:-2])) if self._item is None else [self._item]
-        out = []
-        for i in items:
-            values = self._checkpoint.rows(name, i * height, (i + 1) * height).reshape(height, stored[-1], size)
-            out.append(np.ascontiguousarray(values[:, start:stop:step].swapaxes(0, 1)).reshape(-1, height * size))
-        return out[0] if len(out) == 1 else np.concatenate(out)
+    def _value_bytes(self) -> int:
+        return get_format(self.format).block_bytes
 
     def _quantised(self) -> np.ndarray:
         if self._item is None and len(self.shape) > 2:
@@ -261,3 +261,7 @@ class _Subset(Weight):
 
     def release(self) -> None:
         self._of.release()
+
+
+def _joined(parts: list[np.ndarray], axis: int = 1) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)

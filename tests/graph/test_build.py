@@ -278,7 +278,7 @@ def test_experts_may_be_stored_fused() -> None:
     graph = build_graph(Headers("hf", c, shapes))
     assert set(_used(graph)) == set(shapes)
     weights = graph.node("layers.7.ffn.experts").weights
-    assert (weights["gate"].rows, weights["up"].rows) == ((0, w, 1), (w, 2 * w, 1))
+    assert (weights["gate"].rows, weights["up"].rows) == (((0, w, 1),), ((w, 2 * w, 1),))
     assert weights["gate"].shape == weights["up"].shape == (e, w, h)
     assert _spec(graph, "layers.7.ffn.experts", ExpertsSpec).intermediate == w
 

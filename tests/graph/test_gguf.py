@@ -181,7 +181,7 @@ def test_fused_gate_and_up_experts_are_sliced() -> None:
     shapes = {n: s for n, s in _deepseek().items() if "gate_exps" not in n and "up_exps" not in n}
     shapes |= {f"blk.{i}.ffn_gate_up_exps.weight": (EXPERTS, 2 * WIDTH, H) for i in (1, 2)}
     weights = build_graph(Headers("gguf", DEEPSEEK, shapes)).node("layers.1.ffn.experts").weights
-    assert (weights["gate"].rows, weights["up"].rows) == ((0, WIDTH, 1), (WIDTH, 2 * WIDTH, 1))
+    assert (weights["gate"].rows, weights["up"].rows) == (((0, WIDTH, 1),), ((WIDTH, 2 * WIDTH, 1),))
 
 
 def test_pairing_of_the_llama_architecture_is_that_of_permuted_rows() -> None:

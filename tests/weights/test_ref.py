@@ -34,7 +34,7 @@ def test_slices_with_steps(rows: tuple[int, int, int], checkpoint: object) -> No
 
 @pytest.mark.parametrize("name", ["w", "h"])
 def test_input_major_stacks_are_transposed(name: str, checkpoint: object) -> None:
-    ref = WeightRef.of(checkpoint, name).transposed()
+    ref = WeightRef.of(checkpoint, name).swap()
     want = (STACK if name == "w" else STACK.bfloat16().float()).transpose(1, 2)
     torch.testing.assert_close(ref.open(checkpoint).tensor(), want, rtol=0, atol=0)
     half = ref.slice_rows(6, 12)
@@ -43,15 +43,40 @@ def test_input_major_stacks_are_transposed(name: str, checkpoint: object) -> Non
     torch.testing.assert_close(half.open(checkpoint).part(1).tensor(), want[1, 6:], rtol=0, atol=0)
 
 
+def test_several_slices_come_one_after_another(checkpoint: object) -> None:
+    slices = ((7, 10, 1), (0, 6, 2), (1, 2, 1))
+    order = [i for s in slices for i in range(*s)]
+    ref = WeightRef.of(checkpoint, "w")
+    for picked, want in (
+        (ref.pick_rows(*slices), STACK[:, order]),
+        (ref.pick_rows(*slices, items=True), STACK[:, :, order]),
+        (ref.swap().pick_rows(*slices), STACK.transpose(1, 2)[:, order]),
+    ):
+        assert picked.shape == tuple(want.shape)
+        torch.testing.assert_close(picked.open(checkpoint).tensor(), want, rtol=0, atol=0)
+        torch.testing.assert_close(picked.open(checkpoint).part(2).tensor(), want[2], rtol=0, atol=0)
+        torch.testing.assert_close(picked.open(checkpoint).subset([2, 0]).tensor(), want[[2, 0]], rtol=0, atol=0)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(ref.pick_rows(*slices).open(checkpoint).tensor(), STACK[:, sorted(order)])
+
+
+def test_slices_of_tensors_that_make_a_stack(checkpoint: object) -> None:
+    ref = WeightRef.of(checkpoint, "m", "m").slice_rows(2, 10, 3)
+    torch.testing.assert_close(ref.open(checkpoint).tensor(), STACK[[0, 0], 2:10:3], rtol=0, atol=0)
+    torch.testing.assert_close(ref.open(checkpoint).part(1).tensor(), STACK[0, 2:10:3], rtol=0, atol=0)
+    swapped = WeightRef.of(checkpoint, "m", "m").swap().slice_rows(2, 10, 3)
+    torch.testing.assert_close(swapped.open(checkpoint).tensor(), STACK[[0, 0]].transpose(1, 2)[:, 2:10:3])
+
+
 @pytest.mark.parametrize("columns", [(0, 12, 2), (1, 12, 2), (3, 9, 1)])
 def test_columns_of_stacked_biases(columns: tuple[int, int, int], checkpoint: object) -> None:
     for name, whole in (("m", STACK[0]), ("v", STACK[0, 0]), ("w", STACK)):
-        ref = WeightRef.of(checkpoint, name).slice_columns(*columns)
+        ref = WeightRef.of(checkpoint, name).pick_rows(columns, items=True)
         want = whole[..., slice(*columns)]
         assert ref.shape == tuple(want.shape)
         torch.testing.assert_close(ref.open(checkpoint).tensor(), want, rtol=0, atol=0)
     torch.testing.assert_close(
-        WeightRef.of(checkpoint, "m").slice_columns(*columns).open(checkpoint).subset([7, 2]).tensor(),
+        WeightRef.of(checkpoint, "m").pick_rows(columns, items=True).open(checkpoint).subset([7, 2]).tensor(),
         STACK[0, [7, 2], slice(*columns)],
     )
     vector = WeightRef.of(checkpoint, "v").slice_rows(*columns).open(checkpoint)
@@ -61,7 +86,7 @@ def test_columns_of_stacked_biases(columns: tuple[int, int, int], checkpoint: ob
 def test_matrices_and_vectors(checkpoint: object) -> None:
     matrix = WeightRef.of(checkpoint, "m")
     torch.testing.assert_close(matrix.slice_rows(1, 9, 2).open(checkpoint).tensor(), STACK[0, 1:9:2])
-    torch.testing.assert_close(matrix.transposed().open(checkpoint).tensor(), STACK[0].T)
+    torch.testing.assert_close(matrix.swap().open(checkpoint).tensor(), STACK[0].T)
     torch.testing.assert_close(WeightRef.of(checkpoint, "v").open(checkpoint).tensor(), STACK[0, 0])
 
 
@@ -72,5 +97,8 @@ def test_a_folded_stack_is_opened_item_by_item(checkpoint: object) -> None:
 
 def test_blocks_cannot_be_transposed(write_gguf: Callable[..., Path]) -> None:
     path = write_gguf(tensors={"w": (torch.randn(4, 64).numpy(), "Q8_0")})
-    with open_checkpoint(path) as opened, pytest.raises(CheckpointError, match="'w': a Q8_0 weight cannot be"):
-        WeightRef.of(opened, "w").transposed()
+    with (
+        open_checkpoint(path) as opened,
+        pytest.raises(CheckpointError, match="'w' is Q8_0, whose values share scales: its axes"),
+    ):
+        WeightRef.of(opened, "w").swap()
