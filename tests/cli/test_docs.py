@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ktcore as package
+from ktcore.graph.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.rules import experts, match, schema
 from ktcore.rules.load import read_rule_set, shipped_rules
 
@@ -74,6 +75,14 @@ def test_the_readmes_python_runs(
     assert isinstance(logits, torch.Tensor)
     assert logits.shape[0] == 3
     assert "layers.0.attn (attention) is run by" in capsys.readouterr().out
+
+
+def test_the_model_guide_quotes_a_real_family() -> None:
+    text = (DOCS / "add-a-model.md").read_text(encoding="utf-8")
+    ((name, quoted),) = NAMED_BLOCK.findall(text)
+    assert quoted == (ROOT / name).read_text(encoding="utf-8")
+    for key, table in (("qwen2_moe", HF_ARCHITECTURES), ("qwen2moe", GGUF_ARCHITECTURES)):
+        assert f'"{key}": {table[key].__name__}' in text
 
 
 def test_every_command_that_is_written_about_exists(ktcore: Run) -> None:
