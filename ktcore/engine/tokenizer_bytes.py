@@ -36,7 +36,7 @@ class TokenBytes:
         self._added: dict[int, str] = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
         self._known: dict[int, bytes] = {}
         steps = _steps(backend, where)
-        self._alphabet = _byte_alphabet() if any(step["type"] == "ByteLevel" for step in steps) else None
+        self._alphabet = byte_alphabet() if any(step["type"] == "ByteLevel" for step in steps) else None
         self._replaced = [(step["pattern"]["String"], step["content"]) for step in steps if step["type"] == "Replace"]
         self._fallback = any(step["type"] == "ByteFallback" for step in steps)
         #: Spaces that are not part of the text where it begins: SentencePiece puts one before the first word.
@@ -124,7 +124,7 @@ def _parts_of_metaspace(step: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [space, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's letters for bytes: printable ones stand for themselves, the others for U+0100 on, in order."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktcore.engine.tokenizer import Tokenizer
 from ktcore.engine.tokenizer_chat import DEFAULT
-from ktcore.engine.tokenizer_pre import PRE_TOKENIZERS, PreTokenizer
+from ktcore.engine.tokenizer_pre import PRE_TOKENIZERS, PreTokenizer, byte_level_splits
 from ktcore.engine.tokenizer_special import (
     CONTROL,
     NORMAL,
@@ -119,15 +119,12 @@ def _merges(config: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
 
 
 def _byte_level(tokens: list[str], merges: list[tuple[str, str]], pre: PreTokenizer, where: str) -> Backend:
-    from tokenizers import Regex, decoders, pre_tokenizers
+    from tokenizers import decoders
 
     backend = _bpe(
         where, vocab=dict(zip(tokens, range(len(tokens)), strict=True)), merges=merges, ignore_merges=pre.ignore_merges
     )
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    backend.pre_tokenizer = byte_level_splits(pre)
     backend.decoder = decoders.ByteLevel()
     return backend
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ktcore.engine.tokenizer import Tokenizer
 from ktcore.engine.tokenizer_chat import DEFAULT
 from ktcore.engine.tokenizer_special import SpecialTokens, shown_tokens
+from ktcore.engine.tokenizer_tiktoken import kimi_from_folder
 from ktcore.errors import CheckpointError, TokenizerError
 from ktcore.weights.safetensors import read_json
 
@@ -25,13 +26,15 @@ def tokenizer_from_folder(path: Path, config: Mapping[str, Any]) -> Tokenizer | 
     Raises:
         TokenizerError: its files are damaged, or of a kind that cannot be converted.
     """
+    settings = _optional_json(path / "tokenizer_config.json")
     if (path / "tokenizer.json").is_file():
         backend = _from_json(path / "tokenizer.json")
+    elif (kimi := kimi_from_folder(path, settings, config)) is not None:
+        backend = kimi
     elif any((path / name).is_file() for name in _SLOW_FILES):
         backend = _converted(path)
     else:
         return None
-    settings = _optional_json(path / "tokenizer_config.json")
     generation = _optional_json(path / "generation_config.json")
     return Tokenizer(
         backend, _special(backend, settings, generation, config), _chat_templates(path, settings), str(path)

@@ -7,6 +7,10 @@ llama.cpp's (src/llama-vocab.cpp). The tests hold each row against llama.cpp's t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer as BackendPreTokenizer
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,14 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+
+
+def byte_level_splits(pre: PreTokenizer) -> BackendPreTokenizer:
+    """The splits of a row for the `tokenizers` library, with bytes in place of letters at the end."""
+    from tokenizers import Regex, pre_tokenizers
+
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

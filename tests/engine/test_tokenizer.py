@@ -18,6 +18,8 @@ from ktcore.engine.tokenizer_pre import PRE_TOKENIZERS
 from ktcore.errors import TokenizerError
 from ktcore.weights import Checkpoint, open_checkpoint
 
+from .tokenizer_corpus import corpus
+
 DATA = Path(__file__).parent / "data"
 CHAT = [
     {"role": "user", "content": "What is 12 + 30?"},
@@ -33,6 +35,7 @@ def fixture(name: str) -> dict[str, Any]:
 
 PRE = fixture("tokenizer_pre.json")
 SPM = fixture("tokenizer_spm.json")
+LINES = corpus(1000)
 SMOLLM2_CASES = fixture("tokenizer_smollm2.json")["cases"]
 
 # Where llama.cpp departs from the pattern that a model was trained with. GPT-4o's upper and lower case letters are
@@ -130,7 +133,7 @@ class TestPreTokenizers:
         ours = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name].patterns]
         )
-        for text in PRE["texts"]:
+        for text in [*PRE["texts"], *LINES]:
             assert ours.pre_tokenize_str(text) == reference.pre_tokenize_str(text)
 
     def test_kimis_pieces_are_those_of_its_tiktoken_pattern(self) -> None:
@@ -147,7 +150,7 @@ class TestPreTokenizers:
 
         (ours,) = PRE_TOKENIZERS["kimi-k2"].patterns
         split = pre_tokenizers.Split(Regex(ours), "isolated")
-        for text in PRE["texts"]:
+        for text in [*PRE["texts"], *LINES]:
             pieces = [piece for piece, _ in split.pre_tokenize_str(text)]
             assert pieces == regex.findall(pattern, text, flags=regex.V1)
 
