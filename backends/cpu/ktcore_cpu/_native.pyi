@@ -12,7 +12,7 @@ _I32 = NDArray[np.int32]
 _I64 = NDArray[np.int64]
 
 def isa_supported() -> list[str]:
-    """Instruction sets that this build can use on this CPU, lowest first: "scalar", "avx2", "avx512", "avx512_vnni"..."""
+    """Instruction sets that this build can use on this CPU, lowest first: "scalar", "avx2", "avx512"..."""
 
 def isa_selected() -> str:
     """The one in use: the best, or the one the environment variable KTCORE_ISA names (ValueError if it cannot be)."""
