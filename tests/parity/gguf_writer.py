@@ -36,12 +36,14 @@ def write_gguf(
     layout: Layout = "split",
     *,
     fuse_qkv: bool = False,
+    fuse_gate_up: bool = False,
     unstack_experts: bool = False,
 ) -> Path:
     """The model as one float32 GGUF file.
 
     Args:
         fuse_qkv: q, k and v as one tensor.
+        fuse_gate_up: the experts' gate and up as one tensor.
         unstack_experts: a tensor an expert, as in Mixtral's first files.
     """
     config = model.config
@@ -58,6 +60,8 @@ def write_gguf(
     tensors = dict(_tensors(model, arch, layout))
     if fuse_qkv:
         tensors = dict(_fused_qkv(tensors))
+    if fuse_gate_up:
+        tensors = dict(_fused_gate_up(tensors))
     if unstack_experts:
         tensors = dict(_unstacked(tensors))
     for name, value in tensors.items():
@@ -171,6 +175,15 @@ def _fused_qkv(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch
         if ".attn_q." in name:
             yield name.replace("_q.", "_qkv."), torch.cat([tensors[name.replace("_q.", f"_{r}.")] for r in "qkv"])
         elif ".attn_k." not in name and ".attn_v." not in name:
+            yield name, value
+
+
+def _fused_gate_up(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in tensors.items():
+        if "_gate_exps." in name:
+            up = tensors[name.replace("_gate_", "_up_")]
+            yield name.replace("_gate_", "_gate_up_"), torch.cat((value, up), 1)
+        elif "_up_exps." not in name:
             yield name, value
 
 

@@ -56,3 +56,13 @@ def test_mixtral_files_with_a_tensor_an_expert_are_read(tiny: Callable[[str], Ti
     with open_checkpoint(write_gguf(t.model, tmp_path / "tiny.gguf", unstack_experts=True)) as checkpoint:
         assert "blk.1.ffn_down.7.weight" in checkpoint.tensors
         torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "v3"])
+def test_one_tensor_of_the_experts_gate_and_up_is_read_by_halves(
+    name: str, tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    t = tiny(name)
+    with open_checkpoint(write_gguf(t.model, tmp_path / "tiny.gguf", fuse_gate_up=True)) as checkpoint:
+        assert not any("ffn_up_exps" in tensor for tensor in checkpoint.tensors)
+        torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=TOLERANCE, rtol=0)

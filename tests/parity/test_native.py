@@ -65,7 +65,7 @@ def test_native_model_matches_transformers(
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "v3"])
+@pytest.mark.parametrize("name", ["qwen3-moe", "v3", "mixtral", "qwen2-moe", "glm4-moe", "glm4"])
 def test_default_rules_stay_close(name: str, tiny: Callable[[str], Tiny]) -> None:
     t = tiny(name)
     with ktcore.load(t.folder, backend="cpu", context=256, threads=2) as model:
