@@ -25,64 +25,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-BASE: dict[str, Any] = {
-    "vocab_size": 256,
-    "max_position_embeddings": 4096,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.1,
-}
-GQA: dict[str, Any] = dict(BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
-MLA: dict[str, Any] = dict(
-    BASE,
-    hidden_size=64,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    kv_lora_rank=32,
-    qk_nope_head_dim=16,
-    qk_rope_head_dim=8,
-    v_head_dim=24,
-    intermediate_size=128,
-    moe_intermediate_size=32,
-)
-
-
-def _plain(theta: float) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": theta}
-
-
-def _yarn(mscale: float, **changes: Any) -> dict[str, Any]:
-    return {
-        "rope_type": "yarn",
-        "rope_theta": 1e4,
-        "factor": 40.0,
-        "original_max_position_embeddings": 64,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "mscale": mscale,
-        "mscale_all_dim": mscale,
-    } | changes
+from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
 
 
 def _v3(**changes: Any) -> DeepseekV3Config:
-    settings = dict(
-        MLA,
-        q_lora_rank=48,
-        num_hidden_layers=4,
-        n_routed_experts=16,
-        num_experts_per_tok=4,
-        n_shared_experts=1,
-        n_group=4,
-        topk_group=2,
-        routed_scaling_factor=2.5,
-        norm_topk_prob=True,
-        first_k_dense_replace=2,
-        rope_interleave=True,
-        num_mtp_layers=0,
-        rope_parameters=_yarn(1.0),
-    )
-    return DeepseekV3Config(**(settings | changes))
+    return DeepseekV3Config(**deepseek_v3(**changes))
 
 
 def _kimi_k2() -> DeepseekV3Config:
@@ -95,7 +42,9 @@ def _kimi_k2() -> DeepseekV3Config:
         routed_scaling_factor=2.827,
         first_k_dense_replace=1,
         rms_norm_eps=1e-5,
-        rope_parameters=_yarn(1.0, rope_theta=5e4, factor=64.0, beta_fast=1.0, original_max_position_embeddings=2048),
+        rope_parameters=yarn_rope(
+            1.0, rope_theta=5e4, factor=64.0, beta_fast=1.0, original_max_position_embeddings=2048
+        ),
     )
 
 
@@ -110,7 +59,7 @@ def _moonlight() -> DeepseekV3Config:
         routed_scaling_factor=2.446,
         first_k_dense_replace=1,
         rms_norm_eps=1e-3,
-        rope_parameters=_plain(5e4),
+        rope_parameters=plain_rope(5e4),
     )
 
 
@@ -128,7 +77,7 @@ def _v2(**changes: Any) -> DeepseekV2Config:
         routed_scaling_factor=16.0,
         norm_topk_prob=False,
         first_k_dense_replace=1,
-        rope_parameters=_yarn(0.707),
+        rope_parameters=yarn_rope(0.707),
     )
     return DeepseekV2Config(**(settings | changes))
 
@@ -146,18 +95,7 @@ def _v2_lite() -> DeepseekV2Config:
 
 
 def _qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
-    settings = dict(
-        GQA,
-        head_dim=32,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        num_experts=16,
-        num_experts_per_tok=4,
-        norm_topk_prob=True,
-        rope_parameters=_plain(1e6),
-    )
-    return Qwen3MoeConfig(**(settings | changes))
+    return Qwen3MoeConfig(**qwen3_moe(**changes))
 
 
 def _qwen2_moe(**changes: Any) -> Qwen2MoeConfig:
@@ -170,7 +108,7 @@ def _qwen2_moe(**changes: Any) -> Qwen2MoeConfig:
         num_experts=12,
         num_experts_per_tok=4,
         norm_topk_prob=False,
-        rope_parameters=_plain(1e6),
+        rope_parameters=plain_rope(1e6),
     )
     return Qwen2MoeConfig(**(settings | changes))
 
@@ -192,7 +130,7 @@ def _glm4_moe(**changes: Any) -> Glm4MoeConfig:
         use_qk_norm=True,
         attention_bias=True,
         num_mtp_layers=0,
-        rope_parameters=_plain(1e6) | {"partial_rotary_factor": 0.5},
+        rope_parameters=plain_rope(1e6) | {"partial_rotary_factor": 0.5},
     )
     return Glm4MoeConfig(**(settings | changes))
 
@@ -214,22 +152,22 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _llama,
     "llama-bias": lambda: _llama(attention_bias=True, mlp_bias=True),
     "llama-linear": lambda: _llama(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
-    "llama-yarn": lambda: _llama(rope_parameters=_yarn(0.0)),
+    "llama-yarn": lambda: _llama(rope_parameters=yarn_rope(0.0)),
     "smollm2": lambda: _llama(
         hidden_size=72,
         num_attention_heads=9,
         num_key_value_heads=3,
         tie_word_embeddings=True,
-        rope_parameters=_plain(1e5),
+        rope_parameters=plain_rope(1e5),
     ),
     "mistral": lambda: MistralConfig(
-        **GQA, num_hidden_layers=2, intermediate_size=96, sliding_window=None, rope_parameters=_plain(1e6)
+        **GQA, num_hidden_layers=2, intermediate_size=96, sliding_window=None, rope_parameters=plain_rope(1e6)
     ),
     "mistral-window": lambda: MistralConfig(
-        **GQA, num_hidden_layers=2, intermediate_size=96, sliding_window=20, rope_parameters=_plain(1e6)
+        **GQA, num_hidden_layers=2, intermediate_size=96, sliding_window=20, rope_parameters=plain_rope(1e6)
     ),
     "qwen2": lambda: Qwen2Config(
-        **GQA, num_hidden_layers=2, intermediate_size=96, tie_word_embeddings=True, rope_parameters=_plain(1e6)
+        **GQA, num_hidden_layers=2, intermediate_size=96, tie_word_embeddings=True, rope_parameters=plain_rope(1e6)
     ),
     "qwen3": lambda: Qwen3Config(
         **GQA,
@@ -237,7 +175,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         num_hidden_layers=2,
         intermediate_size=96,
         tie_word_embeddings=True,
-        rope_parameters=_plain(1e6),
+        rope_parameters=plain_rope(1e6),
     ),
     "qwen3-wide": lambda: Qwen3Config(
         **GQA | {"num_key_value_heads": 4},
@@ -245,13 +183,13 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         num_hidden_layers=2,
         intermediate_size=96,
         attention_bias=True,
-        rope_parameters=_plain(1e6),
+        rope_parameters=plain_rope(1e6),
     ),
     "phi3": lambda: Phi3Config(
         **GQA,
         num_hidden_layers=2,
         intermediate_size=96,
-        rope_parameters=_plain(1e4),
+        rope_parameters=plain_rope(1e4),
         original_max_position_embeddings=4096,
     ),
     "glm4": lambda: Glm4Config(
@@ -260,7 +198,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         num_hidden_layers=2,
         intermediate_size=96,
         attention_bias=True,
-        rope_parameters=_plain(1e4) | {"partial_rotary_factor": 0.5},
+        rope_parameters=plain_rope(1e4) | {"partial_rotary_factor": 0.5},
     ),
     "mixtral": lambda: MixtralConfig(
         **GQA,
@@ -269,7 +207,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         num_local_experts=8,
         num_experts_per_tok=2,
         sliding_window=None,
-        rope_parameters=_plain(1e6),
+        rope_parameters=plain_rope(1e6),
     ),
     "qwen2-moe": _qwen2_moe,
     "qwen2-moe-mixed": lambda: _qwen2_moe(mlp_only_layers=[1], norm_topk_prob=True),

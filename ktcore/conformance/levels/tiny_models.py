@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ktcore.conformance.levels.tiny_configs import deepseek_v3, qwen3_moe
+
 PROMPTS = 8
 DRAWN = 32
 NEW_TOKENS = 12
@@ -24,14 +26,7 @@ SHAKES, SHAKE = 3, 2e-3
 """How often, and by how much of itself, an embedding is shaken to see whether an answer is steady."""
 FAMILIES = ("moe", "mla")
 
-_COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 2560,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.15,
-}
+_SMALL: dict[str, Any] = {"vocab_size": VOCAB, "max_position_embeddings": 2560, "initializer_range": 0.15}
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def tiny_model(family: str, seed: int) -> Iterator[TinyModel]:
 def _make(family: str, seed: int) -> Any:
     from transformers import AutoModelForCausalLM
 
-    config = _qwen3_moe() if family == "moe" else _deepseek_v3()
+    config = _config(family)
     config._attn_implementation = config._experts_implementation = "eager"  # the plain ones know float64
     generator_state = torch.get_rng_state()
     torch.manual_seed(1000 + seed)
@@ -131,59 +126,9 @@ def _greedy(model: Any, prompt: list[int]) -> tuple[list[int], float]:
     return tokens[len(prompt) :], margin
 
 
-def _qwen3_moe() -> Any:
-    from transformers import Qwen3MoeConfig
+def _config(family: str) -> Any:
+    from transformers import DeepseekV3Config, Qwen3MoeConfig
 
-    return Qwen3MoeConfig(
-        **_COMMON,
-        hidden_size=64,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_hidden_layers=3,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        num_experts=16,
-        num_experts_per_tok=4,
-        norm_topk_prob=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )
-
-
-def _deepseek_v3() -> Any:
-    from transformers import DeepseekV3Config
-
-    return DeepseekV3Config(
-        **_COMMON,
-        hidden_size=64,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        q_lora_rank=48,
-        kv_lora_rank=32,
-        qk_nope_head_dim=16,
-        qk_rope_head_dim=8,
-        v_head_dim=24,
-        num_hidden_layers=3,
-        intermediate_size=128,
-        moe_intermediate_size=32,
-        n_routed_experts=16,
-        num_experts_per_tok=4,
-        n_shared_experts=1,
-        n_group=4,
-        topk_group=2,
-        routed_scaling_factor=2.5,
-        norm_topk_prob=True,
-        first_k_dense_replace=1,
-        rope_interleave=True,
-        num_mtp_layers=0,
-        rope_parameters={
-            "rope_type": "yarn",
-            "rope_theta": 1e4,
-            "factor": 40.0,
-            "original_max_position_embeddings": 64,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-        },
-    )
+    if family == "moe":
+        return Qwen3MoeConfig(**qwen3_moe(**_SMALL))
+    return DeepseekV3Config(**deepseek_v3(**_SMALL, num_hidden_layers=3, first_k_dense_replace=1))
