@@ -37,6 +37,7 @@ def bench(
     as_json: o.JsonOption = False,
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
+    experts_from: o.ExpertsFromOption = None,
     threads: o.ThreadsOption = None,
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
@@ -58,12 +59,25 @@ def bench(
     if compare_quality:
         from ktcore.cli import quality
 
-        loading = {"backend": backend, "rules": rules, "threads": threads, "memory": memory}
+        loading = {
+            "backend": backend,
+            "rules": rules,
+            "experts_from": experts_from,
+            "threads": threads,
+            "memory": memory,
+        }
         found = quality.quality(model, text, loading)
         write_json(found) if as_json else quality.show(found)
         return
     size = context or prompt + new + 1
-    loading = {"backend": backend, "rules": rules, "threads": threads, "context": size, "memory": memory}
+    loading = {
+        "backend": backend,
+        "rules": rules,
+        "experts_from": experts_from,
+        "threads": threads,
+        "context": size,
+        "memory": memory,
+    }
     with opened(model, **loading) as (loaded, load_s):
         host = measure.host_runtime(loaded)
         timer = measure.Timer(loaded, prompt, new)

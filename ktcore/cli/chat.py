@@ -34,6 +34,7 @@ def chat(
     system: o.SystemOption = None,
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
+    experts_from: o.ExpertsFromOption = None,
     threads: o.ThreadsOption = None,
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
@@ -50,7 +51,14 @@ def chat(
     from ktcore.cli.terminal import opened
 
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
-    loading = {"backend": backend, "rules": rules, "threads": threads, "context": context, "memory": memory}
+    loading = {
+        "backend": backend,
+        "rules": rules,
+        "experts_from": experts_from,
+        "threads": threads,
+        "context": context,
+        "memory": memory,
+    }
     with opened(model, **loading) as (loaded, _):
         if loaded.tokenizer.chat_template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")

@@ -93,6 +93,15 @@ RulesOption = Annotated[
         help="A rule file that goes before the shipped ones, or a shipped one's name such as [bold]reference[/].",
     ),
 ]
+ExpertsFromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--experts-from",
+        metavar="MODEL",
+        rich_help_panel=_LOADING,
+        help="Take the routed experts from another checkpoint of the same model, such as a GGUF file.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(

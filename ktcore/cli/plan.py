@@ -24,6 +24,7 @@ def plan(
     model: o.ModelArgument,
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
+    experts_from: o.ExpertsFromOption = None,
     memory: o.MemoryOption = None,
     context: o.ContextOption = None,
     weights: Annotated[
@@ -57,7 +58,13 @@ def plan(
     from ktcore.rules.prepare import prepare
 
     prepared = prepare(
-        model, backend=backend, rules=rules, memory=memory, context=context, opener=partial(_open, weights=weights)
+        model,
+        backend=backend,
+        rules=rules,
+        experts_from=experts_from,
+        memory=memory,
+        context=context,
+        opener=partial(_open, weights=weights),
     )
     prepared.checkpoint.close()
     made = prepared.plan

@@ -34,6 +34,7 @@ def run(
     as_json: o.JsonOption = False,
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
+    experts_from: o.ExpertsFromOption = None,
     threads: o.ThreadsOption = None,
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
@@ -56,7 +57,14 @@ def run(
     if raw and system is not None:
         raise RequestError("--system needs the chat template, which --raw leaves out", "drop one of the two")
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
-    loading = {"backend": backend, "rules": rules, "threads": threads, "context": context, "memory": memory}
+    loading = {
+        "backend": backend,
+        "rules": rules,
+        "experts_from": experts_from,
+        "threads": threads,
+        "context": context,
+        "memory": memory,
+    }
     with opened(model, **loading) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw)
         pieces = []

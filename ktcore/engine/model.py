@@ -54,6 +54,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     *,
+    experts_from: str | Path | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> Model:
@@ -64,13 +65,15 @@ def load(
         rules: a rule file that goes before the shipped ones, or the name of a shipped one ("reference").
         threads: worker threads of the host backend; None takes the physical cores this process may use.
         context: tokens the KV cache holds; None takes the model's own, at most 16384.
+        experts_from: another checkpoint of the same model, a GGUF file say, whose routed experts are taken instead.
         memory: bytes of accelerator memory to stay within; None takes what the device reports.
         progress: called with (node name, bytes loaded, bytes in all).
 
     Raises:
         CheckpointError, ArchitectureError, RuleError, BackendError, PlanError: what is wrong, where, what to do.
     """
-    prepared = prepare(Path(path), backend=backend, rules=rules, memory=memory, context=context)
+    experts = None if experts_from is None else Path(experts_from)
+    prepared = prepare(Path(path), backend=backend, rules=rules, memory=memory, context=context, experts_from=experts)
     checkpoint, plan = prepared.checkpoint, prepared.plan
     try:
         modules = load_modules(plan, checkpoint, prepared.registry, threads, progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ktcore.errors import ArchitectureError
 from ktcore.graph.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.graph.complete import check_settings, check_tensors
@@ -9,16 +11,22 @@ from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
 from ktcore.weights.checkpoint import Checkpoint
 
+if TYPE_CHECKING:
+    from ktcore.graph.mixed import OtherExperts
 
-def build_graph(checkpoint: Checkpoint) -> Graph:
+
+def build_graph(checkpoint: Checkpoint, experts: OtherExperts | None = None) -> Graph:
     """Operators, names and weight references of a model; reads no tensor data.
+
+    Args:
+        experts: routed experts to take instead of the checkpoint's own (`ktcore.graph.mixed`).
 
     Raises:
         ArchitectureError: the architecture is unknown, or configuration and tensors do not fit together: a tensor of
             another shape, one that nothing would use, a setting that is not supported.
         CheckpointError: a tensor is missing.
     """
-    settings = Settings(checkpoint)
+    settings = Settings(checkpoint, experts=experts)
     known = GGUF_ARCHITECTURES if settings.gguf else HF_ARCHITECTURES
     build = known.get(settings.architecture)
     if build is None:

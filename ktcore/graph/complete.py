@@ -25,6 +25,9 @@ LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 # derived values that older files hold, and the second of two layouts of the same projection
 KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|attn_rot_embd\.|attn_kv_b\.weight$")
 
+# of checkpoints whose routed experts are taken from elsewhere
+EXPERTS = re.compile(r"\.experts\.|_exps\.|\.ffn_(?:gate|up|down)\.\d+\.")
+
 
 def check_settings(settings: Settings) -> None:
     """Raises ArchitectureError when the configuration asks for something that no family here does."""
@@ -53,6 +56,8 @@ def check_tensors(settings: Settings, graph: Graph) -> None:
 def _unused(settings: Settings, layers: int, used: set[str]) -> Iterator[str]:
     for name in settings.checkpoint.tensors:
         found = LAYER.match(name)
+        if settings.experts is not None and EXPERTS.search(name):
+            continue
         # layers beyond the configured number predict further tokens, and are left out
         if found and name not in used and int(found[1]) < layers and not KNOWN_EXTRA.search(name):
             yield name

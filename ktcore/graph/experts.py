@@ -91,6 +91,9 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
 
 
 def _experts(make: NodeMaker, name: str, hidden: int, width: int, r: Routing) -> Node:
+    others = make.settings.experts
+    if others is not None:
+        return others.node(name, make.settings.checkpoint, hidden, width, r.experts, r.top_k)
     gate, up = _gate_up(make, name, hidden, width, r.experts)
     if make.has(f"{name}.fused_down", ""):
         down = make.ref(f"{name}.fused_down", (r.experts, hidden, width), "")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ktcore.errors import ArchitectureError
 from ktcore.weights.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ktcore.graph.mixed import OtherExperts
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
@@ -21,10 +24,17 @@ class Settings:
         config: the keys and values; those of the checkpoint unless a section is given.
         gguf: True for GGUF files, False for Hugging Face folders.
         architecture: `general.architecture` or `model_type`.
+        experts: routed experts of another checkpoint, which take the place of this one's; or None.
     """
 
-    def __init__(self, checkpoint: Checkpoint, section: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        section: Mapping[str, Any] | None = None,
+        experts: OtherExperts | None = None,
+    ) -> None:
         self.checkpoint = checkpoint
+        self.experts = experts
         self.config = checkpoint.config if section is None else section
         self.gguf = checkpoint.kind == "gguf"
         key = "general.architecture" if self.gguf else "model_type"

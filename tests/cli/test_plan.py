@@ -114,3 +114,12 @@ def test_planning_a_trillion_parameters_takes_little_memory() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert '"parameters": 1026' in done.stdout
     assert int(done.stderr.split()[-1]) * 1024 < 1e9
+
+
+def test_experts_from_another_checkpoint(ktcore: Run, tiny_moe: Path, tiny_llama: Path) -> None:
+    done = ktcore("plan", tiny_moe, "--backend", "cpu", "--experts-from", tiny_moe)
+    assert done.code == 0
+    refused = ktcore("plan", tiny_moe, "--experts-from", tiny_llama)
+    assert refused.code != 0
+    assert str(tiny_llama) in refused.err
+    assert "has no routed experts to give" in refused.err

@@ -25,6 +25,7 @@ class Runner:
     Args:
         options: of a rule, by operator.
         mutate: makes operators wrong on purpose.
+        graph: None builds the checkpoint's.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Runner:
         checkpoint: Checkpoint,
         options: Mapping[type[Spec], Mapping[str, Any]] | None = None,
         mutate: Mapping[type[Spec], Callable[[Any], Spec]] | None = None,
+        graph: Graph | None = None,
     ) -> None:
-        self.graph: Graph = build_graph(checkpoint)
+        self.graph: Graph = graph or build_graph(checkpoint)
         self._checkpoint = checkpoint
         self._options = options or {}
         self._mutate = mutate or {}
