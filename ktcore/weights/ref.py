@@ -156,11 +156,12 @@ class Weight:
         return orders[0] if len(orders) == 1 else np.stack(orders)
 
     def raw(self) -> np.ndarray:
-        """Bytes, uint8 [rows, row_bytes] with all leading axes folded; a view of the file where it can be."""
+        """Bytes, uint8 [rows, row_bytes], contiguous, with all leading axes folded; a view of the file where it can be."""
         if self.ref.stored is not None:
             return self._quantised()
         width = row_bytes(self.format, self.shape[-1])
-        return _joined([self._rows(name).reshape(-1, width) for name in self.ref.sources], axis=0)
+        parts = [self._rows(name).reshape(-1, width) for name in self.ref.sources]
+        return np.ascontiguousarray(_joined(parts, axis=0))
 
     def tensor(self) -> torch.Tensor:
         """Dequantised values, float32 in `shape`."""

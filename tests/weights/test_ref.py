@@ -27,6 +27,7 @@ def test_slices_with_steps(rows: tuple[int, int, int], checkpoint: object) -> No
     ref = WeightRef.of(checkpoint, "w").slice_rows(*rows)
     want = STACK[:, slice(*rows)]
     assert ref.shape == tuple(want.shape)
+    assert ref.open(checkpoint).raw().flags.c_contiguous, "native packers take an address"
     torch.testing.assert_close(ref.open(checkpoint).tensor(), want, rtol=0, atol=0)
     torch.testing.assert_close(ref.open(checkpoint).part(2).tensor(), want[2], rtol=0, atol=0)
     torch.testing.assert_close(ref.open(checkpoint).subset([2, 0]).tensor(), want[[2, 0]], rtol=0, atol=0)
