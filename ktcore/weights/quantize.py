@@ -14,8 +14,10 @@ from ktcore.weights.groups import GroupFormat, group_formats, pack_int, pack_nib
 
 SHRINK = {4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.74, 0.68), 8: (1.0,)}
 """Fractions of a group's range that are tried: with 16 levels, clipping the extremes often costs less than it saves."""
-CHUNK_VALUES = 1 << 22
+CHUNK_VALUES = 1 << 19
+"""Quantised at a time: what the processor's cache holds."""
 F16_LEAST, F16_MOST = 2.0**-14, 65504.0
+LEAST_SCALE = 2.0**-126  # below, its reciprocal would overflow
 
 
 @dataclass
@@ -77,35 +79,31 @@ def _chunk(values: torch.Tensor, fmt: GroupFormat, loss: Loss, where: str) -> np
     if not bool(torch.isfinite(values).all()):
         raise CheckpointError(f"{where} holds values that are not finite, so it cannot be quantised")
     rows = values.shape[0]
-    x = values.reshape(rows, -1, fmt.group)
+    x = values.reshape(-1, fmt.group)
     levels = 2**fmt.bits - 1
-    low, high = x.amin(-1).clamp(max=0.0), x.amax(-1).clamp(min=0.0)
-    best = best_zero = torch.empty(0)
-    least = torch.full_like(low, math.inf)
+    low, high = x.amin(-1, keepdim=True).clamp_(max=0.0), x.amax(-1, keepdim=True).clamp_(min=0.0)
+    scale = zero = least = torch.empty(0)
     for share in SHRINK[fmt.bits]:
-        scale = _storable((high - low) * (share / levels))
-        zero = (-low * share / scale).round().clamp(0, levels)
-        error = (_decoded(x, scale, zero, levels)[1] - x).square_().sum(-1)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = torch.where(better, scale, best) if best.numel() else scale
-        best_zero = torch.where(better, zero, best_zero) if best_zero.numel() else zero
-    codes, decoded = _decoded(x, best, best_zero, levels)
-    loss.error += float((decoded - x).double().square().sum())
-    loss.value += float(x.double().square().sum())
-    stored: npt.NDArray[np.uint8] = codes.to(torch.uint8).reshape(rows, -1).numpy()
-    packed = pack_nibbles(stored) if fmt.bits == 4 else stored
-    bits, wide = _bits(best)
-    zeros = best_zero.numpy().astype(np.uint16) | (wide.astype(np.uint16) << np.uint16(15))
+        tried = _storable((high - low) * (share / levels))
+        middle = (low * -share / tried).round_().clamp_(0, levels)
+        error = _codes(x, tried, middle, levels).sub_(middle).mul_(tried).sub_(x).square_().sum(-1, keepdim=True)
+        better = error < least if least.numel() else torch.ones_like(error, dtype=torch.bool)
+        scale, zero, least = (
+            torch.where(better, new, old) if old.numel() else new
+            for new, old in ((tried, scale), (middle, zero), (error, least))
+        )
+    loss.error += float(least.sum(dtype=torch.float64))
+    loss.value += float(x.square().sum(-1).sum(dtype=torch.float64))
+    codes: npt.NDArray[np.uint8] = _codes(x, scale, zero, levels).to(torch.uint8).reshape(rows, -1).numpy()
+    packed = pack_nibbles(codes) if fmt.bits == 4 else codes
+    bits, wide = _bits(scale.reshape(rows, -1))
+    zeros = zero.reshape(rows, -1).numpy().astype(np.uint16) | (wide.astype(np.uint16) << np.uint16(15))
     return pack_int(packed, bits, zeros, fmt.group, bfloat16=False)
 
 
-def _decoded(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, levels: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes, and the values that they stand for."""
-    codes = (x / scale[..., None]).add_(zero[..., None]).round_().clamp_(0, levels)
-    return codes, (codes - zero[..., None]) * scale[..., None]
+def _codes(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, levels: int) -> torch.Tensor:
+    """Nearest codes of groups [n, group], as float32."""
+    return (x * scale.reciprocal()).add_(zero).round_().clamp_(0, levels)
 
 
 def _half(scale: torch.Tensor) -> torch.Tensor:
@@ -116,7 +114,7 @@ def _half(scale: torch.Tensor) -> torch.Tensor:
 def _storable(scale: torch.Tensor) -> torch.Tensor:
     """Rounded to float16, outside its range to bfloat16; of a group of zeros 1."""
     rounded = torch.where(_half(scale), scale.half().float(), scale.bfloat16().float())
-    return torch.where(rounded > 0, rounded, torch.ones_like(rounded))
+    return torch.where(rounded > 0, rounded.clamp(min=LEAST_SCALE), torch.ones_like(rounded))
 
 
 def _bits(scale: torch.Tensor) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:

@@ -156,7 +156,7 @@ class Weight:
         return orders[0] if len(orders) == 1 else np.stack(orders)
 
     def raw(self) -> np.ndarray:
-        """Bytes, uint8 [rows, row_bytes], contiguous, with all leading axes folded; a view of the file where it can be."""
+        """Bytes, uint8 [rows, row_bytes], contiguous, leading axes folded; a view of the file where it can be."""
         if self.ref.stored is not None:
             return self._quantised()
         width = row_bytes(self.format, self.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +86,20 @@ def test_compressed_tensors_mxfp4(write_folder: Write) -> None:
 def test_bad_tensors_are_named(tensors: dict[str, torch.Tensor], message: str, write_folder: Write) -> None:
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(write_folder(METHOD, tensors))
+
+
+def test_an_expert_is_converted_alone(write_folder: Write) -> None:
+    """Peak memory of one expert's rows does not grow with the stack."""
+    blocks = torch.zeros(64, 128, 32, 16, dtype=torch.uint8)
+    folder = write_folder(
+        METHOD, {"w_blocks": blocks, "w_scales": torch.full(blocks.shape[:3], 127, dtype=torch.uint8)}
+    )
+    with open_checkpoint(folder) as checkpoint:
+        weight = WeightRef.of(checkpoint, "w").slice_rows(1, 128, 2).open(checkpoint)
+        tracemalloc.start()
+        for e in range(64):
+            weight.part(e).raw()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    one = 128 * 32 * 17
+    assert peak < 6 * one < weight.ref.nbytes / 4

@@ -67,6 +67,8 @@ def test_odd_groups(fmt: str) -> None:
     x[4, :32] = -0.0
     found, _ = round_trip(x, fmt)
     torch.testing.assert_close(found, x, rtol=1e-3, atol=0)
+    found, _ = round_trip(torch.full((1, 64), 1e-40), fmt)
+    assert found.abs().max() < 1e-37
     found, loss = round_trip(torch.zeros(2, 64), fmt)
     assert not found.any()
     assert loss.relative == 0.0
