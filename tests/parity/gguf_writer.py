@@ -15,6 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Layout = Literal["split", "fused", "both"]
 """Of latent attention: k_b and v_b (new files), kv_b (old files), all three with the split ones folded to 2-D."""
 
+IN_32_BITS = ("_norm.", "ffn_gate_inp", "ssm_conv1d")
+"""Matrices that converters keep in float32."""
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mistral": gguf.MODEL_ARCH.LLAMA,
@@ -35,6 +37,7 @@ def write_gguf(
     path: Path,
     layout: Layout = "split",
     *,
+    half: bool = False,
     fuse_qkv: bool = False,
     fuse_gate_up: bool = False,
     unstack_experts: bool = False,
@@ -42,6 +45,7 @@ def write_gguf(
     """The model as one float32 GGUF file.
 
     Args:
+        half: what converters leave in 16 bits is float16, and the file has the keys of one without a vocabulary.
         fuse_qkv: q, k and v as one tensor.
         fuse_gate_up: the experts' gate and up as one tensor.
         unstack_experts: a tensor an expert, as in Mixtral's first files.
@@ -64,8 +68,12 @@ def write_gguf(
         tensors = dict(_fused_gate_up(tensors))
     if unstack_experts:
         tensors = dict(_unstacked(tensors))
+    if half:
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_tokenizer_model("no_vocab")
     for name, value in tensors.items():
-        writer.add_tensor(name, value.detach().numpy().astype(np.float32).copy())
+        small = half and value.dim() > 1 and name.endswith(".weight") and not any(part in name for part in IN_32_BITS)
+        writer.add_tensor(name, value.detach().numpy().astype(np.float16 if small else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
