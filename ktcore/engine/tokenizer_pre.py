@@ -1,7 +1,10 @@
 """How byte-level BPE vocabularies split text before merging: one row for every name of ``tokenizer.ggml.pre``.
 
 The patterns are those of the models' own tokenizer.json files; the names, and which of them share a pattern, are
-llama.cpp's (src/llama-vocab.cpp). The tests hold each row against llama.cpp's token ids.
+llama.cpp's (src/llama-vocab.cpp). The tests hold each row against llama.cpp's token ids. The model's own pattern wins
+where llama.cpp departs from it: GPT-4o's kind (gpt-4o, llama4, tekken, kimi-k2) breaks words at capitals of every
+script and keeps combining marks with their letters, as the models were trained. Qwen's own tokenizer also composes
+text (NFC); that is no splitting, no key of the file asks for it, and neither llama.cpp nor these rows do it.
 """
 
 from __future__ import annotations
@@ -84,14 +87,27 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     **dict.fromkeys(
-        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum", "exaone4"),
+        (
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "gigachat",
+            "mellum",
+            "exaone4",
+            "a.x-4.0",
+        ),
         _GPT2_ROW,
     ),
     **dict.fromkeys(
         ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), _DIGITS_GPT2
     ),
     **dict.fromkeys(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA3
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+        _LLAMA3,
     ),
     **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), PreTokenizer((_gpt4(r"\p{N}{1,3}"),))),
     **dict.fromkeys(
@@ -104,7 +120,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
             rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_REST}",
         )
     ),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2"), _GPT4O_ROW),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"), _GPT4O_ROW),
     "tekken": PreTokenizer((_gpt4o(suffix="", digits=r"\p{N}"),), ignore_merges=True, add_bos=True),
     "kimi-k2": PreTokenizer((r"\p{Han}+|" + _gpt4o(but=r"&&[^\p{Han}]", after=""),)),
     "deepseek-llm": PreTokenizer(
@@ -112,7 +128,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     ),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     **dict.fromkeys(
-        ("deepseek-v3", "hunyuan-dense", "joyai-llm"), PreTokenizer((r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK3))
+        ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), PreTokenizer((r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK3))
     ),
     **dict.fromkeys(
         ("bailingmoe", "bailingmoe2", "llada-moe"),
@@ -126,4 +142,13 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "seed-coder": PreTokenizer(
         (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_REST}",)
     ),
+    "laguna": PreTokenizer((r"[^\n]+|[\n]+", _gpt4(r"\p{N}"))),
+    "minicpm5": PreTokenizer((r"\p{N}{1,3}", _gpt4(r"\p{N}+")), ignore_merges=True),
+    "exaone-moe": PreTokenizer(
+        (
+            rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        )
+    ),
+    "viking": PreTokenizer((r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}")),
 }
