@@ -2,6 +2,7 @@
 // checked here or in the blocks before any kernel runs, and the GIL is released while one does.
 #include "bindings/common.h"
 #include "bindings/lane.h"
+#include "bindings/numa.h"
 #include "blocks/attention.h"
 #include "blocks/mlp.h"
 #include "core/raw_blocks.h"
@@ -264,4 +265,5 @@ PYBIND11_MODULE(_native, m) {
     bind_mla(m);
     bind_functions(m);
     bind_lane(m);
+    bind_numa(m);
 }

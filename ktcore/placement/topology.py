@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -19,12 +19,16 @@ class NumaNode:
     Attributes:
         id: the physical id, which need not be its place in a list.
         cpus: those of its CPUs that this process may use.
-        memory_bytes: memory of the node.
+        memory_bytes: memory of the node; 0 where it has none, or where the control group forbids it to this process.
+        cores: its physical cores, each as those of its logical CPUs that may be used.
+        distances: physical id of a node -> the kernel's relative distance to it (10 is the node itself).
     """
 
     id: int
     cpus: tuple[int, ...]
     memory_bytes: int
+    cores: tuple[tuple[int, ...], ...] = ()
+    distances: Mapping[int, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Topology:
     Attributes:
         cpus: logical CPUs that it may run on.
         cores: physical cores among them.
-        nodes: NUMA nodes that hold memory; one made-up node 0 where the kernel reports none.
+        nodes: NUMA nodes with memory or CPUs that may be used; one made-up node 0 where the kernel reports none.
         memory_bytes: the machine's memory; memory_limit: the control group's, None without one.
         cpu_quota: CPUs' worth of time that the control group grants, None without a quota.
     """
@@ -59,14 +63,18 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
         root: folder that stands for "/".
         allowed: logical CPUs that may be used; None asks the kernel.
     """
+    granted = _cpuset(root)
     cpus = tuple(sorted(os.sched_getaffinity(0) if allowed is None else allowed))
+    if granted.cpus is not None:
+        cpus = tuple(cpu for cpu in cpus if cpu in granted.cpus)
     memory = _meminfo(root / "proc/meminfo")
-    nodes = _numa_nodes(root / "sys/devices/system/node", cpus)
+    cores = _cores(root / "sys/devices/system/cpu", cpus)
+    nodes = _numa_nodes(root / "sys/devices/system/node", cores, granted.mems)
     folders = _control_groups(root)
     return Topology(
         cpus=cpus,
-        cores=_cores(root / "sys/devices/system/cpu", cpus),
-        nodes=nodes or (NumaNode(0, cpus, memory),),
+        cores=len(cores),
+        nodes=nodes or (NumaNode(0, cpus, memory, cores),),
         memory_bytes=memory,
         memory_limit=min((m for m in map(_memory_limit, folders) if m is not None and m < memory), default=None),
         cpu_quota=min((q for q in map(_cpu_quota, folders) if q is not None), default=None),
@@ -83,20 +91,49 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _numa_nodes(folder: Path, cpus: tuple[int, ...]) -> tuple[NumaNode, ...]:
+@dataclass(frozen=True)
+class _Cpuset:
+    """What a cpuset leaves; None: all."""
+
+    cpus: frozenset[int] | None
+    mems: frozenset[int] | None
+
+
+def _cpuset(root: Path) -> _Cpuset:
+    """CPUs and memory nodes of the control group's cpuset; of memory nodes, the kernel's account of the process too."""
+    group = _control_groups(root)[0]
+    status = re.search(r"^Mems_allowed_list:\s*(\S+)$", _text(root / "proc/self/status") or "", re.MULTILINE)
+    cpus, mems = _text(group / "cpuset.cpus.effective"), _text(group / "cpuset.mems.effective")
+    granted = [frozenset(parse_cpu_list(text)) for text in (status and status[1], mems) if text]
+    return _Cpuset(
+        frozenset(parse_cpu_list(cpus)) if cpus else None, frozenset.intersection(*granted) if granted else None
+    )
+
+
+def _numa_nodes(
+    folder: Path, cores: tuple[tuple[int, ...], ...], mems: frozenset[int] | None
+) -> tuple[NumaNode, ...]:
+    paths = sorted(folder.glob("node[0-9]*"), key=lambda path: int(path.name[4:]))
+    ids = [int(path.name[4:]) for path in paths]
     nodes = []
-    for path in folder.glob("node[0-9]*"):
+    for id, path in zip(ids, paths, strict=True):
         here = set(parse_cpu_list(_text(path / "cpulist") or ""))
-        memory = _meminfo(path / "meminfo")
-        if memory:
-            nodes.append(NumaNode(int(path.name[4:]), tuple(c for c in cpus if c in here), memory))
-    return tuple(sorted(nodes, key=lambda node: node.id))
+        own = tuple(core for core in cores if here.intersection(core))
+        memory = _meminfo(path / "meminfo") if mems is None or id in mems else 0
+        if memory or own:
+            # the kernel lists distances to the nodes that are online, which are those with a folder
+            distances = [int(word) for word in (_text(path / "distance") or "").split()]
+            cpus = tuple(sorted(cpu for core in own for cpu in core))
+            nodes.append(NumaNode(id, cpus, memory, own, dict(zip(ids, distances, strict=False))))
+    return tuple(nodes)
 
 
-def _cores(folder: Path, cpus: tuple[int, ...]) -> int:
-    """Hyper-threads of one core list the same siblings."""
-    siblings = {_text(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
-    return len(siblings)
+def _cores(folder: Path, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Physical cores, each as its usable CPUs: hyper-threads of one core list the same siblings."""
+    found: dict[str, list[int]] = {}
+    for cpu in cpus:
+        found.setdefault(_text(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu), []).append(cpu)
+    return tuple(tuple(core) for core in found.values())
 
 
 def _control_groups(root: Path) -> list[Path]:

@@ -1,0 +1,128 @@
+"""Experts packed onto several nodes, each part by the threads that will read it, and the module that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ktcore.backend import LoadRequest
+from ktcore.errors import BackendError, CheckpointError
+from ktcore.ops.moe import ExpertsSpec
+from ktcore_cpu import packing
+from ktcore_cpu.numa.plan import NumaPlan, Share
+
+if TYPE_CHECKING:
+    from ktcore_cpu import _native
+
+CHECKED_PAGES = 4096
+"""Pages of each bank that are looked at after packing."""
+RELEASE_EVERY = 8
+"""Experts after whose packing the file's pages are given back, so that memory never holds a layer twice."""
+
+
+def spread_block(
+    request: LoadRequest, spec: ExpertsSpec, plan: NumaPlan, team: _native.NodeTeam
+) -> _native.ShardedExpertsBlock:
+    """Pack all experts as `plan` says and check that their pages lie where it says.
+
+    Raises:
+        CheckpointError: they cannot be packed.
+        BackendError: memory cannot be bound to a node, or lies elsewhere.
+    """
+    from ktcore_cpu import _native
+
+    try:
+        banks = pack_shares(request, spec, plan, team)
+        for share, bank in zip(plan.shares, banks, strict=True):
+            check_pages(request.name, share.place.memory, _native.bank_pages(bank, CHECKED_PAGES))
+        return _native.ShardedExpertsBlock(
+            team,
+            banks,
+            [share.experts[0] for share in plan.shares],
+            spec.experts,
+            slots=[share.slots for share in plan.shares if share.slots],
+            activation=spec.activation,
+            weight_on_input=spec.weight_on_input,
+            exact=packing.exact(request),
+        )
+    except RuntimeError as error:
+        raise BackendError(
+            f"{request.name}: {error}", "numa: off in a rule leaves the placement to the system"
+        ) from error
+
+
+def pack_shares(
+    request: LoadRequest, spec: ExpertsSpec, plan: NumaPlan, team: _native.NodeTeam
+) -> list[_native.ExpertBank]:
+    """One bank a share, all nodes at once.
+
+    Raises:
+        CheckpointError: they cannot be packed.
+    """
+    from ktcore_cpu import _native
+
+    weights = [request.weights[role] for role in ("gate", "up", "down")]
+    formats = [w.format for w in weights]
+    try:
+        banks = []
+        for node, share in enumerate(plan.shares):
+            columns = share.columns[1] - share.columns[0]
+            bank = _native.ExpertBank(share.experts[1] - share.experts[0], spec.hidden, columns, *formats)
+            team.bind(node, bank)
+            banks.append(bank)
+        block = packing.native_formats()[formats[2]]
+        for expert in range(spec.experts):
+            parts = [w.part(expert) for w in weights]
+            raws = [part.raw() for part in parts]
+            team.pack(
+                [
+                    (bank, expert - share.experts[0], *slice_expert(raws, share.columns, block))
+                    if share.experts[0] <= expert < share.experts[1]
+                    else None
+                    for share, bank in zip(plan.shares, banks, strict=True)
+                ]
+            )
+            for part in parts:
+                part.release()
+            if expert % RELEASE_EVERY == RELEASE_EVERY - 1:
+                for weight in weights:
+                    if len(weight.ref.sources) == 1:
+                        weight.release()
+    except ValueError as error:
+        raise CheckpointError(f"{request.name}: cannot pack the experts: {error}") from error
+    return banks
+
+
+def slice_expert(
+    raws: Sequence[np.ndarray], columns: tuple[int, int], block: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows `columns` of gate and up, and the same columns of down.
+
+    Args:
+        raws: uint8 [rows, row bytes] of gate, up and down.
+        block: values and bytes of a block of down, of which `columns` must hold whole ones.
+    """
+    gate, up, down = raws
+    first, last = columns
+    values, size = block
+    if first % values or (last % values and last * size != down.shape[-1] * values):
+        raise ValueError(f"columns {first} to {last} of down are no whole blocks of {values}")
+    part = np.ascontiguousarray(down[:, first // values * size : last // values * size])
+    return gate[first:last], up[first:last], part
+
+
+def check_pages(name: str, node: int, pages: Mapping[int, int]) -> None:
+    """Complain when pages of a bank that is bound to `node` lie elsewhere; -1 counts pages that nothing has touched.
+
+    Raises:
+        BackendError: some do.
+    """
+    stray = {where: count for where, count in pages.items() if where not in (node, -1)}
+    if stray:
+        where = ", ".join(f"{count} on node {other}" for other, count in sorted(stray.items()))
+        raise BackendError(
+            f"{name}: of {sum(pages.values())} pages bound to NUMA node {node}, {where}",
+            "the control group's memory nodes may have changed while loading; numa: off in a rule does not bind",
+        )
