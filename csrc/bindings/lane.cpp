@@ -5,7 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/lane.h"
-#include "blocks/experts.h"
+#include "numa/sharded_experts.h"
 
 namespace py = pybind11;
 
@@ -85,12 +85,15 @@ void bind_lane(py::module_& m) {
              })
         .def("experts_job", [](std::shared_ptr<Lane> lane, py::object experts, uintptr_t x, uintptr_t ids,
                                uintptr_t weights, uintptr_t out, int64_t tokens, int64_t top_k) {
-            auto* block = experts.cast<ExpertsBlock*>();
             check(x && ids && weights && out && tokens >= 0 && top_k > 0, "experts_job needs four addresses and a shape");
-            return make_job(std::move(lane), [=, held = keep(std::move(experts))] {
-                block->forward(reinterpret_cast<const float*>(x), reinterpret_cast<const int64_t*>(ids),
-                               reinterpret_cast<const float*>(weights), reinterpret_cast<float*>(out), tokens, top_k);
-            });
+            const auto job = [&](auto* block) {
+                return make_job(std::move(lane), [=, held = keep(std::move(experts))] {
+                    block->forward(reinterpret_cast<const float*>(x), reinterpret_cast<const int64_t*>(ids),
+                                   reinterpret_cast<const float*>(weights), reinterpret_cast<float*>(out), tokens, top_k);
+                });
+            };
+            if (py::isinstance<ShardedExpertsBlock>(experts)) return job(experts.cast<ShardedExpertsBlock*>());
+            return job(experts.cast<ExpertsBlock*>());
         });
 }
 

@@ -22,7 +22,8 @@ ShardedExpertsBlock::ShardedExpertsBlock(TeamPtr team, std::vector<Share> shares
     int64_t next = 0;
     for (size_t i = 0; i < shares.size(); i++) {
         Share& s = shares[i];
-        check(s.bank != nullptr && s.bank->hidden() == shares[0].bank->hidden(), "all shares must have the same hidden width");
+        check(s.bank != nullptr && s.bank->hidden() == (i ? nodes_[0].share.bank->hidden() : s.bank->hidden()),
+              "all shares must have the same hidden width");
         check(all_whole || s.first == next, "the nodes' experts must follow each other without a gap");
         next = s.first + s.bank->experts();
         auto block = std::make_unique<ExpertsBlock>(team_->engine(static_cast<int>(i)), s.bank, config_.activation,

@@ -110,9 +110,7 @@ def _cpuset(root: Path) -> _Cpuset:
     )
 
 
-def _numa_nodes(
-    folder: Path, cores: tuple[tuple[int, ...], ...], mems: frozenset[int] | None
-) -> tuple[NumaNode, ...]:
+def _numa_nodes(folder: Path, cores: tuple[tuple[int, ...], ...], mems: frozenset[int] | None) -> tuple[NumaNode, ...]:
     paths = sorted(folder.glob("node[0-9]*"), key=lambda path: int(path.name[4:]))
     ids = [int(path.name[4:]) for path in paths]
     nodes = []

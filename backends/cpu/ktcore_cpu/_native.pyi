@@ -304,6 +304,50 @@ class MoEBlock:
     def forward(self, x_ptr: int, out_ptr: int, tokens: int) -> None:
         """x, out: float32 [tokens, hidden]; out may be x."""
 
+class NodeTeam:
+    """A pool on each NUMA node, led by a thread of its own that sleeps when idle.
+
+    Args:
+        cpus: of each node, one a thread; the leader runs on the first.
+        memory: of each node, the physical id of the node that its memory is bound to; -1 leaves it to the system.
+            Several may name one (virtual nodes).
+    """
+
+    def __init__(self, cpus: list[list[int]], memory: list[int]) -> None: ...
+    @property
+    def nodes(self) -> int: ...
+    def bind(self, node: int, bank: ExpertBank) -> None:
+        """Memory of the bank that nothing has touched yet will come from that node alone; RuntimeError if it cannot."""
+    def pack(self, parts: list[tuple[ExpertBank, int, Any, Any, Any] | None]) -> None:
+        """Packs (bank, expert, gate, up, down) of each node by that node's threads, all nodes at once."""
+
+def bank_pages(bank: ExpertBank, samples: int = 0) -> dict[int, int]:
+    """Physical node -> pages of the bank on it; -1: not touched yet. Looks at `samples` pages spread evenly; 0: all."""
+
+class ShardedExpertsBlock:
+    """Routed experts over a team: each node sums what it holds, then the nodes' sums are added in their order.
+
+    Args:
+        banks: one a node; each with its columns of all experts, or with all columns of its experts.
+        first: of each node, its bank's first expert.
+        experts: of the layer.
+        slots: where every node holds all: weights by which each token's choices are shared out; else empty.
+    """
+
+    def __init__(
+        self,
+        team: NodeTeam,
+        banks: list[ExpertBank],
+        first: list[int],
+        experts: int,
+        slots: list[int] = ...,
+        activation: str = "silu",
+        weight_on_input: bool = False,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(self, x_ptr: int, ids_ptr: int, weights_ptr: int, out_ptr: int, tokens: int, top_k: int) -> None:
+        """As `ExpertsBlock.forward`; a token's result depends on the shares, not on its batch or the threads."""
+
 class Job:
     """One piece of host work; `Lane.start_address` and `Lane.wait_address` take its `address`."""
 
@@ -329,7 +373,14 @@ class Lane:
     def __init__(self) -> None: ...
     def job(self, work: Callable[[], None]) -> Job: ...
     def experts_job(
-        self, experts: ExpertsBlock, x_ptr: int, ids_ptr: int, weights_ptr: int, out_ptr: int, tokens: int, top_k: int
+        self,
+        experts: ExpertsBlock | ShardedExpertsBlock,
+        x_ptr: int,
+        ids_ptr: int,
+        weights_ptr: int,
+        out_ptr: int,
+        tokens: int,
+        top_k: int,
     ) -> Job:
         """A job that calls `experts.forward` with these arguments each time it runs, and no Python."""
     def close(self) -> None: ...

@@ -9,6 +9,8 @@ from ktcore.backend import Backend, Capabilities, Implementation
 from ktcore.backend.host import HostRuntime
 from ktcore.backend.lane import Lane
 from ktcore.errors import BackendError
+from ktcore.placement.topology import Topology
+from ktcore_cpu.numa.runtime import NumaNodes
 from ktcore_cpu.plugin import DECLARED
 
 if TYPE_CHECKING:
@@ -19,11 +21,13 @@ class CpuRuntime(HostRuntime):
     """The host with a pool of worker threads.
 
     Attributes:
-        pool: native pool that every module of this runtime runs on.
+        pool: native pool that every module of this runtime runs on, but for experts that are spread over NUMA nodes.
+        numa: the NUMA nodes, with threads of their own where experts use them.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, topology: Topology | None = None) -> None:
         super().__init__()
+        self.numa = NumaNodes(threads or None, topology)
         from ktcore_cpu import _native
 
         try:
@@ -34,6 +38,7 @@ class CpuRuntime(HostRuntime):
                 features=DECLARED.features | {f"isa:{_native.isa_selected()}"},
                 properties={
                     "threads": self.pool.threads,
+                    "numa_nodes": len(self.numa.places),
                     "isa_supported": " ".join(_native.isa_supported()),
                     "cpu_flags": " ".join(_native.cpu_flags()),
                 },

@@ -11,6 +11,7 @@ from ktcore.backend.lane import LaneJob
 from ktcore.errors import CheckpointError
 from ktcore.ops.moe import ExpertsSpec
 from ktcore_cpu import packing
+from ktcore_cpu.numa.module import numa_plan, spread_block
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -22,12 +23,13 @@ RELEASE_EVERY = 8
 class CpuExperts(Implementation):
     """Any top-k, any batch; a token's result depends on neither its batch nor the number of threads.
 
-    Option `activations`: "int8" (groups of 16 share a scale) or "f32".
+    Option `activations`: "int8" (groups of 16 share a scale) or "f32". Option `numa`: "auto", "off", "shard",
+    "expert_parallel" or "replicate", for machines with several NUMA nodes; sums over nodes are taken in their order.
     """
 
     id = "cpu.experts"
     spec_type = ExpertsSpec
-    options = packing.OPTIONS
+    options = packing.OPTIONS | {"numa"}
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format; experts without biases."""
@@ -53,13 +55,22 @@ def unsupported_experts(spec: ExpertsSpec) -> str:
 
 
 class CpuExpertsModule:
-    """x float32 [T, hidden], ids int64 [T, k], weights float32 [T, k] -> float32 [T, hidden]."""
+    """x float32 [T, hidden], ids int64 [T, k], weights float32 [T, k] -> float32 [T, hidden].
+
+    Attributes:
+        numa: how the experts lie over NUMA nodes, and why.
+    """
 
     def __init__(self, request: LoadRequest) -> None:
         from ktcore_cpu import _native
 
         spec: ExpertsSpec = request.spec  # type: ignore[assignment]
         self._hidden = spec.hidden
+        self._block: _native.ExpertsBlock | _native.ShardedExpertsBlock
+        self.numa, team = numa_plan(request, spec)
+        if team is not None:
+            self._block = spread_block(request, spec, self.numa, team)
+            return
         self._block = _native.ExpertsBlock(
             request.runtime.pool,  # type: ignore[attr-defined]
             pack_experts(request, spec),

@@ -42,6 +42,11 @@ class CpuMoE(Implementation):
                 return Unsupported("shared experts beside weights on the experts' input")
         if spec.shared_gate is not None and (shared is None or spec.shared_gate.bias):
             return Unsupported("a shared gate with a bias, or without shared experts")
+        nodes = device.properties.get("numa_nodes", 1)
+        if int(nodes) > 1:
+            return Unsupported(
+                f"it runs on one pool, and {nodes} NUMA nodes can hold experts: cpu.experts spreads them"
+            )
         return packing.supports_formats(spec)
 
     def load(self, request: LoadRequest) -> CpuMoEModule:

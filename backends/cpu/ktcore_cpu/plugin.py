@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 
 from ktcore.backend import API_VERSION, BackendSpec, Capabilities, Probe, hookimpl
 
@@ -11,6 +12,14 @@ DECLARED = Capabilities(
     name=f"host CPU ({platform.machine()})",
     features=frozenset({"f32", "f16", "bf16", "int8_dot"}),
 )
+
+
+def declared() -> Capabilities:
+    """`DECLARED`, and how many NUMA nodes can hold experts, which decides whether the fused branch runs."""
+    from ktcore.placement.topology import read_topology
+    from ktcore_cpu.numa.nodes import usable_places
+
+    return replace(DECLARED, properties={"numa_nodes": len(usable_places(read_topology()))})
 
 
 def probe() -> Probe:
@@ -33,7 +42,7 @@ def ktcore_register_backends() -> list[BackendSpec]:
             requirements="x86-64; AVX2 or AVX-512 for speed",
             entry="ktcore_cpu.backend:CpuBackend",
             probe=probe,
-            declared=(DECLARED,),
+            declared=(declared(),),
             accelerator=False,
         )
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ktcore.backend import LoadRequest
 from ktcore.errors import BackendError, CheckpointError
 from ktcore.ops.moe import ExpertsSpec
 from ktcore_cpu import packing
-from ktcore_cpu.numa.plan import NumaPlan, Share
+from ktcore_cpu.numa.plan import NumaPlan, plan_experts
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -20,6 +20,29 @@ CHECKED_PAGES = 4096
 """Pages of each bank that are looked at after packing."""
 RELEASE_EVERY = 8
 """Experts after whose packing the file's pages are given back, so that memory never holds a layer twice."""
+
+
+def numa_plan(request: LoadRequest, spec: ExpertsSpec) -> tuple[NumaPlan, _native.NodeTeam | None]:
+    """The plan that the rule's option `numa` asks for on this runtime's machine, and the team that runs it.
+
+    Raises:
+        RuleError: the option is unknown, or what it asks for cannot be done here.
+    """
+    nodes = getattr(request.runtime, "numa", None)
+    policy = policy_of(request.options.get("numa", "auto"))
+    plan = plan_experts(
+        nodes.places if nodes is not None else (),
+        spec,
+        packing.native_formats(),
+        policy,
+        taken=nodes.taken if nodes is not None else None,
+    )
+    return plan, nodes.team(plan) if nodes is not None and plan.shares else None
+
+
+def policy_of(option: Any) -> str:
+    """YAML reads a bare `off` as false."""
+    return "off" if option is False else str(option)
 
 
 def spread_block(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from ktcore.placement.topology import NumaNode, Topology
 
@@ -35,7 +36,8 @@ def usable_places(topology: Topology, threads: int | None = None) -> tuple[Place
     for the nearest node that has some, by the kernel's distances.
 
     Args:
-        threads: in all, shared out by cores; None: one for each physical core. A node too small for one is left out.
+        threads: in all, shared out by cores; None: one for each physical core, at most the control group's quota. A
+            node too small for one is left out.
     """
     holders = [node for node in topology.nodes if node.memory_bytes > 0]
     if not holders:
@@ -47,6 +49,8 @@ def usable_places(topology: Topology, threads: int | None = None) -> tuple[Place
             nearest = min(range(len(holders)), key=lambda i: _distance(node, holders[i]))
         cores[nearest] += node.cores
     counts = [len(own) for own in cores]
+    if threads is None and topology.cpu_quota is not None:
+        threads = min(sum(counts), ceil(topology.cpu_quota))
     if threads is not None:
         room = [sum(map(len, own)) for own in cores]
         counts = apportion(min(threads, sum(room)), counts, room)

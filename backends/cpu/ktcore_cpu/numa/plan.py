@@ -75,7 +75,7 @@ def plan_experts(
         formats: name -> (values a block, bytes a block).
         policy: one of `POLICIES`.
         taken: bytes that other layers have taken already, by physical node id.
-        total_bytes: packed bytes of all layers' experts once; None when unknown, and then nothing is replicated unasked.
+        total_bytes: packed bytes of all layers' experts once; None when unknown: then nothing is replicated unasked.
 
     Raises:
         RuleError: the policy is unknown, or the way that it asks for cannot be gone here.
@@ -85,6 +85,10 @@ def plan_experts(
     if policy == "off" or len(places) < 2:
         why = "the rule says so" if policy == "off" else "there is one node with both memory and cores to use"
         return NumaPlan("off", (), why, {})
+    if spec.bias or spec.clamped:  # a bias belongs to the sum, not to each node's part of it
+        if policy != "auto":
+            raise RuleError(f"option numa={policy}: experts with biases or clamps run on one pool", "use numa: auto")
+        return NumaPlan("off", (), "experts with biases or clamps run on one pool", {})
     layer = _Layer(places, spec, formats, taken or {}, total_bytes)
     if policy != "auto":
         shares = layer.shares(policy)
@@ -133,11 +137,11 @@ class _Layer:
         width, experts = self.spec.intermediate, self.spec.experts
         if way == "shard":
             unit = self.unit
-            cuts = _ranges(apportion(-(-width // unit), threads), unit, width)
-            return tuple(self._share(p, c, (0, experts), 0) for p, c in zip(self.places, cuts, strict=True) if c[0] < c[1])
+            cuts = zip(self.places, _ranges(apportion(-(-width // unit), threads), unit, width), strict=True)
+            return tuple(self._share(place, cut, (0, experts), 0) for place, cut in cuts if cut[0] < cut[1])
         if way == "expert_parallel":
-            cuts = _ranges(apportion(experts, threads), 1, experts)
-            return tuple(self._share(p, (0, width), c, 0) for p, c in zip(self.places, cuts, strict=True) if c[0] < c[1])
+            cuts = zip(self.places, _ranges(apportion(experts, threads), 1, experts), strict=True)
+            return tuple(self._share(place, (0, width), cut, 0) for place, cut in cuts if cut[0] < cut[1])
         return tuple(self._share(p, (0, width), (0, experts), p.threads) for p in self.places)
 
     @property
