@@ -164,7 +164,7 @@ class _Layer:
         """Why the way cannot be gone; empty when it can."""
         if len(shares) < 2:
             what = f"{self.spec.intermediate} columns" if way == "shard" else f"{self.spec.experts} experts"
-            return f"{what} cannot be parted into whole pieces of {self.unit if way == 'shard' else 1} for two nodes"
+            return f"{what} in whole pieces of {self.unit if way == 'shard' else 1} give work to one node only"
         layer = self._bytes(self.spec.intermediate, self.spec.experts)
         layers = 1.0 if self.total_bytes is None else max(1.0, self.total_bytes / layer)
         for share in shares:
