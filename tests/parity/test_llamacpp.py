@@ -21,7 +21,8 @@ pytestmark = [
 TOLERANCE = 2e-2
 TIES = 3  # tokens for which 16-bit activations may choose another expert, since two score nearly the same
 # Left out: v2-full (llama.cpp scores groups by two experts as V3 does), kimi-k2 (it takes 32 for the file's
-# yarn_beta_fast of 1), qwen3-wide (it has no biases there), v2-lite and moonlight (it wants 27 layers where q has no low rank)
+# yarn_beta_fast of 1), qwen3-wide (it has no biases there), v2-lite and moonlight (it wants 27 layers where q has no
+# low rank)
 FAMILIES = [
     "llama",
     "llama-bias",
