@@ -157,8 +157,8 @@ def _bare(prepared: Prepared) -> Iterator[str]:
         return
     formats = sorted({info.format for info in checkpoint.tensors.values() if len(info.shape) > 1})
     yield f"{checkpoint.path} alone was read: weights are taken to be {', '.join(formats)}"
-    if checkpoint.quantised:
-        yield f"the released weights are quantised with '{checkpoint.quantised}'; say with --weights what to plan for"
+    if checkpoint.unplanned:
+        yield f"the released weights are quantised with '{checkpoint.unplanned}'; say with --weights what to plan for"
 
 
 def _absences(prepared: Prepared) -> Iterator[str]:

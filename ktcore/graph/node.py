@@ -99,8 +99,8 @@ class Graph:
     @property
     def parameters(self) -> int:
         """Number of weights, those of a tied head once."""
-        refs = {(ref.sources, ref.rows): ref for root in self.roots() for ref in root.all_weights().values()}
-        return sum(math.prod(ref.shape) for ref in refs.values())
+        refs = {ref for root in self.roots() for ref in root.all_weights().values()}
+        return sum(math.prod(ref.shape) for ref in refs)
 
     def node(self, name: str) -> Node:
         """The node of that name; KeyError when there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy.typing as npt
 
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint, TensorInfo
-from ktcore.weights.formats import get_format, row_bytes
+from ktcore.weights.formats import get_format, known_formats, row_bytes
 from ktcore.weights.safetensors import read_json
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+ROUTERS = (".gate.weight", ".router.weight")
 ALWAYS_BIASED = frozenset({"qwen2", "qwen2_moe"})
 """Families whose q, k and v have biases although their config.json has no key for it."""
 
@@ -22,16 +24,16 @@ ALWAYS_BIASED = frozenset({"qwen2", "qwen2_moe"})
 class BareCheckpoint(Checkpoint):
     """Holds whatever tensors its configuration asks for, in the shapes it asks for, and no bytes.
 
-    Matrices have the format `weights`; what cannot (a row that is no whole number of blocks, and vectors) has that of
-    config.json's `dtype`, as it is in quantised files.
+    Matrices have the format `weights`, or without it the one that config.json's `quantization_config` gives to its
+    projections. What cannot (a row that is no whole number of blocks, vectors, the router) has that of its `dtype`.
 
     Attributes:
-        quantised: the quantisation method that config.json names, "" for none; it is not planned for.
+        unplanned: the quantisation method that config.json names where it is not known what it means; else "".
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], weights: str | None = None) -> None:
         section = config.get("quantization_config")
-        method = section.get("quant_method") if isinstance(section, Mapping) else section
+        released = _released(section) if isinstance(section, Mapping) else None
         dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
         if dtype not in DTYPES:
             raise CheckpointError(f"{path}: dtype {dtype!r} is unknown", f"known: {', '.join(DTYPES)}")
@@ -39,20 +41,21 @@ class BareCheckpoint(Checkpoint):
         self.kind = "hf"
         self.config = {key: value for key, value in config.items() if key != "quantization_config"}
         self.tensors = self._tensors = dict[str, TensorInfo]()
-        self.quantised = str(method or "")
+        self.unplanned = str(section.get("quant_method") or "" if isinstance(section, Mapping) else section or "")
+        if weights or released:
+            self.unplanned = ""
         self._plain = DTYPES[dtype]
-        self._format = get_format(weights) if weights else get_format(self._plain)
+        name, self._part = (weights, "") if weights else released or (self._plain, "")
+        self._format = get_format(name)
 
     def holds(self, name: str) -> bool:
         return name in self.tensors or (name.endswith(".bias") and self._biased(name.split(".")[-2]))
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         whole = len(shape) > 1 and shape[-1] % self._format.block_size == 0
+        whole = whole and self._part in name and not name.endswith(ROUTERS)
         fmt = self._format.name if whole else self._plain
-        rows = 1
-        for n in shape[:-1]:
-            rows *= n
-        self._tensors[name] = TensorInfo(name, shape, fmt, rows * row_bytes(fmt, shape[-1]))
+        self._tensors[name] = TensorInfo(name, shape, fmt, math.prod(shape[:-1]) * row_bytes(fmt, shape[-1]))
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         raise CheckpointError(f"{self.path}: holds no weights, so it can be planned but not loaded")
@@ -70,6 +73,17 @@ class BareCheckpoint(Checkpoint):
         if projection == "o_proj":
             return bool(self.config.get("attention_bias")) and not str(kind).startswith("glm4")
         return False
+
+
+def _released(section: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Format of the released weights, and what the names of those that have it hold; None when it is not known."""
+    method = section.get("quant_method")
+    if method == "fp8" and section.get("weight_block_size") == [128, 128]:
+        return "F8_E4M3_G128", "_proj"
+    if method in ("gptq", "awq"):
+        name = f"INT{section.get('bits')}_G{section.get('group_size')}"
+        return (name, "_proj") if name in known_formats() else None
+    return ("MXFP4", ".experts.") if method == "mxfp4" else None
 
 
 def open_config(path: Path, weights: str | None = None) -> BareCheckpoint:

@@ -66,6 +66,30 @@ def test_an_assumed_format_is_that_of_all_matrices_that_can_have_it() -> None:
     assert graph.node("layers.0.ffn.experts").nbytes == 8 * 3 * 6144 * 16384 * 144 // 256
 
 
+def test_released_quantisation_is_planned_for() -> None:
+    graph = _graph("deepseek-v3")
+    assert graph.node("layers.3.ffn.experts").spec.formats() == ("F8_E4M3_G128",)
+    assert graph.node("layers.3.ffn.router").spec.formats() == graph.node("head").spec.formats() == ("BF16",)
+    # a byte a weight and four for each 128 of a row; two tables have two bytes a weight
+    expected = 671e9 * 132 / 128 + 2 * 129280 * 7168
+    assert sum(root.nbytes for root in graph.roots()) == pytest.approx(expected, rel=0.005)
+
+
+def test_quantisation_that_is_not_known_is_said(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "qwen3-235b-a22b.json").read_text())
+    path = tmp_path / "config.json"
+    for section, unplanned, fmt in (
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "", "INT4_G128"),
+        ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "gptq", "BF16"),
+        ({"quant_method": "hqq"}, "hqq", "BF16"),
+    ):
+        path.write_text(json.dumps(config | {"quantization_config": section}))
+        checkpoint = open_config(path)
+        assert checkpoint.unplanned == unplanned
+        assert build_graph(checkpoint).node("layers.0.ffn.experts").spec.formats() == (fmt,)
+        assert open_config(path, "Q4_K").unplanned == ""
+
+
 def test_biases_that_the_configuration_implies_are_there(tmp_path: Path) -> None:
     graph = _graph("glm-4.6")
     assert {r: bool(graph.node(f"layers.5.attn.{r}").weights.get("bias")) for r in "qo"} == {"q": True, "o": False}
@@ -74,7 +98,6 @@ def test_biases_that_the_configuration_implies_are_there(tmp_path: Path) -> None
 
 def test_a_bare_configuration_has_no_bytes_to_give() -> None:
     checkpoint = open_config(CONFIGS / "deepseek-v3.json")
-    assert checkpoint.quantised == "fp8"
     graph = build_graph(checkpoint)
     with pytest.raises(CheckpointError, match=r"deepseek-v3\.json: holds no weights"):
         graph.head.weights["weight"].open(checkpoint).raw()
