@@ -53,13 +53,17 @@ class LogicalWeight(ABC):
 
 
 class ConvertedCheckpoint(Checkpoint):
-    """The base's tensors, with those that belong to logical weights replaced by these."""
+    """The base's tensors, with those that belong to logical weights replaced by these.
 
-    def __init__(self, base: Checkpoint, weights: Iterable[LogicalWeight]) -> None:
+    Args:
+        unused: tensors that are left out.
+    """
+
+    def __init__(self, base: Checkpoint, weights: Iterable[LogicalWeight], unused: Iterable[str] = ()) -> None:
         self.path, self.kind, self.config = base.path, base.kind, base.config
         self._base = base
         self._weights = {weight.info.name: weight for weight in weights}
-        gone = {source for weight in self._weights.values() for source in weight.sources}
+        gone = {source for weight in self._weights.values() for source in weight.sources}.union(unused)
         kept = {name: info for name, info in base.tensors.items() if name not in gone}
         self.tensors = kept | {name: weight.info for name, weight in self._weights.items()}
 

@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM
 
+import ktcore
+from ktcore.errors import PlanError
 from ktcore.ops import ExpertsSpec
 from ktcore.weights import open_checkpoint
 
@@ -164,3 +166,40 @@ def test_only_routed_experts_quantised(method: str, tiny: Callable[[str], Tiny],
     run = check(method, tiny("kimi-k2"), tmp_path, ".experts.")
     assert run.graph.node("layers.1.ffn.shared.up").spec.formats() == ("F32",)
     assert run.graph.node("layers.1.ffn.experts").spec.gate_format == METHODS[method][2]
+
+
+def native(fmt: str) -> bool:
+    """Whether the host's kernels know a format."""
+    module = pytest.importorskip("ktcore_cpu._native")
+    return fmt in module.formats()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed", "fp8", "fp8-rows"])
+def test_native_kernels_run_them(method: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    needed = "F8_E4M3_G128" if "fp8" in method else METHODS[method][2]
+    if not native(needed):
+        pytest.skip(f"no kernel for {needed} in this build")
+    t = tiny("qwen3-moe")
+    quantised, _ = folders(method, t.folder, tmp_path)
+    with open_checkpoint(quantised) as checkpoint:
+        expected = Runner(checkpoint)(t.ids)
+    rules = tmp_path / "exact.yaml"
+    rules.write_text(
+        "version: 1\nrules:\n"
+        "  - {name: moe, match: {op: moe}, use: [cpu.moe], options: {activations: f32}}\n"
+        "  - {name: attention, match: {op: attention}, use: [cpu.attention], options: {activations: f32}}\n"
+    )
+    with ktcore.load(quantised, backend="cpu", rules=rules) as model:
+        assert model.plan.choices["layers.1.ffn"].implementation.id == "cpu.moe"
+        torch.testing.assert_close(model.logits(t.ids.tolist()), expected, atol=2e-3, rtol=0)
+
+
+def test_native_kernels_refuse_columns_out_of_order(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    """With a reason, and the reference, where a rule lists it, takes over."""
+    native("F32")
+    t = tiny("qwen3-moe")
+    quantised, _ = folders("gptq-act-order", t.folder, tmp_path)
+    rules = tmp_path / "strict.yaml"
+    rules.write_text("version: 1\nrules:\n  - {name: moe, match: {op: moe}, use: [cpu.moe]}\n")
+    with pytest.raises(PlanError, match=r"cpu\.moe: no native kernel for weight format .*INT4_G32_ORDERED"):
+        ktcore.load(quantised, backend="cpu", rules=rules)

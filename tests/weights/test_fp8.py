@@ -96,6 +96,12 @@ def test_fused_experts_part_by_part(write_folder: Write) -> None:
     torch.testing.assert_close(up.subset([2, 0]).part(0).tensor(), want[2, 128:], rtol=0, atol=0)
 
 
+def test_scales_of_8_bit_caches_are_left_out(write_folder: Write) -> None:
+    tensors = {"a.k_proj.weight": codes(4, 128), "a.k_proj.weight_scale": scales(1), "a.k_scale": scales(1)}
+    checkpoint, _ = opened(write_folder(ROWS, tensors | {"a.k_proj.output_scale": scales(1)}), "a.k_proj.weight")
+    assert set(checkpoint.tensors) == {"a.k_proj.weight"}
+
+
 def test_other_tensors_stay_as_they_are(write_folder: Write) -> None:
     tensors = {"a.weight": codes(4, 128), "a.weight_scale_inv": scales(1, 1), "norm.weight": torch.ones(4).bfloat16()}
     checkpoint, _ = opened(write_folder(BLOCKS, tensors))

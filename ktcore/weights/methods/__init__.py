@@ -14,6 +14,9 @@ from ktcore.weights.methods.fp8 import fp8_weights
 from ktcore.weights.methods.gptq import gptq_weights
 from ktcore.weights.methods.mxfp4 import mxfp4_weights
 
+KV_SCALES = (".k_scale", ".v_scale", ".q_scale", ".kv_scale", "_proj.output_scale")
+"""Of caches in 8 bits; a cache with more bits needs none."""
+
 Reader = Callable[[Checkpoint, Mapping[str, Any]], Iterable[LogicalWeight]]
 
 METHODS: dict[str, Reader] = {
@@ -53,7 +56,7 @@ def read_quantized(checkpoint: Checkpoint) -> Checkpoint:
             f"{checkpoint.path}: config.json says that weights are quantised with '{method}', but none is",
             "remove quantization_config if these are the unquantised weights",
         )
-    return ConvertedCheckpoint(checkpoint, weights)
+    return ConvertedCheckpoint(checkpoint, weights, [n for n in checkpoint.tensors if n.endswith(KV_SCALES)])
 
 
 def quantization_config(checkpoint: Checkpoint) -> Mapping[str, Any] | None:

@@ -29,7 +29,7 @@ def gptq_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterable[
     Raises:
         CheckpointError: bits or layout version are not supported, or a weight's tensors contradict each other.
     """
-    version = config.get("checkpoint_format") or "gptq"
+    version = config.get("checkpoint_format") or config.get("format") or "gptq"
     if version not in ZERO_OFFSETS:
         raise CheckpointError(
             f"{checkpoint.path}: GPTQ checkpoint_format '{version}' is not supported",
