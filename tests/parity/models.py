@@ -160,6 +160,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         tie_word_embeddings=True,
         rope_parameters=plain_rope(1e5),
     ),
+    "llama-wide": lambda: _llama(head_dim=32, tie_word_embeddings=True),
     "mistral": lambda: MistralConfig(
         **GQA, num_hidden_layers=2, intermediate_size=96, sliding_window=None, rope_parameters=plain_rope(1e6)
     ),

@@ -33,10 +33,11 @@ def test_gguf_matches_transformers(name: str, tiny: Callable[[str], Tiny], tmp_p
 
 @pytest.mark.parametrize("absorbed", [True, False])
 @pytest.mark.parametrize("layout", ["split", "fused", "both"])
+@pytest.mark.parametrize("name", ["v3", "v2-full", "v2-lite", "moonlight"])
 def test_every_layout_of_the_latent_up_projection_is_read(
-    layout: Layout, absorbed: bool, tiny: Callable[[str], Tiny], tmp_path: Path
+    name: str, layout: Layout, absorbed: bool, tiny: Callable[[str], Tiny], tmp_path: Path
 ) -> None:
-    t = tiny("v3")
+    t = tiny(name)
     with open_checkpoint(write_gguf(t.model, tmp_path / "tiny.gguf", layout)) as checkpoint:
         run = Runner(checkpoint, {MLASpec: {"absorbed": absorbed}})
         assert run.graph.node("layers.0.attn").spec.split_kv_b == (layout != "fused")

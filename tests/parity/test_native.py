@@ -65,6 +65,18 @@ def test_native_model_matches_transformers(
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["llama-wide", "v3", "v2-lite"])
+def test_native_kernels_read_fused_projections(
+    name: str, tiny: Callable[[str], Tiny], exact_rules: Path, tmp_path: Path
+) -> None:
+    t = tiny(name)
+    path = write_gguf(
+        t.model, tmp_path / "tiny.gguf", "fused", fuse_qkv=name == "llama-wide", fuse_gate_up=name == "v3"
+    )
+    with ktcore.load(path, backend="cpu", rules=exact_rules, context=256, threads=2) as model:
+        torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["qwen3-moe", "v3", "mixtral", "qwen2-moe", "glm4-moe", "glm4"])
 def test_default_rules_stay_close(name: str, tiny: Callable[[str], Tiny]) -> None:
     t = tiny(name)
