@@ -259,6 +259,10 @@ PYBIND11_MODULE(_native, m) {
         for (const FormatInfo& f : kFormats) d[f.name] = py::make_tuple(f.block, f.block_bytes);
         return d;
     });
+    m.def("packed_growth", [](const std::string& format) {
+        const FormatInfo& f = info(parse_format(format));
+        return packed_block_bytes(f) / (static_cast<double>(kPanelRows) * f.packed_k / f.block * f.block_bytes);
+    }, py::arg("format"));
     bind_weights(m);
     bind_blocks(m);
     bind_experts(m);

@@ -19,7 +19,7 @@ void check_length(const Vector& v, int64_t expected, const char* what) {
           std::string(what) + " has " + std::to_string(v.size()) + " values, expected " + std::to_string(expected));
 }
 
-bool needs_float(const PackedView& w, bool exact) { return exact || info(w.format).is_float; }
+bool needs_float(const PackedView& w, bool exact) { return exact || info(w.format).kind == Kind::Float; }
 
 int padded_k(int cols) { return (cols + 31) / 32 * 32; }
 
@@ -47,8 +47,10 @@ void reserve_products(Engine& e, size_t extra) {
 
 void run_panel(const Engine& e, const PackedView& w, int panel, const Rows& rows, bool exact, int t0, int t1, float* acc,
                uint8_t* scratch) {
-    if (needs_float(w, exact))
+    if (exact)
         e.kernels.panel_f32(w, panel, rows.x, rows.ldx, t0, t1, acc, scratch);
+    else if (needs_float(w, exact))
+        e.kernels.panel_mixed(w, panel, rows.x, rows.ldx, t0, t1, acc, scratch);
     else
         e.kernels.panel(w, panel, rows.act, t0, t1, acc, scratch);
 }

@@ -58,4 +58,22 @@ static inline uint16_t float_to_bf16(float f) {
     return static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
+// OCP FP8 E4M3: bias 7, subnormals in steps of 2^-9, 0x7f and 0xff are NaN.
+static inline float e4m3_to_float(uint8_t b) {
+    const uint32_t sign = static_cast<uint32_t>(b & 0x80) << 24, rest = b & 0x7f;
+    uint32_t bits;
+    if (rest == 0x7f) {
+        bits = sign | 0x7fc00000;
+    } else if (rest >= 8) {
+        bits = sign | ((rest << 20) + (120u << 23));
+    } else {
+        const float f = static_cast<float>(rest) * 0.001953125f;
+        std::memcpy(&bits, &f, 4);
+        bits |= sign;
+    }
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+
 }  // namespace ktcore

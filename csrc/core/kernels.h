@@ -1,5 +1,7 @@
 // The table of functions that each instruction-set unit supplies, and the choice between them.
 #pragma once
+#include <utility>
+
 #include "core/types.h"
 
 namespace ktcore {
@@ -11,6 +13,10 @@ struct Kernels {
     // The same from float rows (any format), without quantisation.
     void (*panel_f32)(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
                       uint8_t* scratch);
+    // The same for float formats at their own precision: inputs rounded to bfloat16 where weights of 8 or 16 bits have
+    // dot products for it, otherwise as panel_f32.
+    void (*panel_mixed)(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
+                        uint8_t* scratch);
     // out [packed_k*kblocks][32] = one panel as floats.
     void (*unpack_panel)(const PackedView& w, int panel, float* out, uint8_t* scratch);
     // Quantises x [n] into record `row` of a, after RMS-normalising it when weight is given.

@@ -50,7 +50,7 @@ void pack_panel(const PackJob& job, int p) {
     const uint8_t* row[kPanelRows];
     for (int b = 0; b < w.kblocks; b++, out += block_bytes) {
         const int left = w.cols - b * t.packed_k;
-        uint8_t padded[kPanelRows][32 * 4];
+        uint8_t padded[kPanelRows][32 * 4];  // float formats only
         for (int r = 0; r < kPanelRows; r++) {
             const int64_t at = static_cast<int64_t>(p) * kPanelRows + r;
             row[r] = at < w.rows ? job.raw + static_cast<size_t>(at) * row_bytes +

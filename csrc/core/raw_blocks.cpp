@@ -22,7 +22,9 @@ constexpr Parts kParts[] = {
     {0, -1, -1, 0, 2, -1, -1},    {0, 2, -1, 0, 4, -1, -1},      {0, -1, -1, 0, 6, 2, -1}, {0, 2, -1, 0, 8, 4, -1},
     {0, -1, -1, 0, 2, -1, -1},    {80, 82, 0, 16, 16, -1, -1},   {108, -1, 96, 12, 32, 0, -1},
     {0, 2, 4, 12, 16, -1, -1},    {0, 2, 4, 12, 48, 16, -1},     {208, -1, 192, 16, 0, 128, -1},
+    {0, -1, -1, 0, 2, -1, -1},    {0, -1, -1, 8, 8, -1, -1},     {0, -1, -1, 0, 1, -1, -1},
 };
+constexpr int kGroupCodes = 4;  // INT4 and INT8 blocks: u16 scale, u16 zero point, codes
 
 void codes_32(Format f, const uint8_t* b, uint8_t* c) {
     const Parts& p = kParts[static_cast<int>(f)];
@@ -51,6 +53,13 @@ void codes_256(Format f, const uint8_t* b, uint8_t* c) {
                 for (int g = 0; g < 8; g++)
                     for (int i = 0; i < 32; i++) c[g * 32 + i] |= static_cast<uint8_t>((high[i] >> g & 1) << 2);
             return;
+        case Format::IQ4_XS:
+            for (int g = 0; g < 8; g++)
+                for (int i = 0; i < 16; i++) {
+                    c[g * 32 + i] = low[g * 16 + i] & 15;
+                    c[g * 32 + 16 + i] = low[g * 16 + i] >> 4;
+                }
+            return;
         case Format::Q4_K:
         case Format::Q5_K:
             for (int n = 0; n < 4; n++)
@@ -71,6 +80,26 @@ void codes_256(Format f, const uint8_t* b, uint8_t* c) {
                         c[n * 128 + s * 32 + i] = static_cast<uint8_t>(lo | (high[n * 32 + i] >> (2 * s) & 3) << 4);
                     }
     }
+}
+
+// Codes of a block of INT4 or INT8: two neighbouring values a byte, the first in the low nibble, or one.
+void codes_group(const FormatInfo& t, const uint8_t* b, uint8_t* c) {
+    b += kGroupCodes;
+    if (t.bits == 8) {
+        std::memcpy(c, b, static_cast<size_t>(t.block));
+        return;
+    }
+    for (int i = 0; i < t.block; i += 2, b++) c[i] = *b & 15, c[i + 1] = *b >> 4;
+}
+
+// Half of 2^(e - 127), the scale of MXFP4's doubled values, as the upper bits of a float.
+uint16_t e8m0_half(uint8_t e) { return static_cast<uint16_t>(e < 2 ? 0x20 << e : (e - 1) << 7); }
+
+// The eight 6-bit scales of an IQ4_XS block, less 32.
+void scales_iq4_xs(const uint8_t* b, int8_t* out) {
+    const uint16_t high = u16(b + 2);
+    for (int i = 0; i < 8; i++)
+        out[i] = static_cast<int8_t>(((b[4 + i / 2] >> (4 * (i & 1)) & 15) | (high >> (2 * i) & 3) << 4) - 32);
 }
 
 // Scale and min (signed as it is added) of every group of a block.
@@ -103,9 +132,54 @@ void scales(Format f, const uint8_t* b, float* d, float* m) {
         case Format::Q6_K:
             for (int i = 0; i < 16; i++) d[i] = d0 * static_cast<float>(static_cast<int8_t>(s[i]));
             return;
+        case Format::IQ4_XS: {
+            int8_t sc[8];
+            scales_iq4_xs(b, sc);
+            for (int i = 0; i < 8; i++) d[i] = d0 * static_cast<float>(sc[i]);
+            return;
+        }
+        case Format::MXFP4:
+            d[0] = bf16_to_float(e8m0_half(b[0]));
+            return;
         default:
             d[0] = d0;
             m[0] = m0;
+    }
+}
+
+void dequantize_group(const FormatInfo& t, const uint8_t* b, float* out) {
+    uint8_t codes[128];
+    codes_group(t, b, codes);
+    const uint16_t zero = u16(b + 2);
+    const float d = zero & kScaleIsBf16 ? bf16_to_float(u16(b)) : half_to_float(u16(b));
+    const int z = zero & ~kScaleIsBf16;
+    for (int k = 0; k < t.block; k++) out[k] = static_cast<float>(codes[k] - z) * d;
+}
+
+void dequantize_codebook(Format f, const uint8_t* b, float* out) {
+    int8_t codes[256];
+    float d[16];
+    raw_int8(f, b, codes, d);
+    for (int k = 0; k < info(f).block; k++) out[k] = static_cast<float>(codes[k]) * d[k / 16];
+}
+
+void dequantize_float(Format f, const uint8_t* row, int cols, float* out) {
+    switch (f) {
+        case Format::F32:
+            std::memcpy(out, row, static_cast<size_t>(cols) * 4);
+            return;
+        case Format::F16:
+            for (int i = 0; i < cols; i++) out[i] = half_to_float(u16(row + 2 * i));
+            return;
+        case Format::BF16:
+            for (int i = 0; i < cols; i++) out[i] = bf16_to_float(u16(row + 2 * i));
+            return;
+        default:
+            for (int i = 0; i < cols; i += 128, row += 132) {
+                float d;
+                std::memcpy(&d, row, 4);
+                for (int k = 0; k < 128; k++) out[i + k] = e4m3_to_float(row[4 + k]) * d;
+            }
     }
 }
 
@@ -143,57 +217,95 @@ void pack_codes(const FormatInfo& info, const uint8_t* codes, int row, uint8_t* 
     }
 }
 
+// F16, F32: [k][32 rows]. BF16: pairs of neighbouring k, [k / 2][32 rows][2], as dot products take them. FP8: header of
+// scales, then quads [k / 4][32 rows][4] in the order k, k + 2, k + 1, k + 3: even and odd bytes are pairs.
 void pack_float(Format f, const uint8_t* const* rows, uint8_t* out) {
     const size_t width = static_cast<size_t>(info(f).block_bytes);
-    for (int r = 0; r < kPanelRows; r++)
-        for (int k = 0; rows[r] && k < 32; k++)
-            std::memcpy(out + (static_cast<size_t>(k) * kPanelRows + r) * width, rows[r] + k * width, width);
+    for (int r = 0; r < kPanelRows; r++) {
+        if (!rows[r]) continue;
+        const size_t row = static_cast<size_t>(r);
+        if (f == Format::F8_E4M3_G128) {
+            std::memcpy(out + row * 4, rows[r], 4);
+            uint8_t* to = out + info(f).header + row * 4;
+            for (const uint8_t* c = rows[r] + 4; c < rows[r] + 132; c += 4, to += kPanelRows * 4)
+                to[0] = c[0], to[1] = c[2], to[2] = c[1], to[3] = c[3];
+            continue;
+        }
+        const size_t run = f == Format::BF16 ? 2 : 1;
+        for (size_t k = 0; k < 32; k += run)
+            std::memcpy(out + (k * kPanelRows + row * run) * width, rows[r] + k * width, width * run);
+    }
 }
 
 }  // namespace
 
 void raw_codes(Format f, const uint8_t* block, uint8_t* codes) {
-    info(f).block == 32 ? codes_32(f, block, codes) : codes_256(f, block, codes);
+    const FormatInfo& t = info(f);
+    if (t.zero_point) return codes_group(t, block, codes);
+    t.block == 32 ? codes_32(f, block, codes) : codes_256(f, block, codes);
 }
 
 void raw_header(Format f, const uint8_t* block, int row, uint8_t* header) {
-    const Parts& p = kParts[static_cast<int>(f)];
     const int half = row / kHalfRows, lane = row % kHalfRows;
+    uint8_t* plain = header + row * 2;  // of the 16-bit values, 32 rows side by side
+    if (f == Format::MXFP4) {
+        const uint16_t d = e8m0_half(block[0]);
+        std::memcpy(plain, &d, 2);
+        return;
+    }
+    if (info(f).zero_point) {
+        std::memcpy(plain, block, 2);
+        std::memcpy(plain + 64, block + 2, 2);
+        return;
+    }
+    const Parts& p = kParts[static_cast<int>(f)];
+    int8_t unpacked[8];
+    const uint8_t* from = block + p.scales;
+    if (f == Format::IQ4_XS) {
+        scales_iq4_xs(block, unpacked);
+        from = reinterpret_cast<const uint8_t*>(unpacked);
+    }
     for (int z = 0; z < p.scale_bytes / 4; z++)
-        std::memcpy(header + (z * 2 + half) * 64 + lane * 4, block + p.scales + z * 4, 4);
-    header += p.scale_bytes * kPanelRows;
-    std::memcpy(header + row * 2, block + p.d, 2);
-    if (p.m >= 0) std::memcpy(header + 64 + row * 2, block + p.m, 2);
+        std::memcpy(header + (z * 2 + half) * 64 + lane * 4, from + z * 4, 4);
+    plain += p.scale_bytes * kPanelRows;
+    std::memcpy(plain, block + p.d, 2);
+    if (p.m >= 0) std::memcpy(plain + 64, block + p.m, 2);
 }
 
 void raw_dequantize(Format f, const uint8_t* row, int cols, float* out) {
-    if (f == Format::F32) {
-        std::memcpy(out, row, static_cast<size_t>(cols) * 4);
-    } else if (f == Format::F16) {
-        for (int i = 0; i < cols; i++) out[i] = half_to_float(u16(row + 2 * i));
-    } else if (f == Format::BF16) {
-        for (int i = 0; i < cols; i++) out[i] = bf16_to_float(u16(row + 2 * i));
-    } else {
-        const FormatInfo& t = info(f);
-        const int offset = t.offset_shift < 0 ? 0 : 1 << t.offset_shift;
-        for (int i = 0; i < cols; i += t.block, row += t.block_bytes) {
-            uint8_t codes[256];
-            float d[16], m[16];
-            raw_codes(f, row, codes);
-            scales(f, row, d, m);
-            for (int k = 0; k < t.block; k++) {
-                const float v = static_cast<float>(codes[k] - offset) * d[k / t.group];
-                out[i + k] = t.has_min ? v + m[k / t.group] : v;
-            }
+    const FormatInfo& t = info(f);
+    if (t.kind == Kind::Float) return dequantize_float(f, row, cols, out);
+    const int offset = t.offset_shift < 0 ? 0 : 1 << t.offset_shift;
+    for (int i = 0; i < cols; i += t.block, row += t.block_bytes) {
+        if (t.kind == Kind::Codebook) {
+            dequantize_codebook(f, row, out + i);
+            continue;
+        }
+        if (t.zero_point) {
+            dequantize_group(t, row, out + i);
+            continue;
+        }
+        uint8_t codes[256];
+        float d[16], m[16];
+        raw_codes(f, row, codes);
+        scales(f, row, d, m);
+        for (int k = 0; k < t.block; k++) {
+            const int code = t.kind == Kind::Table ? kTables[t.table][codes[k]] : codes[k];
+            const float v = static_cast<float>(code - offset) * d[k / t.group];
+            out[i + k] = t.has_min ? v + m[k / t.group] : v;
         }
     }
 }
 
 void raw_pack(Format f, const uint8_t* const* rows, uint8_t* out) {
     const FormatInfo& t = info(f);
-    if (t.is_float) return pack_float(f, rows, out);
+    if (t.kind == Kind::Float) return pack_float(f, rows, out);
     for (int r = 0; r < kPanelRows; r++) {
         if (!rows[r]) continue;
+        if (t.kind == Kind::Codebook) {
+            std::memcpy(out + r * t.block_bytes, rows[r], static_cast<size_t>(t.block_bytes));
+            continue;
+        }
         uint8_t codes[256];
         raw_codes(f, rows[r], codes);
         raw_header(f, rows[r], r, out);

@@ -4,10 +4,12 @@
 
 namespace ktcore {
 
-// Unsigned codes (offset included) of one block.
+// Unsigned codes (offset included) of one affine block; of a table format, the indices.
 void raw_codes(Format f, const uint8_t* block, uint8_t* codes);
 // Writes row `row`'s part (0..31) of a packed block's header.
 void raw_header(Format f, const uint8_t* block, int row, uint8_t* header);
+// A codebook block as int8 codes [block] and one scale per 16 of them: value = code * scale.
+void raw_int8(Format f, const uint8_t* block, int8_t* codes, float* scale);
 // Floats of a whole row; `cols` is a multiple of the block.
 void raw_dequantize(Format f, const uint8_t* row, int cols, float* out);
 // Packs one block: rows[r] is null where the matrix has no such row (zeros are left).

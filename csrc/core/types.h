@@ -11,14 +11,23 @@ constexpr int kHalfRows = 16;   // rows of one 64-byte vector (16 rows x 4 k)
 constexpr int kActGroup = 16;   // activation values that share one int8 scale
 constexpr int kTokenChunk = 128;  // tokens a work item covers: their int8 rows stay in L2
 
-enum class Format : uint8_t { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16, F32 };
-constexpr int kFormatCount = 13;
+enum class Format : uint8_t {
+    Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,
+    INT4_G32, INT4_G64, INT4_G128, INT8_G32, INT8_G64, INT8_G128,
+    IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, TQ1_0, TQ2_0, NVFP4,
+    F16, BF16, F32, F8_E4M3_G128
+};
 
-// One row of the format table. `bits` of a code, `group` values that share a (sub)scale, `offset_shift`:
+// How a format becomes numbers. Affine: unsigned codes, scales and mins or a constant offset, in bit planes;
+// Table: like it, the 4-bit codes being indices into kTables; Codebook: the file's own blocks, turned into int8 codes and
+// 16-value scales by raw_int8 when they are read; Float: numbers as they are.
+enum class Kind : uint8_t { Affine, Table, Codebook, Float };
+
+// One row of the format table. `bits` of a packed code, `group` values that share a (sub)scale, `offset_shift`:
 // the code's constant offset is 1 << offset_shift (-1: none). `header` is the packed header of 32 rows.
 struct FormatInfo {
     const char* name;
-    int block;        // values of a GGUF block
+    int block;        // values of a stored block
     int block_bytes;  // its bytes
     int packed_k;     // values of K in a packed block
     int header;
@@ -26,23 +35,60 @@ struct FormatInfo {
     int group;
     bool has_min;
     int offset_shift;
-    bool is_float;
+    Kind kind;
+    int table = 0;            // Table: which of kTables
+    bool zero_point = false;  // the min is -zero * scale, value = (code - zero) * scale
 };
 
-constexpr FormatInfo kFormats[kFormatCount] = {
-    {"Q4_0", 32, 18, 32, 64, 4, 32, false, 3, false},      {"Q4_1", 32, 20, 32, 128, 4, 32, true, -1, false},
-    {"Q5_0", 32, 22, 32, 64, 5, 32, false, 4, false},      {"Q5_1", 32, 24, 32, 128, 5, 32, true, -1, false},
-    {"Q8_0", 32, 34, 32, 64, 8, 32, false, 7, false},      {"Q2_K", 256, 84, 256, 640, 2, 16, true, -1, false},
-    {"Q3_K", 256, 110, 256, 448, 3, 16, false, 2, false},  {"Q4_K", 256, 144, 256, 512, 4, 32, true, -1, false},
-    {"Q5_K", 256, 176, 256, 512, 5, 32, true, -1, false},  {"Q6_K", 256, 210, 256, 576, 6, 16, false, 5, false},
-    {"F16", 1, 2, 32, 0, 16, 32, false, -1, true},         {"BF16", 1, 2, 32, 0, 16, 32, false, -1, true},
-    {"F32", 1, 4, 32, 0, 32, 32, false, -1, true},
+constexpr FormatInfo kFormats[] = {
+    {"Q4_0", 32, 18, 32, 64, 4, 32, false, 3, Kind::Affine},
+    {"Q4_1", 32, 20, 32, 128, 4, 32, true, -1, Kind::Affine},
+    {"Q5_0", 32, 22, 32, 64, 5, 32, false, 4, Kind::Affine},
+    {"Q5_1", 32, 24, 32, 128, 5, 32, true, -1, Kind::Affine},
+    {"Q8_0", 32, 34, 32, 64, 8, 32, false, 7, Kind::Affine},
+    {"Q2_K", 256, 84, 256, 640, 2, 16, true, -1, Kind::Affine},
+    {"Q3_K", 256, 110, 256, 448, 3, 16, false, 2, Kind::Affine},
+    {"Q4_K", 256, 144, 256, 512, 4, 32, true, -1, Kind::Affine},
+    {"Q5_K", 256, 176, 256, 512, 5, 32, true, -1, Kind::Affine},
+    {"Q6_K", 256, 210, 256, 576, 6, 16, false, 5, Kind::Affine},
+    {"IQ4_NL", 32, 18, 32, 64, 4, 32, false, 7, Kind::Table, 0},
+    {"IQ4_XS", 256, 136, 256, 320, 4, 32, false, 7, Kind::Table, 0},
+    {"MXFP4", 32, 17, 32, 64, 4, 32, false, 4, Kind::Table, 1},
+    {"INT4_G32", 32, 20, 32, 128, 4, 32, true, -1, Kind::Affine, 0, true},
+    {"INT4_G64", 64, 36, 64, 128, 4, 32, true, -1, Kind::Affine, 0, true},
+    {"INT4_G128", 128, 68, 128, 128, 4, 32, true, -1, Kind::Affine, 0, true},
+    {"INT8_G32", 32, 36, 32, 128, 8, 32, true, -1, Kind::Affine, 0, true},
+    {"INT8_G64", 64, 68, 64, 128, 8, 32, true, -1, Kind::Affine, 0, true},
+    {"INT8_G128", 128, 132, 128, 128, 8, 32, true, -1, Kind::Affine, 0, true},
+    {"IQ1_S", 256, 50, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"IQ1_M", 256, 56, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"IQ2_XXS", 256, 66, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"IQ2_XS", 256, 74, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"IQ2_S", 256, 82, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"IQ3_XXS", 256, 98, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"IQ3_S", 256, 110, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"TQ1_0", 256, 54, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"TQ2_0", 256, 66, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"NVFP4", 64, 36, 64, 0, 8, 16, false, 7, Kind::Codebook},
+    {"F16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
+    {"BF16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
+    {"F32", 1, 4, 32, 0, 32, 32, false, -1, Kind::Float},
+    {"F8_E4M3_G128", 128, 132, 128, 128, 8, 128, false, -1, Kind::Float},
 };
+constexpr int kFormatCount = sizeof kFormats / sizeof kFormats[0];
+
+// Values of 4-bit codes plus the format's offset: IQ4's (-127 .. 113, + 128) and e2m1's doubled (0 .. 12, -12, + 16).
+constexpr uint8_t kTables[2][16] = {{1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
+                                    {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4}};
+constexpr uint16_t kScaleIsBf16 = 0x8000;  // in a stored zero point: the scale's 16 bits are a bfloat16
 
 constexpr const FormatInfo& info(Format f) { return kFormats[static_cast<int>(f)]; }
 constexpr int packed_block_bytes(const FormatInfo& i) {
+    if (i.kind == Kind::Codebook) return kPanelRows * i.block_bytes;
     return i.header + kPanelRows * i.packed_k * i.bits / 8;
 }
+// Codes need all eight bits of an unsigned byte.
+constexpr bool wide_codes(const FormatInfo& i) { return i.bits == 8 || i.kind == Kind::Table; }
 
 // A packed matrix as the kernels see it: `panels` panels of 32 rows, each `kblocks` blocks long.
 struct PackedView {

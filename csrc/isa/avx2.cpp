@@ -2,6 +2,7 @@
 #include <immintrin.h>
 #include "core/f16.h"
 #include "core/kernels.h"
+#include "core/raw_blocks.h"
 
 #define AI inline __attribute__((always_inline))
 #define UNR _Pragma("GCC unroll 16")

@@ -1,6 +1,7 @@
 // The definition, in plain C++ for any CPU. Only this unit is compiled with its instruction set's flags.
 #include "core/f16.h"
 #include "core/kernels.h"
+#include "core/raw_blocks.h"
 
 #define AI inline __attribute__((always_inline))
 #define UNR  // unrolled, the emulated vectors take minutes to compile

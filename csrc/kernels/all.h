@@ -3,6 +3,7 @@
 #include "kernels/unpack.h"
 #include "kernels/tile.h"
 #include "kernels/tile_f32.h"
+#include "kernels/tile_bf16.h"
 #include "kernels/pointwise.h"
 #include "kernels/attend.h"
 #include "kernels/table.h"

@@ -22,15 +22,17 @@ AI VI seed(const ActRow& a, int kp, int g16) {
     return sll(bci(a.nsum(kp, g16)), kShift < 0 ? 0 : kShift);
 }
 
-// acc[t][32] (+)= unpacked groups [0, groups) times T tokens; g0 is the first group's index in K.
-template <Format F, int T, int H>
-void tile(const Unpacked& w, int groups, int g0, const uint8_t* act, size_t stride, int kp, float* acc, bool first) {
-    constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
-    constexpr bool kWide = I.bits == 8;
+// Once unpacked, formats of one group size, with or without mins, share a kernel.
+// acc[t][32] (+)= unpacked groups [0, groups) times T tokens; g0 is the first group's index in K. shift: the format's
+// offset_shift.
+template <int kGroup, bool kMin, bool kWide, int T, int H>
+void tile(const Unpacked& w, int groups, int g0, const ActView& a, const uint8_t* act, int shift, float* acc) {
+    const size_t stride = a.stride;
+    const int kp = a.k;
     for (int half = 0; half < 2; half += H) {
         VF sum[T][H];
         UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < H; h++)
-            sum[t][h] = first ? setf(0.f) : ldf(acc + t * 32 + (half + h) * 16);
+            sum[t][h] = g0 == 0 ? setf(0.f) : ldf(acc + t * 32 + (half + h) * 16);
         const uint8_t* codes = w.codes + half * 64;
         const float *sc = w.scale + half * 16, *mn = w.min + half * 16;
         for (int g = 0; g < groups; g++, codes += 1024) {
@@ -40,43 +42,44 @@ void tile(const Unpacked& w, int groups, int g0, const uint8_t* act, size_t stri
             UNR for (int s = 0; s < 2; s++) {
                 VI dot[T][H];
                 UNR for (int t = 0; t < T; t++) {
-                    const VI start = seed<F>(ActRow{act + t * stride}, kp, g16 + s);
+                    // The offset is undone by where the sum starts.
+                    const VI start = kMin ? seti(0) : sll(bci(ActRow{act + t * stride}.nsum(kp, g16 + s)), shift);
                     UNR for (int h = 0; h < H; h++) dot[t][h] = start;
                 }
                 UNR for (int q = 0; q < 4; q++) {
                     VI v[H];
                     UNR for (int h = 0; h < H; h++) v[h] = ldi(codes + ((s * 4 + q) * 2 + h) * 64);
                     UNR for (int t = 0; t < T; t++) {
-                        const VI a = bci(x + t * stride + s * 16 + q * 4);
-                        UNR for (int h = 0; h < H; h++) dot[t][h] = dot4<kWide>(dot[t][h], v[h], a);
+                        const VI x4 = bci(x + t * stride + s * 16 + q * 4);
+                        UNR for (int h = 0; h < H; h++) dot[t][h] = dot4<kWide>(dot[t][h], v[h], x4);
                     }
                 }
                 UNR for (int t = 0; t < T; t++) {
-                    const ActRow a{act + t * stride};
-                    const VF scale = bcf(a.scale(kp, g16 + s));
+                    const ActRow row{act + t * stride};
+                    const VF scale = bcf(row.scale(kp, g16 + s));
                     UNR for (int h = 0; h < H; h++) {
                         const VF d = cvtif(dot[t][h]);
-                        if (I.group == 16) {
+                        if (kGroup == 16) {
                             sum[t][h] = fma(mulf(d, scale), ldf(sc + s * 32 + h * 16), sum[t][h]);
-                            if (I.has_min) sum[t][h] = fma(ldf(mn + s * 32 + h * 16), bcf(a.ssum(kp, g16 + s)), sum[t][h]);
+                            if (kMin) sum[t][h] = fma(ldf(mn + s * 32 + h * 16), bcf(row.ssum(kp, g16 + s)), sum[t][h]);
                         } else {
                             part[t][h] = s == 0 ? mulf(d, scale) : fma(d, scale, part[t][h]);
                         }
                     }
                 }
             }
-            if (I.group == 32) {
+            if (kGroup == 32) {
                 UNR for (int t = 0; t < T; t++) {
-                    const ActRow a{act + t * stride};
+                    const ActRow row{act + t * stride};
                     UNR for (int h = 0; h < H; h++) sum[t][h] = fma(part[t][h], ldf(sc + h * 16), sum[t][h]);
-                    if (I.has_min) {
-                        const VF m = bcf(a.ssum32(kp, g0 + g));
+                    if (kMin) {
+                        const VF m = bcf(row.ssum32(kp, g0 + g));
                         UNR for (int h = 0; h < H; h++) sum[t][h] = fma(ldf(mn + h * 16), m, sum[t][h]);
                     }
                 }
             }
-            sc += I.group == 32 ? 32 : 64;
-            mn += I.group == 32 ? 32 : 64;
+            sc += kGroup == 32 ? 32 : 64;
+            mn += kGroup == 32 ? 32 : 64;
         }
         UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < H; h++) stf(acc + t * 32 + (half + h) * 16, sum[t][h]);
     }
@@ -136,48 +139,76 @@ void gemv(const uint8_t* p, int blocks, const uint8_t* act, size_t stride, int k
     UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) stf(acc + t * 32 + h * 16, sum[t][h]);
 }
 
+// Scratch of an unpacked slice.
+AI Unpacked unpacked_at(uint8_t* scratch) {
+    float* scale = reinterpret_cast<float*>(scratch + kChunkK * kPanelRows);
+    return {scratch, scale, scale + kChunkK / 16 * kPanelRows};
+}
+
+// Lines of the next slice, asked for while tiles run: `share` of them before each.
+struct Ahead {
+    const uint8_t *next, *end;
+    int share;
+    AI void ask() {
+        for (int i = 0; i < share && next < end; i++, next += 64) touch_far(next);
+    }
+};
+
+// All tokens over an unpacked slice of `groups` groups that begins at group g0 of K.
+template <int kGroup, bool kMin, bool kWide>
+void run_tiles(const Unpacked& u, int groups, int g0, const ActView& a, const uint8_t* act, int tokens, int shift, float* acc,
+               Ahead ahead) {
+    int t = 0;
+    for (; t + kTileTokens <= tokens; t += kTileTokens, act += kTileTokens * a.stride, acc += kTileTokens * 32) {
+        ahead.ask();
+        tile<kGroup, kMin, kWide, kTileTokens, kTileHalves>(u, groups, g0, a, act, shift, acc);
+    }
+    switch (tokens - t) {
+        case 1: return tile<kGroup, kMin, kWide, 1, kTileHalves>(u, groups, g0, a, act, shift, acc);
+        case 2: return tile<kGroup, kMin, kWide, 2, kTileHalves>(u, groups, g0, a, act, shift, acc);
+        case 3: return tile<kGroup, kMin, kWide, 3, kTileHalves>(u, groups, g0, a, act, shift, acc);
+        case 4: return tile<kGroup, kMin, kWide, 4, kTileHalves>(u, groups, g0, a, act, shift, acc);
+        case 5: return tile<kGroup, kMin, kWide, 5, kTileHalves>(u, groups, g0, a, act, shift, acc);
+        default: return;
+    }
+}
+
+// Few tokens, straight from the panel.
+template <Format F>
+AI void run_gemv(const uint8_t* p, int blocks, const ActView& a, const uint8_t* act, int tokens, float* acc) {
+    int t = 0;
+    for (; t + 4 <= tokens; t += 4) gemv<F, 4>(p, blocks, act + t * a.stride, a.stride, a.k, acc + t * 32);
+    act += t * a.stride;
+    acc += t * 32;
+    switch (tokens - t) {
+        case 1: return gemv<F, 1>(p, blocks, act, a.stride, a.k, acc);
+        case 2: return gemv<F, 2>(p, blocks, act, a.stride, a.k, acc);
+        case 3: return gemv<F, 3>(p, blocks, act, a.stride, a.k, acc);
+        default: return;
+    }
+}
+
 template <Format F>
 void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch) {
-    using L = Layout<F>;
+    constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
+    constexpr int kBytes = packed_block_bytes(I), kStep = kChunkK / I.packed_k, kGroups = I.packed_k / 32;
     const uint8_t* p = w.data + panel * w.panel_bytes;
     const uint8_t* act = a.base + t0 * a.stride;
     const int tokens = t1 - t0;
-    if (tokens <= (L::I.packed_k == 32 ? kGemvTokens : kGemvTokensK)) {
-        int t = 0;
-        for (; t + 4 <= tokens; t += 4) gemv<F, 4>(p, w.kblocks, act + t * a.stride, a.stride, a.k, acc + t * 32);
-        act += t * a.stride;
-        acc += t * 32;
-        switch (tokens - t) {
-            case 1: return gemv<F, 1>(p, w.kblocks, act, a.stride, a.k, acc);
-            case 2: return gemv<F, 2>(p, w.kblocks, act, a.stride, a.k, acc);
-            case 3: return gemv<F, 3>(p, w.kblocks, act, a.stride, a.k, acc);
-            default: return;
-        }
-    }
-    const Unpacked u{scratch, reinterpret_cast<float*>(scratch + kChunkK * 32),
-                     reinterpret_cast<float*>(scratch + kChunkK * 32) + kChunkK / 16 * 32};
-    constexpr int kStep = kChunkK / L::I.packed_k;
-    const int share = (kStep * L::kBytes / 64 * kTileTokens + tokens - 1) / tokens;  // lines to ask for in each tile
+    if constexpr (I.kind != Kind::Codebook)
+        if (tokens <= (I.packed_k == 256 ? kGemvTokensK : kGemvTokens)) return run_gemv<F>(p, w.kblocks, a, act, tokens, acc);
+    const Unpacked u = unpacked_at(scratch);
+    const int share = (kStep * kBytes / 64 * kTileTokens + tokens - 1) / tokens;
     for (int b = 0; b < w.kblocks; b += kStep) {
         const int n = w.kblocks - b < kStep ? w.kblocks - b : kStep;
-        unpack_blocks<F>(p + static_cast<size_t>(b) * L::kBytes, n, u);
-        const int groups = n * L::kGroups, g0 = b * L::kGroups;
+        const uint8_t* slice = p + static_cast<size_t>(b) * kBytes;
+        if constexpr (I.kind == Kind::Codebook)
+            unpack_codebook<F>(slice, n, u);
+        else
+            unpack_blocks<F>(slice, n, u);
         // The next step's bytes (behind the last step lies the next panel) arrive while this one's tiles run.
-        const uint8_t* next = p + static_cast<size_t>(b + n) * L::kBytes;
-        const uint8_t* end = next + kStep * L::kBytes;
-        int t = 0;
-        for (; t + kTileTokens <= tokens; t += kTileTokens) {
-            for (int i = 0; i < share && next < end; i++, next += 64) touch_far(next);
-            tile<F, kTileTokens, kTileHalves>(u, groups, g0, act + t * a.stride, a.stride, a.k, acc + t * 32, b == 0);
-        }
-        const uint8_t* rest = act + t * a.stride;
-        switch (tokens - t) {
-            case 1: tile<F, 1, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
-            case 2: tile<F, 2, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
-            case 3: tile<F, 3, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
-            case 4: tile<F, 4, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
-            case 5: tile<F, 5, kTileHalves>(u, groups, g0, rest, a.stride, a.k, acc + t * 32, b == 0); break;
-            default: break;
-        }
+        const uint8_t* next = slice + static_cast<size_t>(n) * kBytes;
+        run_tiles<I.group, I.has_min, wide_codes(I)>(u, n * kGroups, b * kGroups, a, act, tokens, I.offset_shift, acc,
+                                                     {next, next + kStep * kBytes, share});
     }
 }

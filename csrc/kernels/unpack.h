@@ -10,8 +10,9 @@ struct Layout {
     static constexpr int kGroups = I.packed_k / 32;
     static constexpr int kGroupBytes = 128 * I.bits;
     static constexpr int kBytes = I.header + kGroups * kGroupBytes;
-    static constexpr bool kWide = I.bits == 8;
+    static constexpr bool kWide = wide_codes(I);
     static constexpr int kScales = I.packed_k / I.group;
+    static_assert(I.kind == Kind::Affine || I.kind == Kind::Table, "only these lie in bit planes");
 
     // u8 codes of quad q, row half h of the group at p.
     AI static VI quad(const uint8_t* p, int q, int h) {
@@ -28,13 +29,28 @@ struct Layout {
         if (I.bits == 6) v = ori(v, sll(two_bits(p, q, h), 4));
         if (I.bits == 5) v = ori(v, sll(one_bit(p, q, h), 4));
         if (I.bits == 3) v = ori(v, sll(one_bit(p, q, h), 2));
+        if (I.kind == Kind::Table) v = lookup16(v, kTables[I.table]);
         return v;
+    }
+
+    // Scale and zero point of row half h where the format has them.
+    AI static void zero_point(const uint8_t* p, int h, VF& d, VI& zero) {
+        const VI bits = ldw(p + h * 32), z = ldw(p + 64 + h * 32);
+        const VF as_half = ldh(reinterpret_cast<const uint16_t*>(p + h * 32));
+        d = selectf(sll(z, 16), castf(sll(bits, 16)), as_half);  // kScaleIsBf16 becomes the sign
+        zero = andi(z, seti(0x7fff));
     }
 
     // Scale (and min, added: already negated where the format subtracts it) number s of row half h.
     AI static void scale(const uint8_t* p, int s, int h, VF& d, VF& m) {
         m = setf(0.f);
-        if constexpr (I.packed_k == 32) {
+        if constexpr (I.zero_point) {
+            VI zero;
+            zero_point(p, h, d, zero);
+            m = negate(mulf(cvtif(zero), d));
+        } else if constexpr (F == Format::MXFP4) {
+            d = ldb(reinterpret_cast<const uint16_t*>(p + h * 32));
+        } else if constexpr (I.packed_k == 32) {
             d = ldh(reinterpret_cast<const uint16_t*>(p + h * 32));
             if (I.has_min) m = ldh(reinterpret_cast<const uint16_t*>(p + 64 + h * 32));
         } else if constexpr (F == Format::Q4_K || F == Format::Q5_K) {
@@ -51,9 +67,9 @@ struct Layout {
             }
             d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + 384 + h * 32)), cvtif(sc));
             m = negate(mulf(ldh(reinterpret_cast<const uint16_t*>(p + 448 + h * 32)), cvtif(mn)));
-        } else if constexpr (F == Format::Q6_K) {
+        } else if constexpr (F == Format::Q6_K || F == Format::IQ4_XS) {
             const VI a = ldi(p + ((s >> 2) * 2 + h) * 64);
-            d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + 512 + h * 32)), cvtif(sra24(sll(a, 24 - 8 * (s & 3)))));
+            d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + kScales * 32 + h * 32)), cvtif(sra24(sll(a, 24 - 8 * (s & 3)))));
         } else if constexpr (F == Format::Q2_K) {
             const VI a = srl(ldi(p + ((s >> 2) * 2 + h) * 64), 8 * (s & 3)), k15 = seti(15);
             d = mulf(ldh(reinterpret_cast<const uint16_t*>(p + 512 + h * 32)), cvtif(andi(a, k15)));
@@ -102,6 +118,26 @@ AI void unpack_blocks(const uint8_t* p, int blocks, const Unpacked& out) {
     }
 }
 
+// The same of a codebook format: row by row through its int8 codes, made unsigned.
+template <Format F>
+inline void unpack_codebook(const uint8_t* p, int blocks, const Unpacked& out) {
+    constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
+    int8_t codes[256];
+    float scale[16];
+    for (int b = 0; b < blocks; b++)
+        for (int r = 0; r < kPanelRows; r++, p += I.block_bytes) {
+            raw_int8(F, p, codes, scale);
+            uint8_t* to = out.codes + (b * (I.block / 4) * 2 + r / kHalfRows) * 64 + r % kHalfRows * 4;
+            for (int q = 0; q < I.block / 4; q++, to += 128) {
+                uint32_t quad;
+                __builtin_memcpy(&quad, codes + q * 4, 4);
+                quad ^= 0x80808080;
+                __builtin_memcpy(to, &quad, 4);
+            }
+            for (int s = 0; s < I.block / 16; s++) out.scale[(b * (I.block / 16) + s) * kPanelRows + r] = scale[s];
+        }
+}
+
 // Floats [k][32] of one 32-value group; the two roundings (multiply, add) are those of gguf's dequantisation.
 template <Format F>
 AI void unpack_group_f32(const uint8_t* block, int group, float* out) {
@@ -111,11 +147,17 @@ AI void unpack_group_f32(const uint8_t* block, int group, float* out) {
     for (int q = 0; q < 8; q++)
         for (int h = 0; h < 2; h++) {
             VF d, m;
-            L::scale(block, (group * 32 + q * 4) / L::I.group, h, d, m);
+            VI offset = seti(-kOffset);
+            if constexpr (L::I.zero_point) {
+                L::zero_point(block, h, d, offset);
+                offset = subi(seti(0), offset);
+            } else {
+                L::scale(block, (group * 32 + q * 4) / L::I.group, h, d, m);
+            }
             const VI v = L::quad(p, q, h);
             for (int j = 0; j < 4; j++) {
-                VF w = mulf(cvtif(addi(andi(srl(v, 8 * j), seti(255)), seti(-kOffset))), d);
-                if (L::I.has_min) w = addf(w, m);
+                VF w = mulf(cvtif(addi(andi(srl(v, 8 * j), seti(255)), offset)), d);
+                if (L::I.has_min && !L::I.zero_point) w = addf(w, m);
                 stf(out + (q * 4 + j) * 32 + h * 16, w);
             }
         }

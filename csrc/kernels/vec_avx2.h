@@ -28,7 +28,20 @@ AI VI ori(VI x, VI y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, 
 AI VI srl(VI x, int n) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
 AI VI sll(VI x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 AI VI sra24(VI x) { return {_mm256_srai_epi32(x.a, 24), _mm256_srai_epi32(x.b, 24)}; }
+AI VI subi(VI x, VI y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 AI VI addi(VI x, VI y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+AI VF castf(VI x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+AI VI ldw(const void* p) {
+    const __m128i* q = static_cast<const __m128i*>(p);
+    return {_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
+}
+AI VF selectf(VI sign, VF x, VF y) {
+    return {_mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(sign.a)), _mm256_blendv_ps(y.b, x.b, _mm256_castsi256_ps(sign.b))};
+}
+AI VI lookup16(VI codes, const uint8_t* table) {
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return {_mm256_shuffle_epi8(t, codes.a), _mm256_shuffle_epi8(t, codes.b)};
+}
 AI VF cvtif(VI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 AI VI cvtfi(VF x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 AI __m256 round1(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -175,3 +188,6 @@ AI __m256 dotbf1(__m256 acc, __m256i a, __m256i b) {
     return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)), acc);
 }
 AI VF dotbf(VF acc, VI a, VI b) { return {dotbf1(acc.a, a.a, b.a), dotbf1(acc.b, a.b, b.b)}; }
+// No byte tables of 128 entries.
+constexpr bool kHasTables128 = false;
+AI VI lookup128(VI codes, const uint8_t*) { return codes; }

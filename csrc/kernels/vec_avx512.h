@@ -27,7 +27,17 @@ AI VI ori(VI x, VI y) { return _mm512_or_si512(x, y); }
 AI VI srl(VI x, int n) { return _mm512_srli_epi32(x, static_cast<unsigned>(n)); }
 AI VI sll(VI x, int n) { return _mm512_slli_epi32(x, static_cast<unsigned>(n)); }
 AI VI sra24(VI x) { return _mm512_srai_epi32(x, 24); }
+AI VI subi(VI x, VI y) { return _mm512_sub_epi32(x, y); }
 AI VI addi(VI x, VI y) { return _mm512_add_epi32(x, y); }
+AI VF castf(VI x) { return _mm512_castsi512_ps(x); }
+// 16 unsigned words.
+AI VI ldw(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+// x where the sign bit is set, else y.
+AI VF selectf(VI sign, VF x, VF y) { return _mm512_mask_blend_ps(_mm512_movepi32_mask(sign), y, x); }
+// table[code] for every byte; codes below 16.
+AI VI lookup16(VI codes, const uint8_t* table) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))), codes);
+}
 AI VF cvtif(VI x) { return _mm512_cvtepi32_ps(x); }
 AI VI cvtfi(VF x) { return _mm512_cvtps_epi32(x); }
 AI VF roundv(VF x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -144,4 +154,14 @@ AI VF dotbf(VF acc, VI a, VI b) {
     acc = fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
     return fma(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), acc);
 }
+#endif
+// table[code & 127] of every byte.
+#if defined(__AVX512VBMI__)
+constexpr bool kHasTables128 = true;
+AI VI lookup128(VI codes, const uint8_t* table) {
+    return _mm512_permutex2var_epi8(_mm512_loadu_si512(table), codes, _mm512_loadu_si512(table + 64));
+}
+#else
+constexpr bool kHasTables128 = false;
+AI VI lookup128(VI codes, const uint8_t*) { return codes; }
 #endif

@@ -23,7 +23,17 @@ AI VI ori(VI a, VI b) { KT_LANES a.v[i] |= b.v[i]; return a; }
 AI VI srl(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n); return a; }
 AI VI sll(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n); return a; }
 AI VI sra24(VI a) { KT_LANES a.v[i] >>= 24; return a; }
+AI VI subi(VI a, VI b) { KT_LANES a.v[i] -= b.v[i]; return a; }
 AI VI addi(VI a, VI b) { KT_LANES a.v[i] += b.v[i]; return a; }
+AI VF castf(VI a) { VF r; __builtin_memcpy(&r, &a, 64); return r; }
+AI VI ldw(const void* p) { uint16_t w[16]; __builtin_memcpy(w, p, 32); VI r; KT_LANES r.v[i] = w[i]; return r; }
+AI VF selectf(VI sign, VF x, VF y) { KT_LANES x.v[i] = sign.v[i] < 0 ? x.v[i] : y.v[i]; return x; }
+AI VI lookup16(VI codes, const uint8_t* table) {
+    uint8_t b[64];
+    __builtin_memcpy(b, &codes, 64);
+    for (uint8_t& c : b) c = table[c & 15];
+    return ldi(b);
+}
 AI VF cvtif(VI a) { VF r; KT_LANES r.v[i] = static_cast<float>(a.v[i]); return r; }
 // Round to nearest even through the mantissa; |x| < 2^22.
 AI VF roundv(VF a) { KT_LANES { float t = a.v[i] + 12582912.f; a.v[i] = t - 12582912.f; } return a; }
@@ -102,3 +112,6 @@ AI VF dotbf(VF acc, VI a, VI b) {
     return acc;
 }
 #undef KT_LANES
+// No byte tables of 128 entries.
+constexpr bool kHasTables128 = false;
+AI VI lookup128(VI codes, const uint8_t*) { return codes; }

@@ -1,8 +1,9 @@
-"""Random GGUF blocks of every format, what the gguf package says they are, and linear() on arrays."""
+"""Random blocks of every format, what the gguf package or torch says they are, and linear() on arrays."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from ktcore_cpu import _native
@@ -20,6 +21,16 @@ HALF_FIELDS = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "IQ1_S": (0,),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
 }
 
 
@@ -34,14 +45,43 @@ def random_blocks(format: str, rows: int, cols: int, seed: int = 0) -> NDArray[n
         raw = quantize(values, GGMLQuantizationType[format])
         return np.ascontiguousarray(raw).view(np.uint8).reshape(rows, -1)
     raw = rng.integers(0, 256, (rows * cols // block, size), dtype=np.uint8)
-    for at in HALF_FIELDS[format]:
-        scale = (rng.standard_normal((len(raw), 1)) * 0.01).astype(np.float16)
-        raw[:, at : at + 2] = scale.view(np.uint8)
+    scale = (rng.standard_normal((len(raw), 1)) * 0.01).astype(np.float16)
+    for at in HALF_FIELDS.get(format, ()):
+        raw[:, at : at + 2] = (scale * (at + 1)).astype(np.float16).view(np.uint8)
+    if format == "IQ1_M":  # the scale's four nibbles are the top ones of four words
+        words = raw[:, 48:56].copy().view(np.uint16)
+        bits = scale.view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16)
+        raw[:, 48:56] = ((words & 0xFFF) | (bits & 0xF) << 12).view(np.uint8)
+    if format == "MXFP4":
+        raw[:, 0] = rng.integers(0, 130, len(raw))
+    if format == "NVFP4":
+        raw[:, :4] &= 0x3F  # magnitudes as small as the others'
+    if format.startswith("INT"):
+        bfloat = rng.integers(0, 2, len(raw)).astype(np.uint16)
+        as_bfloat = (scale.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        zero = rng.integers(0, 257 if format.startswith("INT8") else 16, len(raw)).astype(np.uint16)
+        raw[:, :2] = np.where(bfloat[:, None], as_bfloat, scale.view(np.uint16)).view(np.uint8)
+        raw[:, 2:4] = (zero | bfloat << 15)[:, None].view(np.uint8)
+    if format == "F8_E4M3_G128":
+        raw[(raw & 0x7F) == 0x7F] = 0x7E  # no NaN
+        raw[:, :4] = scale.astype(np.float32).view(np.uint8)
     return raw.reshape(rows, -1)
 
 
 def reference(format: str, raw: NDArray[np.uint8], rows: int, cols: int) -> F32:
-    """What the gguf package says these bytes are."""
+    """What the gguf package says these bytes are; for formats that it lacks, their definition in numpy and torch."""
+    if format.startswith("INT"):
+        b = raw.reshape(-1, _native.formats()[format][1])
+        word, zero, codes = b[:, :2].copy().view(np.uint16), b[:, 2:4].copy().view(np.uint16), b[:, 4:]
+        if format.startswith("INT4"):
+            codes = np.stack([codes & 15, codes >> 4], -1).reshape(len(b), -1)
+        as_bfloat = (word.astype(np.uint32) << 16).view(np.float32)
+        scale = np.where(zero >> 15, as_bfloat, word.view(np.float16).astype(np.float32))
+        return ((codes.astype(np.int32) - (zero & 0x7FFF)).astype(np.float32) * scale).reshape(rows, cols)
+    if format == "F8_E4M3_G128":
+        b = raw.reshape(-1, 132)
+        values = torch.from_numpy(b[:, 4:].copy()).view(torch.float8_e4m3fn).float().numpy()
+        return (values * b[:, :4].copy().view(np.float32)).reshape(rows, cols)
     return np.asarray(dequantize(raw, GGMLQuantizationType[format]), np.float32).reshape(rows, cols)
 
 

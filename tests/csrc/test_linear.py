@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from ktcore_cpu import _native
 
 from .blocks import F32, HALF_FIELDS, random_blocks, reference, run_linear
 
 FORMATS = list(_native.formats())
-QUANTISED = [f for f, (block, _) in _native.formats().items() if block > 1]
+BFLOAT = ["BF16", "F8_E4M3_G128"]  # whose inputs are rounded to bfloat16 where the CPU multiplies that
+INTEGER = [f for f, (block, _) in _native.formats().items() if block > 1 and f not in BFLOAT]
 TOKENS = (1, 2, 5, 6, 7, 13, 33)
 GROUP = 16
 
@@ -47,7 +49,7 @@ def test_exact_mode_is_fp64_math_to_float_rounding(pool: _native.Pool, format: s
         assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("format", QUANTISED)
+@pytest.mark.parametrize("format", INTEGER)
 @pytest.mark.parametrize(("rows", "cols"), [(31, 256), (70, 1280)])
 def test_int8_mode_is_within_the_rounding_of_activations(pool: _native.Pool, format: str, rows: int, cols: int) -> None:
     w, dense = make(pool, format, rows, cols)
@@ -60,7 +62,7 @@ def test_int8_mode_is_within_the_rounding_of_activations(pool: _native.Pool, for
         assert np.sqrt((error**2).mean()) <= 0.02 * np.sqrt((want**2).mean())
 
 
-@pytest.mark.parametrize("format", QUANTISED)
+@pytest.mark.parametrize("format", INTEGER)
 def test_int8_mode_equals_fp64_math_on_rounded_activations(pool: _native.Pool, format: str) -> None:
     w, dense = make(pool, format, 70, 768)
     x = inputs(13, 768)
@@ -71,20 +73,50 @@ def test_int8_mode_equals_fp64_math_on_rounded_activations(pool: _native.Pool, f
     assert np.abs(run_linear(pool, w, x) - want).max() <= 1e-5 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("format", QUANTISED)
+@pytest.mark.parametrize("format", [*INTEGER, "F8_E4M3_G128"])
 def test_extreme_codes_do_not_saturate(pool: _native.Pool, format: str) -> None:
-    block, size = _native.formats()[format]
-    raw = np.full((32, 256 // block * size), 0xFF, np.uint8).reshape(-1, size)
+    size = _native.formats()[format][1]
+    sane = random_blocks(format, 32, 256).reshape(-1, size)
+    raw = np.full_like(sane, 0xFF)
     if format == "Q8_0":
         raw[:, 2:] = 0x7F  # +127, with offset 255: the products that overflow 16 bits
-    for at in HALF_FIELDS[format]:
+    for at in HALF_FIELDS.get(format, ()):
         raw[:, at : at + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+    if format not in HALF_FIELDS:  # scales of other kinds: those of a random block
+        head = {"IQ1_M": slice(48, 56), "MXFP4": slice(0, 1)}.get(format, slice(0, 4))
+        raw[:, head] = sane[:, head]
+    if format.startswith("F8"):
+        raw[:, 4:] = 0xFE
     dense = reference(format, raw.reshape(32, -1), 32, 256).astype(np.float64)
     w = _native.PackedMatrix.pack(pool, format, 32, 256, raw.reshape(32, -1))
     x = np.ones((7, 256), np.float32)
     x[::2] *= -1
     want = x @ dense.T
     assert np.abs(run_linear(pool, w, x) - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("format", BFLOAT)
+def test_bfloat16_mode_equals_fp64_math_on_rounded_inputs(pool: _native.Pool, isa: str, format: str) -> None:
+    w, dense = make(pool, format, 70, 768)
+    for tokens in (*TOKENS, 12, 25):
+        x = inputs(tokens, 768)
+        rounds = isa in ("avx512_bf16", "amx")
+        seen = torch.from_numpy(x).bfloat16().double().numpy() if rounds else x.astype(np.float64)
+        want = seen @ dense.T
+        assert np.abs(run_linear(pool, w, x) - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_fp8_codes_are_exact_in_every_kernel(pool: _native.Pool) -> None:
+    # Row r, column c: code (r * 128 + c) % 127, of both signs; a one-hot input reads the weights, subnormals too.
+    codes = (np.arange(64 * 128) % 127).astype(np.uint8).reshape(64, 128) | (np.arange(64) % 2 * 128).astype(np.uint8)[
+        :, None
+    ]
+    raw = np.concatenate([np.full((64, 1), 0.5, np.float32).view(np.uint8), codes], 1)
+    dense = reference("F8_E4M3_G128", raw, 64, 128)
+    w = _native.PackedMatrix.pack(pool, "F8_E4M3_G128", 64, 128, raw)
+    for tokens in (1, 4, 128):
+        x = np.eye(128, dtype=np.float32)[:tokens]
+        np.testing.assert_array_equal(run_linear(pool, w, x), dense.T[:tokens])
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -97,8 +129,9 @@ def test_instruction_sets_agree_to_float_rounding(
     for isa in _native.isa_supported():
         pool = pool_of(isa)
         outs.append(run_linear(pool, make(pool, format, 70, 512)[0], x, exact=exact))
+    limit = 1e-2 if format in BFLOAT and not exact else 3e-6  # rounded inputs: their own test is above
     for other in outs[1:]:
-        assert np.abs(other - outs[0]).max() <= 3e-6 * np.abs(outs[0]).max()
+        assert np.abs(other - outs[0]).max() <= limit * np.abs(outs[0]).max()
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -80,7 +80,7 @@ def test_without_residual(pool: _native.Pool) -> None:
 
 
 def test_odd_widths_of_float_weights(pool: _native.Pool) -> None:
-    block, expected = make(pool, ("F32", "F16", "BF16"), 50, 37, "gelu_tanh", False)
+    block, expected = make(pool, ("F32", "F16", "BF16"), 50, 37, "gelu_tanh", True)
     x = rows(5, 50)
     want = expected(x)
     block.forward(x.ctypes.data, x.ctypes.data, 5)

@@ -36,10 +36,15 @@ def test_float_formats_take_any_columns(pool: _native.Pool, format: str, cols: i
     np.testing.assert_array_equal(w.dequantize(), reference(format, raw, 5, cols))
 
 
+# Scales that are stored in a packed form too short for a vector grow a little.
+GROWTH = {"IQ4_XS": 1.02, "MXFP4": 1.06}
+
+
 @pytest.mark.parametrize("format", QUANTISED)
-def test_as_many_bytes_as_gguf_when_rows_fill_panels(format: str) -> None:
+def test_as_many_bytes_as_stored_when_rows_fill_panels(format: str) -> None:
     raw = random_blocks(format, 64, 512)
-    assert _native.PackedMatrix.pack(_native.Pool(1), format, 64, 512, raw).nbytes == raw.nbytes
+    packed = _native.PackedMatrix.pack(_native.Pool(1), format, 64, 512, raw).nbytes
+    assert raw.nbytes <= packed <= raw.nbytes * GROWTH.get(format, 1)
 
 
 @pytest.mark.parametrize("format", FORMATS)

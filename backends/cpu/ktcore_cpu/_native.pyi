@@ -27,7 +27,10 @@ def cpu_quota(root: str = "") -> float:
     """
 
 def formats() -> dict[str, tuple[int, int]]:
-    """Weight formats: name -> (values in a block, bytes of a block), as in GGUF."""
+    """Weight formats: name -> (values in a block, bytes of a block), as stored."""
+
+def packed_growth(format: str) -> float:
+    """Packed bytes of full panels of this format as a multiple of its stored bytes."""
 
 class Pool:
     """Threads and kernels of one engine. The calling thread is number 0; the others spin 40 us, then sleep.

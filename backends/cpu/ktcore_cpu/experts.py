@@ -135,4 +135,4 @@ def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _
 def expert_bytes(spec: ExpertsSpec, stored_bytes: int) -> int:
     """Packed bytes of a layer's experts: rows are padded to whole panels, gate's and up's more than down's."""
     widest = min(spec.intermediate, spec.hidden)
-    return packing.padded_bytes(widest, stored_bytes)
+    return packing.padded_bytes(widest, stored_bytes, spec.formats())

@@ -24,7 +24,7 @@ class CpuLinear(Implementation):
 
     def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
         """Stored bytes, rows padded to whole panels."""
-        return packing.padded_bytes(spec.out_features, stored_bytes)
+        return packing.padded_bytes(spec.out_features, stored_bytes, spec.formats())
 
     def load(self, request: LoadRequest) -> CpuLinearModule:
         """Pack the weight."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +42,12 @@ def supports_formats(spec: Spec) -> Supported | Unsupported:
     return Supported()
 
 
-def padded_bytes(rows: int, stored_bytes: int) -> int:
-    """Packed bytes of a matrix: rows are padded to whole panels."""
-    return -(-rows // PANEL_ROWS) * PANEL_ROWS * stored_bytes // max(rows, 1)
+def padded_bytes(rows: int, stored_bytes: int, formats: Iterable[str] = ()) -> int:
+    """Packed bytes of a matrix: rows are padded to whole panels, and scales of a few `formats` take more room."""
+    from ktcore_cpu import _native
+
+    growth = max((_native.packed_growth(f) for f in formats if f in native_formats()), default=1.0)
+    return math.ceil(-(-rows // PANEL_ROWS) * PANEL_ROWS * stored_bytes / max(rows, 1) * growth)
 
 
 def pack(request: LoadRequest, role: str) -> _native.PackedMatrix:

@@ -25,7 +25,7 @@ class CpuRouter(Implementation):
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
         """Stored bytes, rows padded to whole panels."""
-        return packing.padded_bytes(spec.experts, stored_bytes)
+        return packing.padded_bytes(spec.experts, stored_bytes, spec.formats())
 
     def load(self, request: LoadRequest) -> CpuRouterModule:
         """Pack the weight."""

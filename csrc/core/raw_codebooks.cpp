@@ -1,0 +1,178 @@
+// Codebook formats (IQ1 to IQ3, TQ, NVFP4) in plain C++: a block becomes int8 codes and a scale per 16 values. Layouts:
+// ggml-common.h of ggml; values as gguf-py dequantises them, to the last bit.
+#include <cstring>
+
+#include "core/f16.h"
+#include "core/iq_grids.h"
+#include "core/raw_blocks.h"
+
+namespace ktcore {
+namespace {
+
+template <class T>
+T get(const uint8_t* p) {
+    T v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+float half(const uint8_t* p) { return half_to_float(get<uint16_t>(p)); }
+
+// Eight levels of two bits, or four of three, to bytes.
+void point8(uint16_t packed, const int8_t* level, int8_t* out) {
+    for (int i = 0; i < 8; i++) out[i] = level[packed >> (2 * i) & 3];
+}
+void point4(uint16_t packed, const int8_t* level, int8_t* out) {
+    for (int i = 0; i < 4; i++) out[i] = level[packed >> (3 * i) & 7];
+}
+void negate(int8_t* codes, int count, unsigned signs) {
+    for (int i = 0; i < count; i++)
+        if (signs >> i & 1) codes[i] = static_cast<int8_t>(-codes[i]);
+}
+// Seven stored signs; the eighth makes their number even.
+unsigned even_signs(unsigned seven) {
+    unsigned parity = seven ^ seven >> 4;
+    parity ^= parity >> 2;
+    parity ^= parity >> 1;
+    return seven | (parity & 1) << 7;
+}
+
+constexpr int8_t kLevels2[4] = {8, 25, 43, 0};
+constexpr int8_t kLevels3xxs[8] = {4, 12, 20, 28, 36, 44, 52, 62};
+constexpr int8_t kLevels3s[8] = {1, 3, 5, 7, 9, 11, 13, 15};
+constexpr int8_t kLevels1[4] = {-8, 0, 8, 0};  // eighths, so that +-1/8 is an integer
+
+void iq2_xxs(const uint8_t* b, int8_t* c, float* scale) {
+    const float d = half(b);
+    for (int g = 0; g < 8; g++, c += 32) {
+        const uint8_t* q = b + 2 + g * 8;
+        const uint32_t rest = get<uint32_t>(q + 4);
+        scale[2 * g] = scale[2 * g + 1] = d * (0.5f + static_cast<float>(rest >> 28)) * 0.25f;
+        for (int i = 0; i < 4; i++) {
+            point8(kGrid2xxs[q[i]], kLevels2, c + i * 8);
+            negate(c + i * 8, 8, even_signs(rest >> (7 * i) & 127));
+        }
+    }
+}
+
+void iq2_xs(const uint8_t* b, int8_t* c, float* scale) {
+    const float d = half(b);
+    for (int g = 0; g < 16; g++, c += 16) {
+        const int s = b[66 + g / 2] >> (4 * (g & 1)) & 15;
+        scale[g] = d * (0.5f + static_cast<float>(s)) * 0.25f;
+        for (int i = 0; i < 2; i++) {
+            const uint16_t q = get<uint16_t>(b + 2 + (g * 2 + i) * 2);
+            point8(kGrid2xs[q & 511], kLevels2, c + i * 8);
+            negate(c + i * 8, 8, even_signs(q >> 9));
+        }
+    }
+}
+
+void iq2_s(const uint8_t* b, int8_t* c, float* scale) {
+    const float d = half(b);
+    const uint8_t *low = b + 2, *signs = b + 34, *high = b + 66, *scales = b + 74;
+    for (int g = 0; g < 16; g++) scale[g] = d * (0.5f + static_cast<float>(scales[g / 2] >> (4 * (g & 1)) & 15)) * 0.25f;
+    for (int i = 0; i < 32; i++, c += 8) {
+        point8(kGrid2s[low[i] | (high[i / 4] >> (2 * (i & 3)) & 3) << 8], kLevels2, c);
+        negate(c, 8, signs[i]);
+    }
+}
+
+void iq3_xxs(const uint8_t* b, int8_t* c, float* scale) {
+    const float d = half(b);
+    for (int g = 0; g < 8; g++, c += 32) {
+        const uint32_t rest = get<uint32_t>(b + 66 + g * 4);
+        scale[2 * g] = scale[2 * g + 1] = d * (0.5f + static_cast<float>(rest >> 28)) * 0.5f;
+        for (int i = 0; i < 8; i++) point4(kGrid3xxs[b[2 + g * 8 + i]], kLevels3xxs, c + i * 4);
+        for (int i = 0; i < 4; i++) negate(c + i * 8, 8, even_signs(rest >> (7 * i) & 127));
+    }
+}
+
+void iq3_s(const uint8_t* b, int8_t* c, float* scale) {
+    const float d = half(b);
+    const uint8_t *low = b + 2, *high = b + 66, *signs = b + 74, *scales = b + 106;
+    for (int g = 0; g < 8; g++)
+        scale[2 * g] = scale[2 * g + 1] = d * static_cast<float>(1 + 2 * (scales[g / 2] >> (4 * (g & 1)) & 15));
+    for (int i = 0; i < 64; i++) point4(kGrid3s[low[i] | (high[i / 8] >> (i & 7) & 1) << 8], kLevels3s, c + i * 4);
+    for (int i = 0; i < 32; i++) negate(c + i * 8, 8, signs[i]);
+}
+
+void add(int8_t* c, int count, int delta) {
+    for (int i = 0; i < count; i++) c[i] = static_cast<int8_t>(c[i] + delta);
+}
+
+void iq1_s(const uint8_t* b, int8_t* c, float* scale) {
+    const float d = half(b);
+    for (int g = 0; g < 8; g++, c += 32) {
+        const uint16_t high = get<uint16_t>(b + 34 + g * 2);
+        scale[2 * g] = scale[2 * g + 1] = d * static_cast<float>(2 * (high >> 12 & 7) + 1) * 0.125f;
+        for (int i = 0; i < 4; i++)
+            point8(kGrid1[b[2 + g * 4 + i] | (high >> (3 * i) & 7) << 8], kLevels1, c + i * 8);
+        add(c, 32, high & 0x8000 ? -1 : 1);
+    }
+}
+
+void iq1_m(const uint8_t* b, int8_t* c, float* scale) {
+    const uint8_t *low = b, *high = b + 32, *scales = b + 48;
+    uint16_t sc[4];
+    std::memcpy(sc, scales, 8);
+    const float d = half_to_float(
+        static_cast<uint16_t>(sc[0] >> 12 | (sc[1] >> 8 & 0xf0) | (sc[2] >> 4 & 0xf00) | (sc[3] & 0xf000)));
+    for (int g = 0; g < 16; g++) scale[g] = d * static_cast<float>(2 * (sc[g / 4] >> (3 * (g & 3)) & 7) + 1) * 0.125f;
+    for (int i = 0; i < 32; i++, c += 8) {
+        const int h = high[i / 2] >> (4 * (i & 1));
+        point8(kGrid1[low[i] | (h & 7) << 8], kLevels1, c);
+        add(c, 8, h & 8 ? -1 : 1);
+    }
+}
+
+// Base-3 digits, the highest first: multiplied out modulo 256, the top of three times the byte is the digit.
+void trits(const uint8_t* q, int bytes, int digits, int8_t* c) {
+    static constexpr uint8_t kPower[5] = {1, 3, 9, 27, 81};
+    for (int n = 0; n < digits; n++)
+        for (int i = 0; i < bytes; i++)
+            *c++ = static_cast<int8_t>((static_cast<uint8_t>(q[i] * kPower[n]) * 3 >> 8) - 1);
+}
+
+void tq1_0(const uint8_t* b, int8_t* c, float* scale) {
+    trits(b, 32, 5, c);
+    trits(b + 32, 16, 5, c + 160);
+    trits(b + 48, 4, 4, c + 240);
+    for (int g = 0; g < 16; g++) scale[g] = half(b + 52);
+}
+
+void tq2_0(const uint8_t* b, int8_t* c, float* scale) {
+    for (int n = 0; n < 2; n++)
+        for (int s = 0; s < 4; s++)
+            for (int i = 0; i < 32; i++) c[n * 128 + s * 32 + i] = static_cast<int8_t>((b[n * 32 + i] >> (2 * s) & 3) - 1);
+    for (int g = 0; g < 16; g++) scale[g] = half(b + 64);
+}
+
+void nvfp4(const uint8_t* b, int8_t* c, float* scale) {
+    for (int g = 0; g < 4; g++, c += 16) {
+        scale[g] = b[g] == 0x7f ? 0.f : e4m3_to_float(b[g] & 0x7f) * 0.5f;
+        for (int i = 0; i < 8; i++) {
+            const uint8_t q = b[4 + g * 8 + i];
+            c[i] = static_cast<int8_t>(kTables[1][q & 15] - 16);
+            c[i + 8] = static_cast<int8_t>(kTables[1][q >> 4] - 16);
+        }
+    }
+}
+
+}  // namespace
+
+void raw_int8(Format f, const uint8_t* block, int8_t* codes, float* scale) {
+    switch (f) {
+        case Format::IQ1_S: return iq1_s(block, codes, scale);
+        case Format::IQ1_M: return iq1_m(block, codes, scale);
+        case Format::IQ2_XXS: return iq2_xxs(block, codes, scale);
+        case Format::IQ2_XS: return iq2_xs(block, codes, scale);
+        case Format::IQ2_S: return iq2_s(block, codes, scale);
+        case Format::IQ3_XXS: return iq3_xxs(block, codes, scale);
+        case Format::IQ3_S: return iq3_s(block, codes, scale);
+        case Format::TQ1_0: return tq1_0(block, codes, scale);
+        case Format::TQ2_0: return tq2_0(block, codes, scale);
+        default: return nvfp4(block, codes, scale);
+    }
+}
+
+}  // namespace ktcore
