@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ from ktcore.weights.quantize import Loss, check_target, quantize_rows
 if TYPE_CHECKING:
     from ktcore.weights.checkpoint import Checkpoint
 
+
+PIECE_VALUES = 1 << 24
+"""Values of a matrix in float32 at once, while it is quantised."""
 
 RowSlice = tuple[int, int, int]
 """Start, stop and step."""
@@ -229,11 +232,22 @@ class Weight:
     def _quantised(self) -> np.ndarray:
         if self._item is None and len(self.shape) > 2:
             return np.concatenate([self.part(i).raw() for i in range(self.shape[0])])
-        assert self.ref.stored is not None
-        source = replace(self._whole, format=self.ref.stored, stored=None)
-        values = Weight(self._checkpoint, source, self._item).tensor()
-        where = f"{self._checkpoint.path}: '{self.ref.sources[0]}'"
-        return quantize_rows(values.reshape(-1, self.shape[-1]), self.format, self.loss, where)
+        where = f"{self._checkpoint.file_of(self.ref.sources[0])}: tensor '{self.ref.sources[0]}'"
+        return _joined([quantize_rows(v, self.format, self.loss, where) for v in self._source_values()], axis=0)
+
+    def _source_values(self) -> Iterator[torch.Tensor]:
+        """float32 [some rows, cols] of what is to be quantised; of a plain matrix, a piece at a time."""
+        ref, stored, cols = self._whole, self.ref.stored, self.shape[-1]
+        assert stored is not None
+        if ref.rows is not None or ref.transposed:
+            source = replace(ref, format=stored, stored=None)
+            yield Weight(self._checkpoint, source, self._item).tensor().reshape(-1, cols)
+            return
+        height = math.prod(self.shape[:-1])
+        first, step = (self._item or 0) * height, max(1, PIECE_VALUES // cols)
+        for start in range(first, first + height, step):
+            raw = self._checkpoint.rows(ref.sources[0], start, min(start + step, first + height))
+            yield dequantize(stored, raw.reshape(-1), (len(raw), cols))
 
 
 class _Subset(Weight):

@@ -124,3 +124,20 @@ def test_a_format_that_does_not_fit_the_rows_is_an_error(folder: Path, tmp_path:
 def test_bad_options_name_the_rule(line: str, message: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RuleError, match=message):
         load(folder, rules(tmp_path, line))
+
+
+def test_a_fused_native_branch_runs_quantised_experts(folder: Path, tmp_path: Path) -> None:
+    native = pytest.importorskip("ktcore_cpu._native")
+    if "INT8_G32" not in native.formats():
+        pytest.skip("no kernel for INT8_G32 in this build")
+    ids = [i * 7 % 256 for i in range(20)]
+    options = "options: {quantize: int8_g32"
+    with load(folder, rules(tmp_path, EXPERTS.replace("options: {quantize: int4_g32", options))) as plain:
+        expected = plain.logits(ids)
+    file = rules(tmp_path, f"{{name: fused, match: {{op: moe}}, use: cpu.moe, {options}, activations: f32}}}}")
+    with load(folder, file) as loaded:
+        choice = loaded.plan.choices["layers.0.ffn"]
+        assert choice.implementation.id == "cpu.moe"
+        assert choice.options == {"activations": "f32"}
+        assert set(loaded.quantization_error) == {"experts"}
+        torch.testing.assert_close(loaded.logits(ids), expected, atol=2e-3, rtol=0)

@@ -12,6 +12,7 @@ import torch
 from ktcore.errors import CheckpointError
 from ktcore.weights import dequantize, open_checkpoint
 from ktcore.weights import quantize as module
+from ktcore.weights import ref as references
 from ktcore.weights.quantize import Loss, quantize_rows, target_format
 from ktcore.weights.ref import WeightRef
 
@@ -114,6 +115,27 @@ def test_slices_of_fused_experts_are_quantised(step: tuple[int, int, int], write
         want = torch.stack([round_trip(e[slice(*step)], "INT8_G64")[0] for e in fused])
         torch.testing.assert_close(ref.open(checkpoint).tensor(), want, rtol=0, atol=0)
         torch.testing.assert_close(ref.open(checkpoint).part(1).tensor(), want[1], rtol=0, atol=0)
+
+
+def test_a_big_matrix_is_never_whole_in_float32(
+    write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, stack = torch.randn(37, 64).bfloat16(), torch.randn(3, 10, 64)
+    with open_checkpoint(write_folder(None, {"m": matrix, "s": stack})) as checkpoint:
+        pieces = []
+
+        def counted(fmt: str, raw: np.ndarray, shape: tuple[int, ...]) -> torch.Tensor:
+            pieces.append(shape[0])
+            return dequantize(fmt, raw, shape)
+
+        monkeypatch.setattr(references, "PIECE_VALUES", 4 * 64)
+        monkeypatch.setattr(references, "dequantize", counted)
+        for name, values, expected in (("m", matrix, [4] * 9 + [1]), ("s", stack, [4, 4, 2] * 3)):
+            ref = WeightRef.of(checkpoint, name).quantized("INT4_G32")
+            raw = ref.open(checkpoint).raw()
+            np.testing.assert_array_equal(raw, quantize_rows(values.float().reshape(-1, 64), "INT4_G32", Loss(), ""))
+            assert pieces == expected
+            pieces.clear()
 
 
 def test_rows_must_be_whole_groups(write_folder: Callable[..., Path]) -> None:
