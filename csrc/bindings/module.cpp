@@ -251,6 +251,7 @@ void bind_functions(py::module_& m) {
 PYBIND11_MODULE(_native, m) {
     m.doc() = "CPU kernels for quantised linear layers, attention and feed-forward blocks.";
     m.def("isa_supported", &isa_supported);
+    m.def("isa_emulated", &isa_emulated);
     m.def("isa_selected", [] { return std::string(select_kernels().name); });
     m.def("cpu_flags", &cpu_flags);
     m.def("cpu_quota", &cpu_quota, py::arg("root") = "");

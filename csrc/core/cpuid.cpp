@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace ktcore {
 namespace {
@@ -28,6 +32,18 @@ unsigned long long xcr0() {
 }
 #endif
 
+// Linux gives tile registers only to processes that ask (Documentation/arch/x86/xstate.rst); the answer lasts for the
+// process and asking again is harmless.
+constexpr const char* kTilesGranted = "amx_granted_by_the_system";
+bool ask_for_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 struct Flag {
     const char* name;
     bool on;
@@ -46,7 +62,8 @@ std::vector<Flag> all_flags() {
             {"avx512bw", zmm && bit(seven.b, 30)},    {"avx512vl", zmm && bit(seven.b, 31)},
             {"avx512_vnni", zmm && bit(seven.c, 11)}, {"avx512vbmi", zmm && bit(seven.c, 1)},
             {"avx512_bf16", zmm && bit(more.a, 5)},   {"amx_tile", tiles && bit(seven.d, 24)},
-            {"amx_int8", tiles && bit(seven.d, 25)},  {"amx_bf16", tiles && bit(seven.d, 22)}};
+            {"amx_int8", tiles && bit(seven.d, 25)},  {"amx_bf16", tiles && bit(seven.d, 22)},
+            {kTilesGranted, tiles && bit(seven.d, 24) && ask_for_tiles()}};
 #else
     return {};
 #endif
@@ -76,7 +93,29 @@ std::vector<Unit> all_units() {
     add("avx512", {"avx512f", "avx512dq", "avx512bw", "avx512vl"}, kernels_avx512);
     add("avx512_vnni", {"avx512_vnni"}, kernels_avx512_vnni);
     add("avx512_bf16", {"avx512_bf16", "avx512vbmi"}, kernels_avx512_bf16);
+    add("amx", {"amx_tile", "amx_int8", "amx_bf16", kTilesGranted}, kernels_amx);
 #endif
+    return out;
+}
+
+// Runs by name only: for tests of the tile kernels on a CPU without tiles.
+std::vector<Unit> emulated_units() {
+#if defined(KTCORE_X86)
+    return {{"amx_emulated", {"avx2", "fma", "f16c"}, kernels_amx_emulated}};
+#else
+    return {};
+#endif
+}
+
+bool runs(const Unit& u, const std::vector<std::string>& flags) {
+    return std::all_of(u.needs.begin(), u.needs.end(), [&](const char* f) { return has(flags, f); });
+}
+
+std::vector<std::string> names_that_run(const std::vector<Unit>& units) {
+    std::vector<std::string> out;
+    const auto flags = cpu_flags();
+    for (const Unit& u : units)
+        if (runs(u, flags)) out.emplace_back(u.name);
     return out;
 }
 
@@ -95,31 +134,28 @@ std::vector<std::string> cpu_flags() {
     return out;
 }
 
-std::vector<std::string> isa_supported() {
-    std::vector<std::string> out;
-    const auto flags = cpu_flags();
-    for (const Unit& u : all_units())
-        if (std::all_of(u.needs.begin(), u.needs.end(), [&](const char* f) { return has(flags, f); })) out.emplace_back(u.name);
-    return out;
-}
+std::vector<std::string> isa_supported() { return names_that_run(all_units()); }
+std::vector<std::string> isa_emulated() { return names_that_run(emulated_units()); }
 
 const Kernels& select_kernels() {
     const auto here = isa_supported(), flags = cpu_flags();
     const char* forced = std::getenv("KTCORE_ISA");
     const std::string want = forced && *forced ? forced : here.back();
-    const std::string has_list = "; it has: " + joined(here);
+    const std::string it_has = "it has: " + joined(here);
     std::vector<std::string> known;
-    for (const Unit& u : all_units()) {
+    auto units = all_units();
+    for (const Unit& u : emulated_units()) units.push_back(u);
+    for (const Unit& u : units) {
         known.emplace_back(u.name);
         if (want != u.name) continue;
-        if (has(here, want)) return u.kernels();
+        if (runs(u, flags)) return u.kernels();
         std::vector<std::string> missing;
         for (const char* f : u.needs)
             if (!has(flags, f)) missing.emplace_back(f);
         throw std::invalid_argument("KTCORE_ISA=" + want + " is not supported by this CPU, which lacks " + joined(missing) +
-                                    has_list);
+                                    "; " + it_has);
     }
-    throw std::invalid_argument("KTCORE_ISA=" + want + " is not known (known: " + joined(known) + "); this CPU" + has_list.substr(4));
+    throw std::invalid_argument("KTCORE_ISA=" + want + " is not known (known: " + joined(known) + "); for this CPU, " + it_has);
 }
 
 }  // namespace ktcore

@@ -25,6 +25,7 @@ AI void touch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM
 AI VF bcf(const float* p) { const __m256 r = _mm256_broadcast_ss(p); return {r, r}; }
 AI VI andi(VI x, VI y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 AI VI ori(VI x, VI y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+AI VI xori(VI x, VI y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 AI VI srl(VI x, int n) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
 AI VI sll(VI x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 AI VI sra24(VI x) { return {_mm256_srai_epi32(x.a, 24), _mm256_srai_epi32(x.b, 24)}; }

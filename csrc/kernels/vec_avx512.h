@@ -24,6 +24,7 @@ AI VF bcf(const float* p) {
 }
 AI VI andi(VI x, VI y) { return _mm512_and_si512(x, y); }
 AI VI ori(VI x, VI y) { return _mm512_or_si512(x, y); }
+AI VI xori(VI x, VI y) { return _mm512_xor_si512(x, y); }
 AI VI srl(VI x, int n) { return _mm512_srli_epi32(x, static_cast<unsigned>(n)); }
 AI VI sll(VI x, int n) { return _mm512_slli_epi32(x, static_cast<unsigned>(n)); }
 AI VI sra24(VI x) { return _mm512_srai_epi32(x, 24); }

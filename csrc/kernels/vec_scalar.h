@@ -20,6 +20,7 @@ AI void touch_far(const void*) {}
 AI VF bcf(const float* p) { return setf(*p); }
 AI VI andi(VI a, VI b) { KT_LANES a.v[i] &= b.v[i]; return a; }
 AI VI ori(VI a, VI b) { KT_LANES a.v[i] |= b.v[i]; return a; }
+AI VI xori(VI a, VI b) { KT_LANES a.v[i] ^= b.v[i]; return a; }
 AI VI srl(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n); return a; }
 AI VI sll(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n); return a; }
 AI VI sra24(VI a) { KT_LANES a.v[i] >>= 24; return a; }

@@ -8,7 +8,7 @@ import pytest
 from ktcore_cpu import _native
 
 
-@pytest.fixture(params=_native.isa_supported())
+@pytest.fixture(params=_native.isa_supported() + _native.isa_emulated())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Forces one instruction set on the pools made in the test."""
     monkeypatch.setenv("KTCORE_ISA", request.param)

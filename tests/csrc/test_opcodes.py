@@ -25,6 +25,8 @@ ALLOWED = {  # namespace ktcore::isa_NAME: what its functions may use; all other
     "avx512": AVX512,
     "avx512_vnni": AVX512 | {"vnni"},
     "avx512_bf16": AVX512 | {"vnni", "bf16", "vbmi"},
+    "amx": AVX512 | {"vnni", "bf16", "vbmi", "amx"},
+    "amx_emulated": AVX2,
 }
 
 
@@ -65,7 +67,12 @@ def test_no_unit_uses_an_instruction_that_it_is_not_chosen_for(module: Found) ->
 
 @pytest.mark.parametrize(
     ("unit", "instructions"),
-    [("avx2", {"avx", "fma", "f16c"}), ("avx512", {"avx512"}), ("avx512_vnni", {"avx512", "vnni"})],
+    [
+        ("avx2", {"avx", "fma", "f16c"}),
+        ("avx512", {"avx512"}),
+        ("avx512_vnni", {"avx512", "vnni"}),
+        ("amx", {"avx512", "amx"}),
+    ],
 )
 def test_units_do_hold_their_instructions(module: Found, unit: str, instructions: set[str]) -> None:
     """What the test above finds nothing of is really looked for."""

@@ -14,6 +14,9 @@ _I64 = NDArray[np.int64]
 def isa_supported() -> list[str]:
     """Instruction sets that this build can use on this CPU, lowest first: "scalar", "avx2", "avx512"..."""
 
+def isa_emulated() -> list[str]:
+    """Names that KTCORE_ISA takes for tests: units that run an instruction set's kernels over emulated registers."""
+
 def isa_selected() -> str:
     """The one in use: the best, or the one the environment variable KTCORE_ISA names (ValueError if it cannot be)."""
 

@@ -1,0 +1,42 @@
+// Another unit's table with its matrix products put on tiles. Inside the unit's namespace, which supplies base(), the
+// table of the unit below.
+constexpr int kTilesFrom = 5;  // tokens of an integer product; below, the unpacked panel would be read too few times
+
+template <int F>
+constexpr decltype(Kernels::panel) tiled_int8_of() {
+    if constexpr (kFormats[F].kind != Kind::Float) return tiled_int8<static_cast<Format>(F)>;
+    return nullptr;
+}
+struct Tiled {
+    decltype(Kernels::panel) int8[kFormatCount];
+};
+template <int... F>
+constexpr Tiled tiled_tables(std::integer_sequence<int, F...>) {
+    return {{tiled_int8_of<F>()...}};
+}
+constexpr Tiled kTiled = tiled_tables(std::make_integer_sequence<int, kFormatCount>());
+
+inline void panel_tiled(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch) {
+    const auto few = base().panel, many = kTiled.int8[static_cast<int>(w.format)];
+    (t1 - t0 < kTilesFrom ? few : many)(w, panel, a, t0, t1, acc, scratch);
+}
+
+inline void panel_mixed_tiled(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
+                              uint8_t* scratch) {
+    const auto kernel = w.format == Format::BF16          ? tiled_bf16<Format::BF16>
+                        : w.format == Format::F8_E4M3_G128 ? tiled_bf16<Format::F8_E4M3_G128>
+                                                           : base().panel_mixed;
+    kernel(w, panel, x, ldx, t0, t1, acc, scratch);
+}
+
+// noinline: this unit's instructions stay inside its namespace.
+__attribute__((noinline)) inline const Kernels& tiled_kernels(const char* name) {
+    static const Kernels table = [name] {
+        Kernels t = base();
+        t.name = name;
+        t.panel = panel_tiled;
+        t.panel_mixed = panel_mixed_tiled;
+        return t;
+    }();
+    return table;
+}
