@@ -9,7 +9,7 @@ from ktcore.engine.runner import LoadedModel
 from ktcore.engine.scheduler import Scheduled, Scheduler
 from ktcore.engine.sequence import Finish, Sequence
 from ktcore.errors import RequestError
-from ktcore.placement.memory import STEP_TOKENS
+from ktcore.placement.memory import STATE_SLOTS, STEP_TOKENS
 
 
 class Engine:
@@ -19,14 +19,21 @@ class Engine:
         context: tokens that fit into the KV cache, all running sequences together.
         page_size: tokens a page, as the plan negotiated it.
         chunk: most tokens of one step; longer prompts run in several.
+        state_slots: most sequences at once, where the model has recurrent states.
     """
 
-    def __init__(self, model: LoadedModel, context: int, page_size: int, chunk: int = STEP_TOKENS) -> None:
+    def __init__(
+        self, model: LoadedModel, context: int, page_size: int, chunk: int = STEP_TOKENS, state_slots: int = STATE_SLOTS
+    ) -> None:
         self.model = model
         self.context = context
         pages = -(-context // page_size)
         model.allocate_pages(pages, page_size)
-        self.scheduler = Scheduler(PageAllocator(pages, page_size), chunk)
+        slots = None
+        if model.states:
+            model.allocate_states(state_slots)
+            slots = PageAllocator(state_slots, page_size)
+        self.scheduler = Scheduler(PageAllocator(pages, page_size), chunk, slots)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module
+from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module, StateOwner
 from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry
 from ktcore.engine.devices import Devices
@@ -54,7 +54,11 @@ def load_modules(
             norm=loader.root(graph.norm),
             head=loader.root(graph.head),
             sampler=loader.load(graph.sampler),
+            early=frozenset(
+                i for i, layer in enumerate(graph.layers) if getattr(layer.ffn.spec, "early_router", False)
+            ),
             caches=tuple(loader.caches),
+            states=tuple(loader.states),
             devices=loader.devices,
             deferred=loader.chain,
             losses=loader.losses,
@@ -84,6 +88,7 @@ class _Loader:
         self.max_tokens = max_tokens
         self.devices = Devices(lambda device: registry.runtime(device, threads=threads))
         self.caches: list[CacheOwner] = []
+        self.states: list[StateOwner] = []
         self.total = sum(node.nbytes for node in plan.graph.roots())
         self.done = 0
         self.chain = DeferralChain()
@@ -135,6 +140,8 @@ class _Loader:
             ) from error
         if isinstance(module, CacheOwner):
             self.caches.append(module)
+        if isinstance(module, StateOwner):
+            self.states.append(module)
         return module
 
     def _child(self, part: Node, parent_device: str) -> Module:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ktcore.backend.implementation import CacheOwner
+from ktcore.backend.implementation import CacheOwner, StateOwner
 from ktcore.engine.devices import Devices
 from ktcore.engine.split import DeferralChain
 from ktcore.ops.batch import StepBatch
@@ -17,14 +17,20 @@ from ktcore.weights.quantize import Loss
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Modules in the graph's order, and those among them that own KV pages."""
+    """Modules in the graph's order, and those among them that own KV pages or recurrent states.
+
+    Attributes:
+        early: layers whose FFN also takes the layer's input, for a router that reads it.
+    """
 
     embed: Callable[[torch.Tensor], torch.Tensor]
     layers: tuple[tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]], ...]
+    early: frozenset[int]
     norm: Callable[[torch.Tensor], torch.Tensor]
     head: Callable[[torch.Tensor], torch.Tensor]
     sampler: Callable[..., int]
     caches: tuple[CacheOwner, ...]
+    states: tuple[StateOwner, ...]
     devices: Devices
     deferred: DeferralChain
     losses: Mapping[str, Loss] = field(default_factory=dict)
@@ -39,9 +45,10 @@ class LoadedModel:
         # a step that failed half-way must not leave its debts to this one
         self.deferred.owed = None
         x = self.embed(step.token_ids)
-        for attention, ffn in self.layers:
+        for i, (attention, ffn) in enumerate(self.layers):
+            before = (x,) if i in self.early else ()
             x = attention(x, step)
-            x = ffn(x)
+            x = ffn(x, *before)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -58,6 +65,11 @@ class LoadedModel:
         """Make room for `pages` KV pages in every cache."""
         for cache in self.caches:
             cache.allocate_pages(pages, page_size)
+
+    def allocate_states(self, slots: int) -> None:
+        """Make room for `slots` sequences in every recurrent state."""
+        for state in self.states:
+            state.allocate_states(slots)
 
     def close(self) -> None:
         """Release the devices."""

@@ -22,10 +22,15 @@ class Scheduled:
 
 
 class Scheduler:
-    """First come, first served; a sequence is admitted when pages for its longest possible length are free."""
+    """First come, first served; a sequence is admitted when pages for its longest possible length are free.
 
-    def __init__(self, pages: PageAllocator, chunk: int) -> None:
+    Args:
+        slots: of the recurrent states, where the model has some: a sequence holds one as long as it runs.
+    """
+
+    def __init__(self, pages: PageAllocator, chunk: int, slots: PageAllocator | None = None) -> None:
         self.pages = pages
+        self.slots = slots
         self.chunk = chunk
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -62,6 +67,9 @@ class Scheduler:
             self.running.remove(sequence)
             self.pages.give_back(sequence.pages)
             sequence.pages = []
+            if self.slots is not None and sequence.state_slot is not None:
+                self.slots.give_back([sequence.state_slot])
+                sequence.state_slot = None
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence wherever it is; ending one twice does nothing."""
@@ -74,10 +82,12 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting:
             count = self.pages.needed(self.waiting[0].longest)
-            if count > self.pages.free:
+            if count > self.pages.free or (self.slots is not None and not self.slots.free):
                 return
             sequence = self.waiting.popleft()
             sequence.pages = self.pages.take(count)
+            if self.slots is not None:
+                sequence.state_slot = self.slots.take(1)[0]
             self.running.append(sequence)
 
     def _step(self, sequences: tuple[Sequence, ...], counts: tuple[int, ...]) -> StepBatch:
@@ -102,4 +112,5 @@ class Scheduler:
             context_lens=tuple(contexts),
             block_table=torch.tensor(table, dtype=torch.int32),
             page_size=self.pages.page_size,
+            state_slots=tuple(s.state_slot for s in sequences if s.state_slot is not None),
         )

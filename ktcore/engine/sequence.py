@@ -27,6 +27,7 @@ class Sequence:
         prompt_len: how many of them are the prompt.
         cached: how many of them have keys and values in the cache.
         pages: the pages it owns, in order of position.
+        state_slot: its place in the recurrent states, while it runs in a model that has some.
         stop_ids: drawing one of these ends the sequence; it is kept as the last token.
         all_logits: keep logits of every position (for `logits`), not only of the last.
     """
@@ -39,6 +40,7 @@ class Sequence:
     prompt_len: int = 0
     cached: int = 0
     pages: list[int] = field(default_factory=list)
+    state_slot: int | None = None
     finish: Finish | None = None
     generator: torch.Generator | None = None
     logits: list[torch.Tensor] = field(default_factory=list)

@@ -6,8 +6,9 @@ from ktcore.graph.decoder import rms_eps
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.graph.rotary import rope_node
-from ktcore.ops.attention import AttentionSpec
+from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.kv_cache import KVCacheSpec
+from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import Pairing
 
 
@@ -15,22 +16,34 @@ def gqa_node(
     make: NodeMaker,
     name: str,
     layer: int,
-    pairing: Pairing,
+    pairing: Pairing | None,
     *,
     qk_norm: bool = False,
     post_norm: bool = False,
     partial: float = 1.0,
     window: int | None = None,
+    chunk: int = 0,
+    gate: bool = False,
+    unit_norm: bool = False,
+    temperature: Temperature | None = None,
+    truncate_yarn: bool = True,
 ) -> Node:
     """One layer's attention branch.
 
     Args:
-        pairing: of the stored q and k rows.
+        pairing: of the stored q and k rows; None for layers without position embedding.
         qk_norm: RMSNorm over each head of q and k.
         post_norm: RMSNorm over the branch's result.
         partial: part of a head that the family rotates where its checkpoint does not say; below 1, checkpoints may
             say something else.
         window: tokens a query sees, 0 for all; None reads it from config.json as most families mean it.
+        chunk: a query sees keys of its own chunk of so many positions; 0 for all.
+        gate: the query projection holds, head by head, rows of q and then rows of an output gate.
+        unit_norm: RMSNorm without weights over each head of q and k, after the position embedding.
+        temperature: of the queries.
+        truncate_yarn: YaRN's ramp of GGUF files, which do not say, begins and ends at whole pairs.
+
+    A tensor of sinks, where the family's table names one, makes the heads have them.
     """
     s = make.settings
     hidden = s.integer("hidden_size", "embedding_length")
@@ -43,8 +56,17 @@ def gqa_node(
     if s.integer("", "attention.value_length", dim) != dim or (rotary != dim and partial == 1.0) or rotary > dim:
         raise s.error("key, value and rotary widths differ, which this architecture is not known to do")
     eps = rms_eps(make)
-    q, k, v = _projections(make, name, hidden, heads * dim, kv_heads * dim)
-    cache = KVCacheSpec("gqa", heads, kv_heads, dim, dim, _window(make, layer) if window is None else window)
+    sinks = make.names.knows(f"{name}.sinks")
+    window = _window(make, layer) if window is None else window
+    if gate:
+        q, gate_node = _gated_query(make, name, hidden, heads, dim)
+        k, v = (make.linear(f"{name}.{role}", hidden, kv_heads * dim) for role in ("k", "v"))
+    else:
+        (q, k, v), gate_node = _projections(make, name, hidden, heads * dim, kv_heads * dim), None
+    weightless = RMSNormSpec(dim, eps, "")
+    rope = None
+    if pairing is not None:
+        rope = rope_node(make, f"{name}.rope", dim, pairing, partial=partial, truncate=truncate_yarn)
     return make.composite(
         name,
         AttentionSpec,
@@ -53,19 +75,35 @@ def gqa_node(
             "k": k,
             "v": v,
             "o": make.linear(f"{name}.o", heads * dim, hidden),
-            "cache": make.node(f"{name}.cache", cache),
+            "cache": make.node(f"{name}.cache", KVCacheSpec("gqa", heads, kv_heads, dim, dim, window, chunk, sinks)),
             "norm": make.norm(f"{name}.norm", hidden, eps),
-            "q_norm": make.norm(f"{name}.q_norm", dim, eps) if qk_norm else None,
-            "k_norm": make.norm(f"{name}.k_norm", dim, eps) if qk_norm else None,
-            "rope": rope_node(make, f"{name}.rope", dim, pairing, partial=partial),
+            **{
+                role: make.norm(f"{name}.{role}", dim, eps) if qk_norm else make.node(f"{name}.{role}", weightless)
+                for role in ("q_norm", "k_norm")
+                if qk_norm or unit_norm
+            },
+            "rope": rope,
             "post_norm": make.norm(f"{name}.post_norm", hidden, eps) if post_norm else None,
+            "gate": gate_node,
         },
+        {"sinks": make.ref(f"{name}.sinks", (heads,), ".weight" if s.gguf else "")} if sinks else None,
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=dim,
         scale=dim**-0.5,
+        norm_after_rope=unit_norm,
+        sinks=sinks,
+        temperature=temperature,
     )
+
+
+def _gated_query(make: NodeMaker, name: str, hidden: int, heads: int, dim: int) -> tuple[Node, Node]:
+    """Queries and output gate, whose rows take turns head by head."""
+    whole, rows = f"{name}.q", 2 * heads * dim
+    starts = range(0, rows, 2 * dim)
+    q = make.picked(whole, whole, hidden, [(at, at + dim, 1) for at in starts], rows)
+    return q, make.picked(f"{name}.gate", whole, hidden, [(at + dim, at + 2 * dim, 1) for at in starts], rows)
 
 
 def _projections(make: NodeMaker, name: str, hidden: int, q_rows: int, kv_rows: int) -> tuple[Node, Node, Node]:

@@ -8,8 +8,9 @@ from typing import Literal
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.ops.linear import LinearSpec
-from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
-from ktcore.weights.ref import WeightRef
+from ktcore.ops.moe import ClampedGLU, ExpertsSpec, MoESpec, RouterSpec
+from ktcore.weights.formats import get_format
+from ktcore.weights.ref import RowSlice, WeightRef
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,27 @@ class Routing:
     renormalise: bool = False
     renorm_eps: float = 0.0
     scale: float = 1.0
+    logit_bias: bool = False
+    on_logits: bool = False
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What a family's experts compute, and how hub folders store the fused tensors.
+
+    Attributes:
+        activation: None takes the configuration's.
+        input_major: fused tensors are [experts, in, out], unless their format has blocks of several values.
+        interleaved: their rows of gate and up take turns, instead of one after the other.
+        weight_on_input, bias, clamped: as in `ExpertsSpec`.
+    """
+
+    activation: str | None = None
+    input_major: bool = False
+    interleaved: bool = False
+    weight_on_input: bool = False
+    bias: bool = False
+    clamped: ClampedGLU | None = None
 
 
 def moe_node(
@@ -38,6 +60,8 @@ def moe_node(
     shared: int = 0,
     *,
     shared_gate: bool = False,
+    kind: Experts = Experts(),
+    early_router: bool = False,
 ) -> Node:
     """A residual branch of routed experts.
 
@@ -45,18 +69,20 @@ def moe_node(
         intermediate: width of one expert.
         shared: width of the shared MLP, all shared experts together; 0 for none.
         shared_gate: a learnt gate scales the shared part.
+        early_router: the router sees the layer's input.
     """
     return make.composite(
         name,
         MoESpec,
         {
             "router": _router(make, f"{name}.router", hidden, routing),
-            "experts": _experts(make, f"{name}.experts", hidden, intermediate, routing),
+            "experts": _experts(make, f"{name}.experts", hidden, intermediate, routing, kind),
             "shared": make.mlp(f"{name}.shared", hidden, shared) if shared else None,
             "shared_gate": _shared_gate(make, f"{name}.shared_gate", hidden) if shared and shared_gate else None,
             "norm": make.norm(f"{name}.norm", hidden, eps),
         },
         hidden=hidden,
+        early_router=early_router,
     )
 
 
@@ -73,6 +99,8 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
     weights = {"weight": make.ref(name, (r.experts, hidden))}
     if r.choice_bias:
         weights["bias"] = make.ref(f"{name}.bias", (r.experts,), "")
+    if r.logit_bias:
+        weights["logit_bias"] = make.ref(name, (r.experts,), ".bias")
     spec = RouterSpec(
         hidden,
         r.experts,
@@ -86,26 +114,76 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
         r.renormalise,
         r.renorm_eps,
         r.scale,
+        r.logit_bias,
+        r.on_logits,
     )
     return make.node(name, spec, weights)
 
 
-def _experts(make: NodeMaker, name: str, hidden: int, width: int, r: Routing) -> Node:
+def _experts(make: NodeMaker, name: str, hidden: int, width: int, r: Routing, kind: Experts) -> Node:
     others = make.settings.experts
     if others is not None:
+        if kind != Experts():
+            raise make.settings.error(f"experts of '{make.settings.architecture}' cannot come from another checkpoint")
         return others.node(name, make.settings.checkpoint, hidden, width, r.experts, r.top_k)
-    gate, up = _gate_up(make, name, hidden, width, r.experts)
+    gate, up = _gate_up(make, name, hidden, width, r.experts, kind)
     if make.has(f"{name}.fused_down", ""):
-        down = make.ref(f"{name}.fused_down", (r.experts, hidden, width), "")
+        down = _fused(make, f"{name}.fused_down", (r.experts, hidden, width), kind)
     else:
         down = make.stack(f"{name}.down", r.experts, (hidden, width))
-    spec = ExpertsSpec(hidden, width, r.experts, r.top_k, make.activation(), gate.format, up.format, down.format)
-    return make.node(name, spec, {"gate": gate, "up": up, "down": down})
+    spec = ExpertsSpec(
+        hidden,
+        width,
+        r.experts,
+        r.top_k,
+        kind.activation or make.activation(),
+        gate.format,
+        up.format,
+        down.format,
+        kind.weight_on_input,
+        kind.bias,
+        kind.clamped,
+    )
+    weights = {"gate": gate, "up": up, "down": down}
+    if kind.bias:
+        weights |= _biases(make, name, hidden, width, r.experts, kind)
+    return make.node(name, spec, weights)
 
 
-def _gate_up(make: NodeMaker, name: str, hidden: int, width: int, experts: int) -> tuple[WeightRef, WeightRef]:
+def _gate_up(
+    make: NodeMaker, name: str, hidden: int, width: int, experts: int, kind: Experts
+) -> tuple[WeightRef, WeightRef]:
     if make.has(f"{name}.fused_gate_up", ""):
-        both = make.ref(f"{name}.fused_gate_up", (experts, 2 * width, hidden), "")
-        return both.slice_rows(0, width), both.slice_rows(width, 2 * width)
+        both = _fused(make, f"{name}.fused_gate_up", (experts, 2 * width, hidden), kind)
+        gate, up = _halves(width, kind)
+        return both.pick_rows(gate), both.pick_rows(up)
     shape = (width, hidden)
     return make.stack(f"{name}.gate", experts, shape), make.stack(f"{name}.up", experts, shape)
+
+
+def _fused(make: NodeMaker, name: str, shape: tuple[int, int, int], kind: Experts) -> WeightRef:
+    """A tensor of all experts, as [experts, out, in] whatever way it is stored."""
+    stored = make.settings.checkpoint.tensors[make.names.of(name)]
+    if make.settings.gguf or not kind.input_major or get_format(stored.format).block_size > 1:
+        return make.ref(name, shape, "")
+    return make.ref(name, (shape[0], shape[2], shape[1]), "").swap()
+
+
+def _halves(width: int, kind: Experts) -> tuple[RowSlice, RowSlice]:
+    """Where gate's and up's rows lie in a fused tensor."""
+    if kind.interleaved:
+        return (0, 2 * width, 2), (1, 2 * width, 2)
+    return (0, width, 1), (width, 2 * width, 1)
+
+
+def _biases(make: NodeMaker, name: str, hidden: int, width: int, experts: int, kind: Experts) -> dict[str, WeightRef]:
+    if make.settings.gguf:
+        sizes = {"gate": width, "up": width, "down": hidden}
+        return {f"{role}_bias": make.ref(f"{name}.{role}", (experts, n), ".bias") for role, n in sizes.items()}
+    both = make.ref(f"{name}.fused_gate_up", (experts, 2 * width), "_bias")
+    gate, up = _halves(width, kind)
+    return {
+        "gate_bias": both.pick_rows(gate, items=True),
+        "up_bias": both.pick_rows(up, items=True),
+        "down_bias": make.ref(f"{name}.fused_down", (experts, hidden), "_bias"),
+    }

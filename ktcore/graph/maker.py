@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ktcore.errors import ArchitectureError
@@ -14,15 +14,23 @@ from ktcore.ops.base import Spec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.mlp import ACTIVATIONS, MLPSpec
 from ktcore.ops.norm import RMSNormSpec
-from ktcore.weights.ref import WeightRef
+from ktcore.weights.ref import RowSlice, WeightRef
 
 
 class NodeMaker:
-    """Node names are "layers.0.attn.q"; the tensors behind them come from the family's name table."""
+    """Node names are "layers.0.attn.q"; the tensors behind them come from the family's name table.
 
-    def __init__(self, settings: Settings, layer_table: NameTable) -> None:
+    Args:
+        prefix: in front of all names in hub folders, where the text model is a part of something larger.
+        norm_offset: added to the weights of norms, 1 where checkpoints hold them zero-centred.
+    """
+
+    def __init__(
+        self, settings: Settings, layer_table: NameTable, *, prefix: str = "", norm_offset: float = 0.0
+    ) -> None:
         self.settings = settings
-        self.names = TensorNames(settings.gguf, layer_table)
+        self.names = TensorNames(settings.gguf, layer_table, prefix)
+        self.norm_offset = norm_offset
 
     def has(self, name: str, suffix: str = ".weight") -> bool:
         """Whether the checkpoint holds the tensor of a node."""
@@ -95,16 +103,22 @@ class NodeMaker:
 
     def row_span(self, name: str, whole: str, in_features: int, span: tuple[int, int], rows: int) -> Node:
         """A projection that is stored as rows `span` of the tensor `whole`, which has `rows` of them."""
-        weight = self.ref(whole, (rows, in_features)).slice_rows(*span)
+        return self.picked(name, whole, in_features, [(*span, 1)], rows)
+
+    def picked(self, name: str, whole: str, in_features: int, slices: Sequence[RowSlice], rows: int) -> Node:
+        """A projection that is stored as several slices of the rows of the tensor `whole`, one after another."""
+        weight = self.ref(whole, (rows, in_features)).pick_rows(*slices)
         weights = {"weight": weight}
         if self.has(whole, ".bias"):
-            weights["bias"] = self.ref(whole, (rows,), ".bias").slice_rows(*span)
-        return self.node(name, LinearSpec(in_features, span[1] - span[0], weight.format, "bias" in weights), weights)
+            weights["bias"] = self.ref(whole, (rows,), ".bias").pick_rows(*slices)
+        spec = LinearSpec(in_features, weight.shape[0], weight.format, "bias" in weights)
+        return self.node(name, spec, weights)
 
-    def norm(self, name: str, dim: int, eps: float) -> Node:
-        """An RMSNorm with weight."""
+    def norm(self, name: str, dim: int, eps: float, *, offset: float | None = None) -> Node:
+        """An RMSNorm with weight; `offset` instead of the model's own."""
         weight = self.ref(name, (dim,))
-        return self.node(name, RMSNormSpec(dim, eps, weight.format), {"weight": weight})
+        spec = RMSNormSpec(dim, eps, weight.format, self.norm_offset if offset is None else offset)
+        return self.node(name, spec, {"weight": weight})
 
     def mlp(
         self, name: str, hidden: int, intermediate: int, *, eps: float | None = None, post_norm: bool = False

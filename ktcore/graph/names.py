@@ -72,9 +72,10 @@ SHARED_EXPERT: NameTable = {
 class TensorNames:
     """Looks names up for one kind of checkpoint."""
 
-    def __init__(self, gguf: bool, layer_table: NameTable) -> None:
+    def __init__(self, gguf: bool, layer_table: NameTable, prefix: str = "") -> None:
         self._column = 1 if gguf else 0
-        self._prefix = "blk.{}." if gguf else "model.layers.{}."
+        self._outside = "" if gguf else prefix
+        self._prefix = "blk.{}." if gguf else f"{prefix}model.layers.{{}}."
         self._layer_table = layer_table
 
     def knows(self, node: str) -> bool:
@@ -87,7 +88,7 @@ class TensorNames:
         """The tensor of a node such as "layers.3.attn.q" or "head", without its ".weight" or ".bias"."""
         layer = layer_of(node)
         if layer is None:
-            return OUTSIDE[node][self._column]
+            return self._outside + OUTSIDE[node][self._column]
         name = self._layer_table[node.split(".", 2)[2]][self._column]
         return self._prefix.format(layer) + name if name else ""
 

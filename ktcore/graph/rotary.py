@@ -15,7 +15,14 @@ DIVISORS = "rope_freqs.weight"
 
 
 def rope_node(
-    make: NodeMaker, name: str, dim: int, pairing: Pairing, *, log_multiplier: bool = False, partial: float = 1.0
+    make: NodeMaker,
+    name: str,
+    dim: int,
+    pairing: Pairing,
+    *,
+    log_multiplier: bool = False,
+    partial: float = 1.0,
+    truncate: bool = True,
 ) -> Node:
     """The rope part of an attention.
 
@@ -24,6 +31,7 @@ def rope_node(
         pairing: what the *stored* weights expect; see the families.
         partial: the part that rotates where the checkpoint does not say.
         log_multiplier: the GGUF architecture keeps YaRN's magnitude in `yarn_log_multiplier`.
+        truncate: `RopeScaling.truncate` of GGUF files, which do not hold it.
     """
     settings = make.settings
     weights: dict[str, WeightRef] = {}
@@ -34,7 +42,7 @@ def rope_node(
             # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
             make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))
             weights["freq_factors"] = WeightRef.of(settings.checkpoint, DIVISORS)
-        scaling = None if weights else _gguf_scaling(settings, log_multiplier)
+        scaling = None if weights else _gguf_scaling(settings, log_multiplier, truncate)
     else:
         section = Settings(settings.checkpoint, rope_parameters(settings))
         theta = section.number("rope_theta", "", 10000.0, positive=True)
@@ -94,7 +102,7 @@ def _hf_scaling(s: Settings) -> RopeScaling | None:
     )
 
 
-def _gguf_scaling(settings: Settings, log_multiplier: bool) -> RopeScaling | None:
+def _gguf_scaling(settings: Settings, log_multiplier: bool, truncate: bool) -> RopeScaling | None:
     kind = settings.get("", "rope.scaling.type", "linear" if _gguf_factor(settings) != 1.0 else "none")
     if kind == "none":
         return None
@@ -115,6 +123,7 @@ def _gguf_scaling(settings: Settings, log_multiplier: bool) -> RopeScaling | Non
         mscale=mscale,
         mscale_all_dim=mscale,
         attention_factor=extra * yarn_mscale(factor, 1.0) if extra != 1.0 else None,
+        truncate=truncate,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.base import Spec
 from ktcore.ops.linear import LinearSpec
+from ktcore.ops.linear_attention import GatedDeltaNetSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec
 from ktcore.ops.moe import ExpertsSpec
@@ -15,6 +16,8 @@ DEFAULT_CONTEXT = 16384
 """Longest context that is planned for unasked, in tokens."""
 STEP_TOKENS = 512
 """Tokens of the largest step, for the workspace."""
+STATE_SLOTS = 16
+"""Sequences that may run at once in a model with recurrent states: each takes a slot in all of them."""
 
 _FLOAT = 4
 
@@ -24,6 +27,7 @@ class DeviceMemory:
     """Bytes on one device.
 
     Attributes:
+        kv: the KV cache, and recurrent states.
         workspace: an estimate of what the widest operator holds in one step of `STEP_TOKENS` tokens.
         limit: what may be used; None when unknown.
     """
@@ -84,6 +88,8 @@ def _width(spec: Spec) -> int:
         return spec.top_k * (spec.hidden + 3 * spec.intermediate)
     if isinstance(spec, AttentionSpec):
         return 2 * spec.hidden + 2 * (spec.heads + spec.kv_heads) * spec.head_dim
+    if isinstance(spec, GatedDeltaNetSpec):
+        return 2 * spec.hidden + 3 * spec.qkv.out_features + 3 * spec.z.out_features
     if isinstance(spec, MLASpec):
         return 2 * spec.hidden + spec.heads * (2 * (spec.latent + spec.rope_dim) + spec.nope_dim + spec.value_dim)
     parts = [_width(part) for part in spec.children().values()]

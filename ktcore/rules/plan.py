@@ -10,7 +10,7 @@ from typing import Any
 from ktcore.backend.implementation import Implementation
 from ktcore.graph.node import Graph, Node
 from ktcore.ops.moe import ExpertsSpec
-from ktcore.placement.memory import DEFAULT_CONTEXT, DeviceMemory, human_bytes, workspace_bytes
+from ktcore.placement.memory import DEFAULT_CONTEXT, STATE_SLOTS, DeviceMemory, human_bytes, workspace_bytes
 from ktcore.rules.experts import ExpertPolicy
 
 
@@ -76,6 +76,11 @@ class Choice:
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that it owns, a token."""
         return self.implementation.cache_bytes_per_token(self.node.spec)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of recurrent states that it owns, a sequence."""
+        return self.implementation.state_bytes(self.node.spec)
 
     @property
     def why(self) -> str:
@@ -154,7 +159,7 @@ class Plan:
             residents = [c.resident for c in self.choices.values() if c.resident and c.resident.device == device]
             found[device] = DeviceMemory(
                 weights=sum(choice.packed_bytes for choice in here) + sum(r.packed_bytes for r in residents),
-                kv=tokens * sum(choice.kv_bytes_per_token for choice in here),
+                kv=sum(tokens * choice.kv_bytes_per_token + STATE_SLOTS * choice.state_bytes for choice in here),
                 # the head sees a few rows a step only, so its width would overstate the need
                 workspace=max((workspace_bytes(c.node.spec) for c in here if c.node is not self.graph.head), default=0),
                 limit=self.limits.get(device),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ktcore.backend.host import HostRuntime
-from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Supported
+from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, StateOwner, Supported
 from ktcore.backend.reference import reference_implementations
 from ktcore.graph import Graph, Node, build_graph
 from ktcore.ops import Spec, StepBatch
@@ -42,6 +42,7 @@ class Runner:
         self._runtime = HostRuntime()
         self._implementations: dict[type[Spec], Implementation] = {i.spec_type: i for i in reference_implementations()}
         self._caches: list[CacheOwner] = []
+        self._states: list[StateOwner] = []
         self._modules = {node.name: self._load(node) for node in self.graph.roots()}
         self.reset()
 
@@ -50,6 +51,8 @@ class Runner:
         self._lengths = [0] * SEQUENCES
         for cache in self._caches:
             cache.allocate_pages(SEQUENCES * BLOCKS, PAGE)
+        for state in self._states:
+            state.allocate_states(SEQUENCES)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [tokens, vocab] of the sequence's next tokens."""
@@ -64,7 +67,8 @@ class Runner:
             self._lengths[i] += len(part)
         table = torch.arange(SEQUENCES * BLOCKS - 1, -1, -1, dtype=torch.int32).view(SEQUENCES, BLOCKS)[: len(parts)]
         ids = torch.cat(list(parts))
-        step = StepBatch(ids, positions, tuple(starts), tuple(self._lengths[: len(parts)]), table, PAGE)
+        slots = tuple(range(SEQUENCES))[::-1][: len(parts)]
+        step = StepBatch(ids, positions, tuple(starts), tuple(self._lengths[: len(parts)]), table, PAGE, slots)
         logits = self._forward(ids, step)
         return [logits[a:b] for a, b in pairwise(starts)]
 
@@ -72,7 +76,8 @@ class Runner:
         m = self._modules
         x = m["embed"](ids)
         for layer in self.graph.layers:
-            x = m[layer.ffn.name](m[layer.attn.name](x, step))
+            before = (x,) if getattr(layer.ffn.spec, "early_router", False) else ()
+            x = m[layer.ffn.name](m[layer.attn.name](x, step), *before)
         logits: torch.Tensor = m["head"](m["norm"](x))
         return logits
 
@@ -93,4 +98,6 @@ class Runner:
         )
         if isinstance(module, CacheOwner):
             self._caches.append(module)
+        if isinstance(module, StateOwner):
+            self._states.append(module)
         return module

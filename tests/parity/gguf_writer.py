@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from . import gguf_hybrids
+
 Layout = Literal["split", "fused", "both"]
 """Of latent attention: k_b and v_b (new files), kv_b (old files), all three with the split ones folded to 2-D."""
 
@@ -29,6 +31,7 @@ ARCHITECTURES = {
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+    **gguf_hybrids.ARCHITECTURES,
 }
 
 
@@ -59,7 +62,9 @@ def write_gguf(
         _latent(writer, config, layout)
     else:
         _grouped(writer, config)
-    if "num_experts_per_tok" in config.to_dict():
+    if config.model_type in gguf_hybrids.ARCHITECTURES:
+        gguf_hybrids.add_keys(writer, config)
+    elif "num_experts_per_tok" in config.to_dict():
         _experts(writer, config)
     tensors = dict(_tensors(model, arch, layout))
     if fuse_qkv:
@@ -89,7 +94,7 @@ def _common(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
         w.add_nextn_predict_layers(nextn)
     w.add_context_length(c.max_position_embeddings)
     w.add_embedding_length(c.hidden_size)
-    w.add_feed_forward_length(c.intermediate_size)
+    w.add_feed_forward_length(getattr(c, "intermediate_size_mlp", c.intermediate_size))
     w.add_head_count(c.num_attention_heads)
     w.add_layer_norm_rms_eps(c.rms_norm_eps)
 
@@ -158,7 +163,7 @@ def _rope(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
         w.add_rope_scaling_orig_ctx_len(p["original_max_position_embeddings"])
         w.add_rope_scaling_yarn_beta_fast(p["beta_fast"])
         w.add_rope_scaling_yarn_beta_slow(p["beta_slow"])
-        if p["mscale_all_dim"]:
+        if p.get("mscale_all_dim"):
             w.add_rope_scaling_yarn_log_mul(0.1 * p["mscale_all_dim"])
 
 
@@ -207,7 +212,9 @@ def _unstacked(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch
 def _converted(
     c: PreTrainedConfig, name: str, value: torch.Tensor, layout: Layout
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    if c.model_type in ("llama", "mistral", "mixtral") and (".q_proj." in name or ".k_proj." in name):
+    if c.model_type in gguf_hybrids.ARCHITECTURES:
+        yield from gguf_hybrids.converted(c, name, value)
+    elif c.model_type in ("llama", "mistral", "mixtral") and (".q_proj." in name or ".k_proj." in name):
         heads = c.num_attention_heads if ".q_proj." in name else c.num_key_value_heads
         yield (
             name,

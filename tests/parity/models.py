@@ -13,6 +13,8 @@ from transformers import (
     DeepseekV3Config,
     Glm4Config,
     Glm4MoeConfig,
+    GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -23,6 +25,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
@@ -135,6 +138,78 @@ def _glm4_moe(**changes: Any) -> Glm4MoeConfig:
     return Glm4MoeConfig(**(settings | changes))
 
 
+def _qwen3_next(**changes: Any) -> Qwen3NextConfig:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=4,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=48,
+        num_experts=16,
+        num_experts_per_tok=4,
+        linear_conv_kernel_dim=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        rope_parameters=_plain(1e7) | {"partial_rotary_factor": 0.25},
+    )
+    return Qwen3NextConfig(**(settings | changes))
+
+
+def _llama4(**changes: Any) -> Llama4TextConfig:
+    llama3 = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 16.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 1.0,
+        "original_max_position_embeddings": 64,
+    }
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=4,
+        intermediate_size=48,
+        intermediate_size_mlp=96,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=1,
+        use_qk_norm=True,
+        no_rope_layer_interval=4,
+        attention_chunk_size=16,
+        floor_scale=16,
+        attn_scale=0.1,
+        rope_parameters=llama3,
+    )
+    return Llama4TextConfig(**(settings | changes))
+
+
+def _gpt_oss(**changes: Any) -> GptOssConfig:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=4,
+        intermediate_size=48,
+        num_local_experts=8,
+        num_experts_per_tok=4,
+        sliding_window=20,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1.5e5,
+            "factor": 32.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+        # which values of this size reach; GGUF files take 7, the released models' own
+        swiglu_limit=0.5,
+    )
+    return GptOssConfig(**(settings | changes))
+
+
 def _llama(**changes: Any) -> LlamaConfig:
     llama3 = {
         "rope_type": "llama3",
@@ -218,6 +293,20 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3-moe": _qwen3_moe,
     "qwen3-moe-mixed": lambda: _qwen3_moe(mlp_only_layers=[1], norm_topk_prob=False),
     "qwen3-moe-step": lambda: _qwen3_moe(decoder_sparse_step=2),
+    "qwen3-next": _qwen3_next,
+    "qwen3-next-wide": lambda: _qwen3_next(
+        linear_value_head_dim=24, linear_conv_kernel_dim=3, linear_num_value_heads=6, mlp_only_layers=[2]
+    ),
+    "llama4-scout": _llama4,
+    "llama4-maverick": lambda: _llama4(
+        num_local_experts=8, interleave_moe_layer_step=2, use_qk_norm=False, rope_parameters=_plain(5e5)
+    ),
+    # what GGUF files are read as having
+    "llama4-gguf": lambda: _llama4(num_local_experts=16, attention_chunk_size=8192, floor_scale=8192),
+    "llama4-two": lambda: _llama4(num_experts_per_tok=2, moe_layers=[0, 3], attn_temperature_tuning=False),
+    "gpt-oss": _gpt_oss,
+    "gpt-oss-gguf": lambda: _gpt_oss(swiglu_limit=7.0),
+    "gpt-oss-full": lambda: _gpt_oss(layer_types=["full_attention"] * 3 + ["sliding_attention"]),
     "v3": _v3,
     "v3-half": lambda: _v3(rope_interleave=False),
     "kimi-k2": _kimi_k2,
@@ -235,7 +324,7 @@ def tiny_model(name: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
-            if value.dim() == 1 and "inv_freq" not in key:
+            if (value.dim() == 1 or key.endswith("_bias")) and "inv_freq" not in key:
                 value.add_(torch.randn_like(value) * (0.2 if "norm" in key else 0.3))
     return model
 

@@ -1,0 +1,50 @@
+"""gpt-oss: attention with sinks, every other layer in a window; experts with biases and a clamped activation."""
+
+from __future__ import annotations
+
+from ktcore.graph.attention import gqa_node
+from ktcore.graph.decoder import decoder_graph, rms_eps
+from ktcore.graph.experts import Experts, Routing, moe_node
+from ktcore.graph.maker import NodeMaker
+from ktcore.graph.names import ATTENTION, MOE, NameTable
+from ktcore.graph.node import Graph, Node
+from ktcore.graph.settings import Settings
+from ktcore.ops.moe import ClampedGLU
+
+NAMES: NameTable = {
+    "attn.sinks": ("self_attn.sinks", "attn_sinks"),
+    "ffn.norm": ("post_attention_layernorm", "post_attention_norm"),
+    "ffn.router": ("mlp.router", "ffn_gate_inp"),
+}
+
+
+def build_gpt_oss(settings: Settings) -> Graph:
+    """`gpt_oss` of hub folders, `gpt-oss` of GGUF files."""
+    make = NodeMaker(settings, {**ATTENTION, **MOE, **NAMES})
+    hidden = settings.integer("hidden_size", "embedding_length")
+    routing = Routing(
+        experts=settings.integer("num_local_experts|num_experts", "expert_count"),
+        top_k=settings.integer("num_experts_per_tok|experts_per_token", "expert_used_count"),
+        logit_bias=True,
+        on_logits=True,
+    )
+    clamped = ClampedGLU(settings.number("swiglu_alpha", "", 1.702), settings.number("swiglu_limit", "", 7.0))
+    kind = Experts(input_major=True, interleaved=True, bias=True, clamped=clamped)
+    width = settings.integer("intermediate_size", "expert_feed_forward_length")
+
+    def attention(name: str, layer: int) -> Node:
+        return gqa_node(make, name, layer, "half", window=_window(settings, layer), truncate_yarn=False)
+
+    def ffn(name: str, layer: int) -> Node:
+        return moe_node(make, name, hidden, width, rms_eps(make), routing, kind=kind)
+
+    return decoder_graph(make, "gqa_moe", attention, ffn)
+
+
+def _window(s: Settings, layer: int) -> int:
+    """Even layers slide where nothing else is said."""
+    window = s.integer("sliding_window", "attention.sliding_window", 0, least=0)
+    kinds = s.sequence("layer_types")
+    if kinds:
+        return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
+    return window if layer % 2 == 0 else 0

@@ -1,0 +1,62 @@
+"""Qwen3-Next: three layers of gated delta net to one of gated attention, experts beside a gated shared one."""
+
+from __future__ import annotations
+
+from ktcore.graph.architectures.qwen3_moe import has_experts
+from ktcore.graph.attention import gqa_node
+from ktcore.graph.decoder import decoder_graph, rms_eps
+from ktcore.graph.delta_net import DELTA_NET, delta_net_node
+from ktcore.graph.experts import Routing, moe_node
+from ktcore.graph.maker import NodeMaker
+from ktcore.graph.names import ATTENTION, MOE, SHARED_EXPERT, NameTable
+from ktcore.graph.node import Graph, Node
+from ktcore.graph.settings import Settings
+
+# GGUF's name of the norm before the FFN sounds like one after attention
+NAMES: NameTable = {"ffn.norm": ("post_attention_layernorm", "post_attention_norm")}
+
+
+def build_qwen3_next(settings: Settings) -> Graph:
+    """`qwen3_next` of hub folders, whose norms are zero-centred; `qwen3next` of GGUF files, whose are not."""
+    make = NodeMaker(
+        settings,
+        {**ATTENTION, **MOE, **SHARED_EXPERT, **DELTA_NET, **NAMES},
+        norm_offset=0.0 if settings.gguf else 1.0,
+    )
+    hidden = settings.integer("hidden_size", "embedding_length")
+    routing = Routing(
+        experts=settings.integer("num_experts|num_local_experts", "expert_count"),
+        top_k=settings.integer("num_experts_per_tok", "expert_used_count"),
+        renormalise=bool(settings.get("norm_topk_prob", "expert_weights_norm", True)),
+        scale=settings.number("", "expert_weights_scale", 1.0) or 1.0,
+    )
+
+    def attention(name: str, layer: int) -> Node:
+        if _linear(make, name, layer):
+            return delta_net_node(make, name)
+        return gqa_node(make, name, layer, "half", qk_norm=True, partial=0.25, window=0, gate=True)
+
+    def ffn(name: str, layer: int) -> Node:
+        if not has_experts(make, name, layer):
+            width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
+            return make.mlp(name, hidden, width, eps=rms_eps(make))
+        width = settings.integer("moe_intermediate_size", "expert_feed_forward_length")
+        shared = settings.integer("shared_expert_intermediate_size", "expert_shared_feed_forward_length", width)
+        return moe_node(make, name, hidden, width, rms_eps(make), routing, shared, shared_gate=True)
+
+    return decoder_graph(make, "qwen3_next", attention, ffn)
+
+
+def _linear(make: NodeMaker, name: str, layer: int) -> bool:
+    """Whether a layer is a delta net; GGUF's tensors tell, config.json lists the layers or names an interval."""
+    if make.settings.gguf:
+        return make.has(f"{name}.conv")
+    kinds = make.settings.sequence("layer_types")
+    if not kinds:
+        return (layer + 1) % make.settings.integer("full_attention_interval", "", 4) != 0
+    kind = kinds[layer] if layer < len(kinds) else None
+    if kind not in ("linear_attention", "full_attention"):
+        raise make.settings.error(
+            f"layer_types says {kind!r} of layer {layer}", "known: linear_attention, full_attention"
+        )
+    return bool(kind == "linear_attention")
