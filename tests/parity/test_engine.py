@@ -27,6 +27,9 @@ FAMILIES = [
     "kimi-k2",
     "moonlight",
     "v2-full",
+    "qwen3-next",
+    "llama4-gguf",
+    "gpt-oss-gguf",
 ]
 NEW_TOKENS = 24
 
@@ -46,7 +49,16 @@ def test_loaded_model_matches_transformers(name: str, kind: str, tiny: Callable[
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "v3", "moonlight"])
+@pytest.mark.parametrize("name", ["llama4-scout", "gpt-oss"])
+def test_hub_constants_go_through_the_engine(name: str, tiny: Callable[[str], Tiny]) -> None:
+    t = tiny(name)
+    with ktcore.load(t.folder, backend="cpu", rules="reference", context=256) as model:
+        torch.testing.assert_close(model.logits(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3-moe", "v3", "moonlight", "qwen3-next", "llama4-scout", "llama4-maverick", "gpt-oss"]
+)
 def test_parts_of_different_backends_work_together(name: str, tiny: Callable[[str], Tiny]) -> None:
     t = tiny(name)
     with ktcore.load(t.folder, backend="cpu", context=256) as model:

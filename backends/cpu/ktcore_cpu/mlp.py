@@ -22,8 +22,6 @@ class CpuMLP(Implementation):
         """Every native weight format, no biases."""
         if spec.gate.bias or spec.up.bias or spec.down.bias:
             return Unsupported("an MLP with biases")
-        if any(n is not None and n.offset for n in (spec.norm, spec.post_norm)):
-            return Unsupported("a zero-centred norm")
         return packing.supports_formats(spec)
 
     def load(self, request: LoadRequest) -> CpuMLPModule:
@@ -44,7 +42,7 @@ class CpuMLPModule:
             packing.pack(request, "gate.weight"),
             packing.pack(request, "up.weight"),
             packing.pack(request, "down.weight"),
-            norm=packing.vector(request.weights, "norm.weight"),
+            norm=packing.norm_weight(request.weights, "norm.weight", spec.norm),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
             activation=spec.activation,
             residual=spec.residual and spec.post_norm is None,

@@ -21,8 +21,6 @@ class CpuMoE(Implementation):
 
     def supports(self, spec: MoESpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format; shared experts without biases or a norm of their own."""
-        if spec.norm is not None and spec.norm.offset:
-            return Unsupported("a zero-centred norm")
         if spec.early_router:
             return Unsupported("a router that runs before attention")
         if spec.router.logit_bias or spec.router.on_logits:
@@ -74,7 +72,7 @@ class CpuMoEModule:
             router_config(request, spec.router, "router."),
             **shared,
             shared_gate=packing.pack(request, "shared_gate.weight") if spec.shared_gate is not None else None,
-            norm=packing.vector(request.weights, "norm.weight"),
+            norm=packing.norm_weight(request.weights, "norm.weight", spec.norm),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
             activation=spec.experts.activation,
             weight_on_input=spec.experts.weight_on_input,

@@ -12,14 +12,14 @@ from ktcore_cpu import packing
 
 
 class CpuRMSNorm(Implementation):
-    """Over the last axis, with a plain weight."""
+    """Over the last axis, with a weight or without, zero-centred or not."""
 
     id = "cpu.rms_norm"
     spec_type = RMSNormSpec
 
     def supports(self, spec: RMSNormSpec, device: Capabilities) -> Supported | Unsupported:
-        """Anything but zero-centred weights."""
-        return Unsupported("a zero-centred norm") if spec.offset else Supported()
+        """All of them."""
+        return Supported()
 
     def load(self, request: LoadRequest) -> CpuRMSNormModule:
         """Read the weight."""
@@ -35,7 +35,7 @@ class CpuRMSNormModule:
         spec: RMSNormSpec = request.spec  # type: ignore[assignment]
         self._call = _native.rms_norm
         self._pool: Any = request.runtime.pool  # type: ignore[attr-defined]
-        self._weight: Any = packing.vector(request.weights, "weight")
+        self._weight: Any = packing.norm_weight(request.weights, "weight", spec)
         self._eps = spec.eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ class PostNorm:
 
         self._call = _native.rms_norm
         self._pool: Any = request.runtime.pool  # type: ignore[attr-defined]
-        self._weight: Any = packing.vector(request.weights, "post_norm.weight")
+        self._weight: Any = packing.norm_weight(request.weights, "post_norm.weight", spec)
         self._eps = spec.eps
         self._residual = residual
 

@@ -13,6 +13,7 @@ import torch
 from ktcore.backend import LoadRequest, Supported, Unsupported
 from ktcore.errors import CheckpointError
 from ktcore.ops.base import Spec
+from ktcore.ops.norm import RMSNormSpec
 from ktcore.weights.ref import Weight
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ def vector(weights: Any, role: str) -> np.ndarray | None:
     """A small weight as float32 numpy array (norm, bias); None when it is absent."""
     weight: Weight | None = weights.get(role)
     return None if weight is None else np.ascontiguousarray(weight.tensor().numpy(), dtype=np.float32)
+
+
+def norm_weight(weights: Any, role: str, spec: RMSNormSpec | None) -> np.ndarray | None:
+    """A norm's factors: its weight plus its offset, ones where it has no weight; None where there is no norm."""
+    if spec is None:
+        return None
+    stored = vector(weights, role)
+    return np.ones(spec.dim, dtype=np.float32) if stored is None else stored + np.float32(spec.offset)
 
 
 def exact(request: LoadRequest) -> bool:
