@@ -304,7 +304,7 @@ def test_dense_layers_among_sparse_ones() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt_oss"}, r"'gpt_oss' is not supported\n.*llama.*qwen3_moe"),
+        ({"model_type": "bert"}, r"'bert' is not supported\n.*llama.*qwen3_moe"),
         ({"model_type": None}, "'model_type' is missing"),
         ({"hidden_size": None}, "'hidden_size' is missing"),
         ({"num_attention_heads": "32"}, "num_attention_heads is '32'"),
