@@ -72,7 +72,7 @@ def delta_net_node(make: NodeMaker, name: str) -> Node:
 def _qkv_z(make: NodeMaker, name: str, hidden: int, sizes: tuple[int, int, int]) -> tuple[Node, Node]:
     """The rows of q, k and v of all heads, and of z; `sizes` are key heads, their width, values of a key head."""
     heads, key, values = sizes
-    if not make.has(f"{name}.qkvz"):
+    if make.settings.gguf and not make.has(f"{name}.qkvz"):
         channels = heads * (2 * key + values)
         return make.linear(f"{name}.qkv", hidden, channels), make.linear(f"{name}.z", hidden, heads * values)
     group = 2 * key + 2 * values

@@ -44,6 +44,7 @@ def write_gguf(
     fuse_qkv: bool = False,
     fuse_gate_up: bool = False,
     unstack_experts: bool = False,
+    no_vocabulary: bool = False,
 ) -> Path:
     """The model as one float32 GGUF file.
 
@@ -52,6 +53,7 @@ def write_gguf(
         fuse_qkv: q, k and v as one tensor.
         fuse_gate_up: the experts' gate and up as one tensor.
         unstack_experts: a tensor an expert, as in Mixtral's first files.
+        no_vocabulary: the file has the keys of one without a vocabulary, as with `half`.
     """
     config = model.config
     arch = ARCHITECTURES[config.model_type]
@@ -73,7 +75,7 @@ def write_gguf(
         tensors = dict(_fused_gate_up(tensors))
     if unstack_experts:
         tensors = dict(_unstacked(tensors))
-    if half:
+    if half or no_vocabulary:
         writer.add_vocab_size(config.vocab_size)
         writer.add_tokenizer_model("no_vocab")
     for name, value in tensors.items():

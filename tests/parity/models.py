@@ -153,7 +153,7 @@ def _qwen3_next(**changes: Any) -> Qwen3NextConfig:
         linear_value_head_dim=16,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
-        rope_parameters=_plain(1e7) | {"partial_rotary_factor": 0.25},
+        rope_parameters=plain_rope(1e7) | {"partial_rotary_factor": 0.25},
     )
     return Qwen3NextConfig(**(settings | changes))
 
@@ -299,7 +299,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "llama4-scout": _llama4,
     "llama4-maverick": lambda: _llama4(
-        num_local_experts=8, interleave_moe_layer_step=2, use_qk_norm=False, rope_parameters=_plain(5e5)
+        num_local_experts=8, interleave_moe_layer_step=2, use_qk_norm=False, rope_parameters=plain_rope(5e5)
     ),
     # what GGUF files are read as having
     "llama4-gguf": lambda: _llama4(num_local_experts=16, attention_chunk_size=8192, floor_scale=8192),

@@ -127,8 +127,8 @@ def save_folder(c: Mapping[str, Any], w: Tensors, folder: Path) -> Path:
     return folder
 
 
-def save_gguf(c: Mapping[str, Any], w: Tensors, path: Path) -> Path:
-    """As llama.cpp's converter writes it, in float32."""
+def save_gguf(c: Mapping[str, Any], w: Tensors, path: Path, *, half: bool = False) -> Path:
+    """As llama.cpp's converter writes it, in float32 or with matrices other than the router's in float16."""
     arch = gguf.MODEL_ARCH.SMALLTHINKER
     out = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     out.add_tokenizer_model("none")
@@ -163,7 +163,10 @@ def save_gguf(c: Mapping[str, Any], w: Tensors, path: Path) -> Path:
     for name, value in tensors.items():
         stored = names.get_name(name, try_suffixes=(".weight",))
         assert stored is not None
-        out.add_tensor(stored, value.numpy().astype(np.float32))
+        out.add_tensor(
+            stored,
+            value.numpy().astype(np.float16 if half and value.dim() > 1 and "router" not in name else np.float32),
+        )
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
