@@ -116,6 +116,8 @@ def _instructions(host: dict[str, Any], verbose: bool) -> list[tuple[str, str]]:
     forced = os.environ.get(ISA_VARIABLE)
     text += f" ({ISA_VARIABLE}={forced})" if forced else f" (set {ISA_VARIABLE} to force a lower one)"
     rows = [("instructions", text), ("threads", str(properties.get("threads", "not told")))]
+    if "numa" in properties:
+        rows.append(("NUMA", str(properties["numa"])))
     if verbose and "cpu_flags" in properties:
         rows.append(("CPU features", str(properties["cpu_flags"])))
     return rows

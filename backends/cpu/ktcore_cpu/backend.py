@@ -39,6 +39,7 @@ class CpuRuntime(HostRuntime):
                 properties={
                     "threads": self.pool.threads,
                     "numa_nodes": len(self.numa.places),
+                    "numa": self.numa.describe(),
                     "isa_supported": " ".join(_native.isa_supported()),
                     "cpu_flags": " ".join(_native.cpu_flags()),
                 },

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ktcore.backend import LoadRequest
-from ktcore.errors import BackendError, CheckpointError
+from ktcore.errors import BackendError, CheckpointError, RuleError
 from ktcore.ops.moe import ExpertsSpec
 from ktcore_cpu import packing
 from ktcore_cpu.numa.plan import NumaPlan, plan_experts
@@ -30,13 +30,11 @@ def numa_plan(request: LoadRequest, spec: ExpertsSpec) -> tuple[NumaPlan, _nativ
     """
     nodes = getattr(request.runtime, "numa", None)
     policy = policy_of(request.options.get("numa", "auto"))
-    plan = plan_experts(
-        nodes.places if nodes is not None else (),
-        spec,
-        packing.native_formats(),
-        policy,
-        taken=nodes.taken if nodes is not None else None,
-    )
+    places, taken = (nodes.places, nodes.taken) if nodes is not None else ((), {})
+    try:
+        plan = plan_experts(places, spec, packing.native_formats(), policy, taken=taken)
+    except RuleError as error:
+        raise RuleError(f"{request.name}: {error.message}", error.hint) from error
     return plan, nodes.team(plan) if nodes is not None and plan.shares else None
 
 

@@ -61,6 +61,14 @@ def usable_places(topology: Topology, threads: int | None = None) -> tuple[Place
     )
 
 
+def describe_places(topology: Topology, places: Sequence[Place]) -> str:
+    """One line: which nodes hold experts, with how many threads, and which do not."""
+    held = ", ".join(f"node {p.memory} ({p.threads} threads)" for p in places)
+    idle = [str(node.id) for node in topology.nodes if node.id not in {p.memory for p in places}]
+    left_out = f"; not node {', '.join(idle)}, where this process has no memory or no cores to use" if idle else ""
+    return (f"experts are spread over {held}" if len(places) > 1 else "experts run on one pool") + left_out
+
+
 def apportion(units: int, weights: Sequence[int], limits: Sequence[int] | None = None) -> list[int]:
     """`units` whole units over `weights`, so that the largest share per weight is as small as can be.
 

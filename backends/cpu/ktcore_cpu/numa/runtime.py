@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ktcore.errors import BackendError
 from ktcore.placement.topology import Topology, read_topology
-from ktcore_cpu.numa.nodes import Place, usable_places
+from ktcore_cpu.numa.nodes import Place, describe_places, usable_places
 from ktcore_cpu.numa.plan import NumaPlan
 
 if TYPE_CHECKING:
@@ -23,14 +23,23 @@ class NumaNodes:
 
     def __init__(self, threads: int | None = None, topology: Topology | None = None) -> None:
         self._threads = threads
-        self._topology = topology
+        self._given = topology
         self._teams: dict[tuple[Place, ...], _native.NodeTeam] = {}
         self.taken: dict[int, int] = {}
 
     @cached_property
+    def topology(self) -> Topology:
+        """The machine's, unless another was given."""
+        return self._given or read_topology()
+
+    @cached_property
     def places(self) -> tuple[Place, ...]:
         """Nodes with both memory and cores for this process."""
-        return usable_places(self._topology or read_topology(), self._threads)
+        return usable_places(self.topology, self._threads)
+
+    def describe(self) -> str:
+        """One line about the places."""
+        return describe_places(self.topology, self.places)
 
     def team(self, plan: NumaPlan) -> _native.NodeTeam:
         """The threads that run `plan`, one team for all layers with the same nodes; counts the plan's bytes as taken.
