@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,15 @@ from .test_moe import DEVICE, EXPERTS, ROUTER, Held, stacks
 
 GIB = 1 << 30
 WAYS = ["shard", "expert_parallel", "replicate"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The reference's tensors are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def virtual(nodes: int = 2, memory: int = GIB) -> Topology:
