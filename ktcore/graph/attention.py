@@ -125,7 +125,8 @@ def _window(make: NodeMaker, layer: int) -> int:
     """Sliding window: of all layers, or of those that `layer_types` of hub configs marks."""
     s = make.settings
     window = s.integer("sliding_window", "attention.sliding_window", 0, least=0)
-    if not window or not s.get("use_sliding_window", "", True):
+    # Qwen's configurations name a window that is off unless this key says otherwise
+    if not window or not s.get("use_sliding_window", "", not s.architecture.startswith("qwen")):
         return 0
     kinds = s.sequence("layer_types")
     if kinds:

@@ -60,9 +60,10 @@ class NodeMaker:
         pattern = self.names.of(name)
         if "{}" not in pattern:
             return self.ref(name, (count, *shape))
-        names = [pattern.format(e) + ".weight" for e in range(count)]
-        for tensor in names:
-            self.settings.checkpoint.expect(tensor, shape)
+        names = []
+        for e in range(count):
+            names.append(pattern.format(e) + ".weight")
+            self.settings.checkpoint.expect(names[-1], shape)
         ref = WeightRef.of(self.settings.checkpoint, *names)
         self.check(names[0], ref.shape[1:], shape)
         return ref

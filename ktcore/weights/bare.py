@@ -16,6 +16,8 @@ from ktcore.weights.formats import get_format, known_formats, row_bytes
 from ktcore.weights.safetensors import read_json
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+MAX_TENSORS = 200_000
+"""Where a senseless number of layers or experts is given up; the largest models have some 70 000."""
 ROUTERS = (".gate.weight", ".router.weight")
 ALWAYS_BIASED = frozenset({"qwen2", "qwen2_moe"})
 """Families whose q, k and v have biases although their config.json has no key for it."""
@@ -35,7 +37,7 @@ class BareCheckpoint(Checkpoint):
         section = config.get("quantization_config")
         released = _released(section) if isinstance(section, Mapping) else None
         dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise CheckpointError(f"{path}: dtype {dtype!r} is unknown", f"known: {', '.join(DTYPES)}")
         self.path = path
         self.kind = "hf"
@@ -52,6 +54,8 @@ class BareCheckpoint(Checkpoint):
         return name in self.tensors or (name.endswith(".bias") and self._biased(name.split(".")[-2]))
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
+        if len(self._tensors) >= MAX_TENSORS:
+            raise CheckpointError(f"{self.path}: asks for more than {MAX_TENSORS} tensors, which no model has")
         whole = len(shape) > 1 and shape[-1] % self._format.block_size == 0
         whole = whole and self._part in name and not name.endswith(ROUTERS)
         fmt = self._format.name if whole else self._plain

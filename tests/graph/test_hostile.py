@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ktcore.errors import KtcoreError
 from ktcore.graph import build_graph
+from ktcore.weights.bare import BareCheckpoint
 
 from . import test_build, test_gguf
 from .headers import Headers
@@ -71,6 +74,20 @@ GGUF_KEYS = [
     "nextn_predict_layers",
     "attention.q_lora_rank",
 ]
+
+
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
+SMALL = {"num_hidden_layers": 2, "n_routed_experts": 16, "num_experts": 16, "num_local_experts": 16}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_key_of_a_bare_config_json_may_hold_junk(path: Path) -> None:
+    config = json.loads(path.read_text())
+    config |= {key: value for key, value in SMALL.items() if key in config}
+    for key in [*config, "quantization_config"]:
+        for junk in JUNK:
+            with contextlib.suppress(KtcoreError):
+                build_graph(BareCheckpoint(path, config | {key: junk}))
 
 
 def _survives(kind: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
