@@ -21,7 +21,7 @@ UNREAD = (
     ("alibi", "attention.max_alibi_bias"),
     ("use_parallel_residual", "use_parallel_residual"),
 )
-LAYER = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
+LAYER = re.compile(r"(?:language_model\.)?(?:model\.layers|blk)\.(\d+)\.")
 # derived values that older files hold, and the second of two layouts of the same projection
 KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|attn_rot_embd\.|attn_kv_b\.weight$")
 

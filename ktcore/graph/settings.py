@@ -35,6 +35,8 @@ class Settings:
     ) -> None:
         self.checkpoint = checkpoint
         self.experts = experts
+        if section is not None and not isinstance(section, Mapping):
+            raise ArchitectureError(f"{checkpoint.path}: {section!r} stands where an object of settings belongs")
         self.config = checkpoint.config if section is None else section
         self.gguf = checkpoint.kind == "gguf"
         key = "general.architecture" if self.gguf else "model_type"

@@ -23,6 +23,8 @@ PUBLISHED = {
     "qwen3-235b-a22b": 235,
     "glm-4.6": 355,
     "mixtral-8x22b": 141,
+    "qwen3-next-80b-a3b": 80,
+    "llama-4-maverick": 400,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
 

@@ -31,7 +31,7 @@ def build_llama4(settings: Settings) -> Graph:
     """`llama4_text` and `llama4` (its text part alone) of hub folders, `llama4` of GGUF files."""
     whole = not settings.gguf and "text_config" in settings.config
     if whole:
-        settings = Settings(settings.checkpoint, settings.get("text_config", ""))
+        settings = Settings(settings.checkpoint, settings.get("text_config", ""), settings.experts)
     make = NodeMaker(settings, {**ATTENTION, **MOE, **NAMES}, prefix="language_model." if whole else "")
     hidden = settings.integer("hidden_size", "embedding_length")
     experts = settings.integer("num_local_experts", "expert_count")
