@@ -13,7 +13,7 @@ constexpr int kSplitTokens = 4;  // a sequence with at most so many queries is c
 void AttendPlan::clear() {
     items.clear();
     merges.clear();
-    parts = max_rows = 0;
+    max_rows = 0;
     partial_rows = 0;
 }
 
@@ -36,16 +36,19 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
         it.k_row = s.k_row ? s.k_row : it.head_dim;
         it.v_row = s.v_row ? s.v_row : it.value_dim;
         it.window = s.window;
+        it.chunk = s.chunk;
         it.scale = s.scale;
         it.type = cache.type;
         it.q_stride = q_stride;
         it.out_stride = out_stride;
         const int token = span.token + t, end = it.first_pos + it.tokens, rows = it.tokens * group;
-        const int low = s.window > 0 ? std::max(0, it.first_pos + 1 - s.window) : 0;
+        const int low = std::max(s.window > 0 ? std::max(0, it.first_pos + 1 - s.window) : 0,
+                                 s.chunk > 0 ? it.first_pos / s.chunk * s.chunk : 0);
         const int begin = low / kKeyBlock * kKeyBlock;
         max_rows = std::max(max_rows, rows);
         for (int h = 0; h < s.kv_heads; h++) {
             it.kv_head = h;
+            it.sinks = s.sinks ? s.sinks + h * group : nullptr;
             it.q = q + static_cast<size_t>(token) * q_stride + static_cast<size_t>(h) * group * it.head_dim;
             it.out = out + static_cast<size_t>(token) * out_stride + static_cast<size_t>(h) * group * it.value_dim;
             if (n > kSplitTokens || begin / kSplitKeys == (end - 1) / kSplitKeys) {
@@ -54,7 +57,8 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
                 items.push_back(it);
                 continue;
             }
-            const int first = parts;
+            const size_t first_row = partial_rows;
+            int parts = 0;
             for (int key = begin; key < end; key = it.key1, parts++) {
                 it.key0 = key;
                 it.key1 = std::min(end, (key / kSplitKeys + 1) * kSplitKeys);
@@ -64,7 +68,7 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
                 items.push_back(it);
             }
             it.partial_ml = nullptr;
-            merges.push_back({first, parts - first, token, h, rows});
+            merges.push_back({first_row, parts, token, h, rows});
         }
     }
 }
@@ -85,12 +89,13 @@ void AttendPlan::run(Engine& e, const AttendShape& s, float* out, size_t out_str
     e.pool.run(static_cast<int>(items.size()), [&](int i, int thread) {
         e.kernels.attend(items[static_cast<size_t>(i)], e.pool.local(thread));
     });
-    size_t row = 0;
-    for (const auto& m : merges) {
+    if (merges.empty()) return;
+    e.pool.run(static_cast<int>(merges.size()), [&](int i, int) {
+        const Merge& m = merges[static_cast<size_t>(i)];
         const size_t at = static_cast<size_t>(m.token) * out_stride + static_cast<size_t>(m.kv_head) * group * value;
-        e.kernels.attend_merge(part_ml + row * 2, part_out + row * dp, m.parts, m.rows, value, group, out + at, out_stride);
-        row += static_cast<size_t>(m.parts) * m.rows;
-    }
+        e.kernels.attend_merge(part_ml + m.first_row * 2, part_out + m.first_row * dp, m.parts, m.rows, value, group,
+                               s.sinks ? s.sinks + m.kv_head * group : nullptr, out + at, out_stride);
+    });
 }
 
 void attend(Engine& e, const AttendShape& s, const Step& step, const Cache& cache, const float* q, float* out,

@@ -10,7 +10,9 @@ constexpr int kSerialTokens = 4;
 
 CacheType parse_cache_type(const std::string& name) {
     if (name == "f16") return CacheType::F16;
-    check(name == "f32", "unknown cache type '" + name + "'; known: f16, f32");
+    if (name == "bf16") return CacheType::BF16;
+    if (name == "q8") return CacheType::Q8;
+    check(name == "f32", "unknown cache type '" + name + "'; known: f16, bf16, f32, q8");
     return CacheType::F32;
 }
 
@@ -77,7 +79,7 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
         if (!norm.empty()) kn.rms_norm(head, s.head_dim, norm.data(), c_.qk_eps, head, s.head_dim);
         if (half) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
     };
-    const size_t width = cache.type == CacheType::F16 ? 2 : 4;
+    const size_t row_bytes = cache_row_bytes(cache.type, s.head_dim);
     const auto append = [&](int t) {
         const size_t at = static_cast<size_t>(t);
         const float* turn = half ? turns + at * 2 * half : nullptr;
@@ -88,7 +90,7 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
         for (int h = 0; h < s.kv_heads; h++) {
             float* key = k + at * kv_width + h * s.head_dim;
             rotate(key, c_.k_norm, turn);
-            const size_t slot = ((page * s.kv_heads + h) * cache.page_size + pos % cache.page_size) * s.head_dim * width;
+            const size_t slot = ((page * s.kv_heads + h) * cache.page_size + pos % cache.page_size) * row_bytes;
             kn.to_cache(key, s.head_dim, static_cast<uint8_t*>(cache.k) + slot, cache.type);
             kn.to_cache(v + at * kv_width + h * s.head_dim, s.head_dim, static_cast<uint8_t*>(cache.v) + slot, cache.type);
         }

@@ -4,7 +4,7 @@
 
 namespace ktcore {
 
-// Pages [num_pages][kv_heads][page_size][head_dim], keys and values apart.
+// Pages [num_pages][kv_heads][page_size] of rows of head_dim values (cache_row_bytes each), keys and values apart.
 struct Cache {
     void* k;
     void* v;
@@ -20,6 +20,8 @@ struct AttendShape {
     int window;
     // 0: as head_dim. Widths of a value and of the cached rows that keys and values are the beginning of.
     int value_dim = 0, k_row = 0, v_row = 0;
+    int chunk = 0;                 // 0: none; else a query sees its own chunk of so many positions
+    const float* sinks = nullptr;  // null, or a logit a query head that only takes part in the softmax
 
     int value_width() const { return value_dim ? value_dim : head_dim; }
 };
@@ -33,12 +35,13 @@ struct AttendSpan {
 // Work lists and partial results of an attention step, kept between calls.
 struct AttendPlan {
     struct Merge {
-        int first_part, parts, token, kv_head, rows;
+        size_t first_row;
+        int parts, token, kv_head, rows;
     };
     std::vector<AttendItem> items;
     std::vector<Merge> merges;
     Memory partial;
-    int parts = 0, max_rows = 0;
+    int max_rows = 0;
     size_t partial_rows = 0;
 
     void clear();

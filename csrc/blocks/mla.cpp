@@ -12,6 +12,10 @@ constexpr int kSerialTokens = 4;
 // From so many new tokens of a sequence on, expanding the latents to keys and values costs less than attending over
 // the wider latents: expansion is once a key, (latent + rope + latent) - (nope + rope + value) once a query and key.
 constexpr int kExpandQueries = 128;
+
+// Expanded keys and values live for one call: half precision loses nothing beside what an 8-bit cache already has.
+constexpr CacheType expanded_type(CacheType cache) { return cache == CacheType::Q8 ? CacheType::F16 : cache; }
+constexpr size_t element_bytes(CacheType cache) { return cache_row_bytes(expanded_type(cache), 1); }
 }  // namespace
 
 // All scratch of one call; pieces that the call does not need are empty.
@@ -53,7 +57,7 @@ MLABlock::MLABlock(EnginePtr engine, Weights weights, Config config)
 
 int MLABlock::expanded_heads(int context, CacheType type) const {
     constexpr size_t kBudget = size_t{64} << 20;
-    const size_t head = static_cast<size_t>(context) * (c_.nope + c_.rope + c_.value) * (type == CacheType::F16 ? 2 : 4);
+    const size_t head = static_cast<size_t>(context) * (c_.nope + c_.rope + c_.value) * element_bytes(type);
     return static_cast<int>(std::clamp<size_t>(kBudget / head, 1, static_cast<size_t>(c_.heads)));
 }
 
@@ -83,7 +87,7 @@ void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cach
     b.low = w_.q_a ? rows_of(static_cast<size_t>(w_.q->view().cols)) : Rows{};
     b.mid = rows_of(heads * static_cast<size_t>(c_.value));
     b.latent_act = {nullptr, act_stride(padded_k(c_.latent)), padded_k(c_.latent)};
-    const size_t element = cache.type == CacheType::F16 ? 2 : 4, keys = static_cast<size_t>(longest);
+    const size_t element = element_bytes(cache.type), keys = static_cast<size_t>(longest);
     const size_t key_values = keys * static_cast<size_t>(b.group_heads);
     Carver carver;
     carver.want(&b.in.act.base, b.in.act.stride * count);
@@ -140,7 +144,7 @@ void MLABlock::append(Step& step, const Cache& cache, const Buffers& b) {
     Engine& e = *engine_;
     const Kernels& kn = e.kernels;
     const int n = step.tokens(), half = c_.rope / 2, q_dim = c_.nope + c_.rope, row = c_.latent + c_.rope;
-    const size_t element = cache.type == CacheType::F16 ? 2 : 4;
+    const size_t row_bytes = cache_row_bytes(cache.type, row);
     const float* turns = step.rotations(c_.inv_freq, c_.rope_scale);
     const auto one = [&](int t) {
         const size_t at = static_cast<size_t>(t);
@@ -153,7 +157,7 @@ void MLABlock::append(Step& step, const Cache& cache, const Buffers& b) {
         const int seq = step.sequence_of(t), pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
         const size_t page = static_cast<size_t>(step.blocks(seq)[pos / cache.page_size]);
         const size_t slot = page * static_cast<size_t>(cache.page_size) + static_cast<size_t>(pos % cache.page_size);
-        kn.to_cache(kv, row, static_cast<uint8_t*>(cache.k) + slot * static_cast<size_t>(row) * element, cache.type);
+        kn.to_cache(kv, row, static_cast<uint8_t*>(cache.k) + slot * row_bytes, cache.type);
     };
     if (n <= kSerialTokens) {
         for (int t = 0; t < n; t++) one(t);
@@ -212,7 +216,9 @@ void MLABlock::attend_expanded(const AttendSpan& span, const Cache& cache, Buffe
     Engine& e = *engine_;
     const Kernels& kn = e.kernels;
     const int q_dim = c_.nope + c_.rope, row = c_.latent + c_.rope, keys = span.context;
-    const size_t element = cache.type == CacheType::F16 ? 2 : 4, ldx = static_cast<size_t>(row);
+    const CacheType wide_type = expanded_type(cache.type);
+    const size_t element = element_bytes(cache.type), row_bytes = cache_row_bytes(cache.type, row),
+                 ldx = static_cast<size_t>(row);
     const PackedView &kw = expand_.w->view(), &vw = v_.w->view();
     const bool int8 = !needs_float(kw, c_.exact) || !needs_float(vw, c_.exact);
     constexpr int kStep = 16;
@@ -221,7 +227,7 @@ void MLABlock::attend_expanded(const AttendSpan& span, const Cache& cache, Buffe
             const size_t page = static_cast<size_t>(span.blocks[t / cache.page_size]);
             const size_t slot = page * static_cast<size_t>(cache.page_size) + static_cast<size_t>(t % cache.page_size);
             float* to = b.latents + static_cast<size_t>(t) * ldx;
-            kn.from_cache(static_cast<const uint8_t*>(cache.k) + slot * ldx * element, row, to, cache.type);
+            kn.from_cache(static_cast<const uint8_t*>(cache.k) + slot * row_bytes, row, to, cache.type);
             if (int8) kn.quantize(to, c_.latent, nullptr, 0.f, b.latent_act, t);
         }
     });
@@ -241,19 +247,19 @@ void MLABlock::attend_expanded(const AttendSpan& span, const Cache& cache, Buffe
                     const int col = p * kPanelRows, cols = std::min(kPanelRows, m.rows - col);
                     for (int t = t0; t < t1; t++)
                         kn.to_cache(acc + (t - t0) * kPanelRows, cols,
-                                    to + static_cast<size_t>(t) * stride + static_cast<size_t>(col) * element, cache.type);
+                                    to + static_cast<size_t>(t) * stride + static_cast<size_t>(col) * element, wide_type);
                 }
             };
             uint8_t* k = b.keys + static_cast<size_t>(h) * static_cast<size_t>(keys) * key_row;
             expand(expand_, k, key_row);
             for (int t = t0; t < t1; t++)
                 kn.to_cache(b.latents + static_cast<size_t>(t) * ldx + c_.latent, c_.rope,
-                            k + static_cast<size_t>(t) * key_row + static_cast<size_t>(c_.nope) * element, cache.type);
+                            k + static_cast<size_t>(t) * key_row + static_cast<size_t>(c_.nope) * element, wide_type);
             expand(v_, b.values + static_cast<size_t>(h) * static_cast<size_t>(keys) * value_row, value_row);
         });
         // One page as long as the context.
         const int32_t page = 0;
-        const Cache wide{b.keys, b.values, 1, keys, cache.type};
+        const Cache wide{b.keys, b.values, 1, keys, wide_type};
         const AttendShape shape{n, n, q_dim, c_.scale, 0, c_.value, q_dim, c_.value};
         plan_.clear();
         plan_.add(shape, {span.token, span.queries, keys, &page}, wide, b.q + h0 * q_dim, q_width, b.context + h0 * c_.value,

@@ -40,10 +40,12 @@ struct Kernels {
     void (*to_cache)(const float* x, int n, void* out, CacheType type);
     void (*attend)(const AttendItem& item, uint8_t* scratch);
     // Folds `parts` partial results of `rows` rows (laid out part-major, overwritten) into out.
-    void (*attend_merge)(float* ml, float* sums, int parts, int rows, int value_dim, int group,
+    void (*attend_merge)(float* ml, float* sums, int parts, int rows, int value_dim, int group, const float* sinks,
                          float* out, size_t out_stride);
     // out [n] floats of a cached row.
     void (*from_cache)(const void* row, int n, float* out, CacheType type);
+    // x [n] *= sigmoid(gate [n]).
+    void (*sigmoid_gate)(float* x, const float* gate, int n);
     uint64_t (*read_sum)(const uint8_t* p, size_t bytes);
 };
 
@@ -56,9 +58,9 @@ constexpr int kKeyBlock = 64;  // keys of one attention step
 constexpr int kSplitKeys = 256;  // the softmax runs over parts of so many keys, folded in order: results do not depend on
                                  // which thread or item had which part
 constexpr int dpad(int head_dim) { return (head_dim + 15) / 16 * 16; }
-// width: the larger of a key's and a value's.
+// width: the larger of a key's and a value's. Rows are padded to groups of 8 where they are few.
 constexpr size_t attend_scratch(int width, int rows) {
-    return 4 * (size_t{2} * kKeyBlock * dpad(width) + size_t(rows) * (3 * dpad(width) + kKeyBlock + 4)) + 256;
+    return 4 * (size_t{2} * kKeyBlock * dpad(width) + size_t(rows + 8) * (3 * dpad(width) + kKeyBlock + 4)) + 256;
 }
 
 const Kernels& kernels_scalar();

@@ -115,7 +115,15 @@ constexpr size_t act_ssum32_at(int k) { return act_ssum_at(k) + 4 * act_groups(k
 constexpr size_t act_stride(int k) { return (act_ssum32_at(k) + 2 * act_groups(k) + 63) / 64 * 64 + 64; }
 
 enum class Activation : uint8_t { Silu, Relu, GeluTanh };
-enum class CacheType : uint8_t { F16, F32 };
+// Q8: 32 values share a half-precision scale; a row holds all its codes, then all its scales.
+enum class CacheType : uint8_t { F16, F32, BF16, Q8 };
+constexpr int kCacheGroup = 32;
+constexpr size_t cache_codes(int n) { return static_cast<size_t>(n + kCacheGroup - 1) / kCacheGroup * kCacheGroup; }
+constexpr size_t cache_row_bytes(CacheType type, int n) {
+    return type == CacheType::F32  ? size_t{4} * static_cast<size_t>(n)
+           : type == CacheType::Q8 ? cache_codes(n) + 2 * (cache_codes(n) / kCacheGroup)
+                                   : size_t{2} * static_cast<size_t>(n);
+}
 
 // One attention work item: queries [t0, t1) of one sequence against keys [key0, key1) of one kv head.
 struct AttendItem {
@@ -130,11 +138,13 @@ struct AttendItem {
     const int32_t* blocks;
     int page_size, kv_heads, kv_head, group;
     int head_dim, value_dim;  // widths of a key and of a value
-    int k_row, v_row;         // elements from one cached row to the next: a latent cache holds both in one
+    int k_row, v_row;         // values in a whole cached row: a latent cache holds keys and values in one
     int tokens;     // queries of this item
     int first_pos;  // context index of its first query
     int key0, key1;
     int window;  // 0: none; else a query sees the last `window` keys, itself included
+    int chunk;   // 0: none; else a query sees no key before the last multiple of `chunk` at or before itself
+    const float* sinks;  // null, or a logit for each query head of the group that takes part in the softmax alone
     float scale;
     CacheType type;
 };

@@ -5,5 +5,6 @@
 #include "kernels/tile_f32.h"
 #include "kernels/tile_bf16.h"
 #include "kernels/pointwise.h"
+#include "kernels/cache.h"
 #include "kernels/attend.h"
 #include "kernels/table.h"

@@ -3,56 +3,12 @@
 // Rows are (token, query head of the group): row = token * group + head. Keys are transposed once a step into
 // [d][64], so scores and the weighted sum of values are both the float tile.
 
-AI const uint8_t* cache_slot(const void* pages, const AttendItem& it, int key, int step) {
-    const size_t width = it.type == CacheType::F16 ? 2 : 4;
-    const size_t page = static_cast<size_t>(it.blocks[key / it.page_size]);
-    const size_t slot = static_cast<size_t>(key % it.page_size);
-    const size_t row = (page * it.kv_heads + it.kv_head) * it.page_size + slot;
-    return static_cast<const uint8_t*>(pages) + row * step * width;
-}
-
-// Addresses of 16 cached rows from `key`; the first `count` exist, the rest repeat the first of them (their
-// scores are masked and their probabilities are zero).
-AI void cache_rows(const void* pages, const AttendItem& it, int key, int count, int step, const uint8_t** rows) {
-    const size_t bytes = static_cast<size_t>(step) * (it.type == CacheType::F16 ? 2 : 4);
-    if (count >= 16 && it.page_size % 16 == 0 && key % 16 == 0) {
-        const uint8_t* first = cache_slot(pages, it, key, step);
-        for (int i = 0; i < 16; i++) rows[i] = first + i * bytes;
-        return;
-    }
-    for (int i = 0; i < 16; i++) rows[i] = i < count ? cache_slot(pages, it, key + i, step) : rows[0];
-}
-
-// Values d..d+15 of a cached row, zeros beyond n; kWhole: none is beyond.
-template <CacheType C, bool kWhole>
-AI VF cache_load(const uint8_t* row, int d, int n) {
-    if constexpr (C == CacheType::F32) {
-        const float* p = reinterpret_cast<const float*>(row) + d;
-        return kWhole ? ldf(p) : load_part(p, n);
-    } else {
-        const uint16_t* p = reinterpret_cast<const uint16_t*>(row) + d;
-        if (kWhole || n >= 16) return ldh(p);
-        uint16_t tmp[16] = {};
-        for (int i = 0; i < n; i++) tmp[i] = p[i];
-        return ldh(tmp);
-    }
-}
-
-// Asks for 16 rows of keys or values one block ahead: pages are short and scattered, hardware streams stop at each.
-AI void prefetch_rows(const void* pages, const AttendItem& it, int key, int count, int step) {
-    if (count <= 0) return;
-    const size_t bytes = static_cast<size_t>(step) * (it.type == CacheType::F16 ? 2 : 4);
-    const uint8_t* rows[16];
-    cache_rows(pages, it, key, count, step, rows);
-    for (int i = 0; i < 16; i++)
-        for (size_t b = 0; b < bytes; b += 64) touch(rows[i] + b);
-}
-
 // Transposed keys kt [dk][64] and values v [64][dv] of `count` keys from key0.
 template <CacheType C, bool kWhole>
 void load_block(const AttendItem& it, int key0, int count, float* kt, float* v) {
     const uint8_t* rows[16];
     const int dk = dpad(it.head_dim), dv = dpad(it.value_dim);
+    const size_t k_bytes = cache_row_bytes(C, it.k_row), v_bytes = cache_row_bytes(C, it.v_row);
     for (int j = 0; j < kKeyBlock; j += 16) {
         if (j >= count) {
             for (int d = 0; d < dk; d++) stf(kt + d * kKeyBlock + j, setf(0.f));
@@ -60,28 +16,90 @@ void load_block(const AttendItem& it, int key0, int count, float* kt, float* v) 
             continue;
         }
         const int left = it.key1 - key0 - kKeyBlock - j;
-        prefetch_rows(it.k_pages, it, key0 + kKeyBlock + j, left, it.k_row);
-        if (it.v_pages != it.k_pages) prefetch_rows(it.v_pages, it, key0 + kKeyBlock + j, left, it.v_row);
-        cache_rows(it.k_pages, it, key0 + j, count - j, it.k_row, rows);
+        prefetch_rows(it.k_pages, it, key0 + kKeyBlock + j, left, k_bytes);
+        if (it.v_pages != it.k_pages) prefetch_rows(it.v_pages, it, key0 + kKeyBlock + j, left, v_bytes);
+        cache_rows(it.k_pages, it, key0 + j, count - j, k_bytes, rows);
         for (int d = 0; d < dk; d += 16) {
             VF m[16];
-            UNR for (int i = 0; i < 16; i++) m[i] = cache_load<C, kWhole>(rows[i], d, it.head_dim - d);
+            UNR for (int i = 0; i < 16; i++) m[i] = cache_load<C, kWhole>(rows[i], d, it.head_dim - d, it.k_row);
             transpose16(m);
             UNR for (int i = 0; i < 16; i++) stf(kt + (d + i) * kKeyBlock + j, m[i]);
         }
-        cache_rows(it.v_pages, it, key0 + j, count - j, it.v_row, rows);
+        cache_rows(it.v_pages, it, key0 + j, count - j, v_bytes, rows);
         for (int i = 0; i < 16; i++)
-            for (int d = 0; d < dv; d += 16) stf(v + (j + i) * dv + d, cache_load<C, kWhole>(rows[i], d, it.value_dim - d));
+            for (int d = 0; d < dv; d += 16)
+                stf(v + (j + i) * dv + d, cache_load<C, kWhole>(rows[i], d, it.value_dim - d, it.v_row));
     }
 }
 
-inline void load_keys(const AttendItem& it, int key0, int count, float* kt, float* v) {
-    const bool whole = it.head_dim == dpad(it.head_dim) && it.value_dim == dpad(it.value_dim);
-    if (it.type == CacheType::F16)
-        return whole ? load_block<CacheType::F16, true>(it, key0, count, kt, v)
-                     : load_block<CacheType::F16, false>(it, key0, count, kt, v);
-    return whole ? load_block<CacheType::F32, true>(it, key0, count, kt, v)
-                 : load_block<CacheType::F32, false>(it, key0, count, kt, v);
+template <CacheType C>
+void load_keys(const AttendItem& it, int key0, int count, float* kt, float* v) {
+    if (it.head_dim == dpad(it.head_dim) && it.value_dim == dpad(it.value_dim))
+        load_block<C, true>(it, key0, count, kt, v);
+    else
+        load_block<C, false>(it, key0, count, kt, v);
+}
+
+// Few rows (decode): what a key costs is reading it, so it goes from the cache to registers and is used there. The sums
+// run in the order of the float tile: a row's result is the same to the last bit either way.
+constexpr int kFewRows = 32, kRowGroup = 8;
+
+// s [T][64]: scores of T rows of q [T][dk] with 16 keys.
+template <CacheType C, int T>
+AI void score16(const uint8_t* const* keys, int dk, int width, const float* q, float* s) {
+    VF sum[T];
+    UNR for (int t = 0; t < T; t++) sum[t] = setf(0.f);
+    for (int d = 0; d < dk; d += 16) {
+        VF m[16];
+        UNR for (int i = 0; i < 16; i++) m[i] = cache_load<C, true>(keys[i], d, 16, width);
+        transpose16(m);
+        UNR for (int i = 0; i < 16; i++) UNR for (int t = 0; t < T; t++) sum[t] = fma(bcf(q + t * dk + d + i), m[i], sum[t]);
+    }
+    UNR for (int t = 0; t < T; t++) stf(s + t * kKeyBlock, sum[t]);
+}
+
+// out [T][dv] += p [T][64] times the first `count` of these values.
+template <CacheType C, int T, int N>
+AI void weigh_values(const uint8_t* const* values, int count, int d, int width, const float* p, float* out, int dv) {
+    VF sum[T][N];
+    UNR for (int t = 0; t < T; t++) UNR for (int n = 0; n < N; n++) sum[t][n] = ldf(out + t * dv + d + n * 16);
+    for (int i = 0; i < count; i++) {
+        VF v[N];
+        UNR for (int n = 0; n < N; n++) v[n] = cache_load<C, true>(values[i], d + n * 16, 16, width);
+        UNR for (int t = 0; t < T; t++) {
+            const VF a = bcf(p + t * kKeyBlock + i);
+            UNR for (int n = 0; n < N; n++) sum[t][n] = fma(a, v[n], sum[t][n]);
+        }
+    }
+    UNR for (int t = 0; t < T; t++) UNR for (int n = 0; n < N; n++) stf(out + t * dv + d + n * 16, sum[t][n]);
+}
+
+template <CacheType C, int T>
+void score_few(const AttendItem& it, int key0, int count, int rows, const float* q, float* s) {
+    const int dk = it.head_dim;
+    const size_t bytes = cache_row_bytes(C, it.k_row), v_bytes = cache_row_bytes(C, it.v_row);
+    for (int j = 0; j < count; j += 16) {
+        const uint8_t* keys[16];
+        const int left = it.key1 - key0 - kKeyBlock - j;
+        prefetch_rows(it.k_pages, it, key0 + kKeyBlock + j, left, bytes);
+        if (it.v_pages != it.k_pages) prefetch_rows(it.v_pages, it, key0 + kKeyBlock + j, left, v_bytes);
+        cache_rows(it.k_pages, it, key0 + j, count - j, bytes, keys);
+        for (int r = 0; r < rows; r += T) score16<C, T>(keys, dk, it.k_row, q + r * dk, s + r * kKeyBlock + j);
+    }
+}
+
+template <CacheType C, int T>
+void weigh_few(const AttendItem& it, int key0, int count, int rows, const float* p, float* out) {
+    const uint8_t* values[kKeyBlock];
+    const size_t bytes = cache_row_bytes(C, it.v_row);
+    for (int j = 0; j < count; j += 16) cache_rows(it.v_pages, it, key0 + j, count - j, bytes, values + j);
+    const int dv = it.value_dim;
+    for (int r = 0; r < rows; r += T) {
+        int d = 0;
+        for (; d + 32 <= dv; d += 32)
+            weigh_values<C, T, 2>(values, count, d, it.v_row, p + r * kKeyBlock, out + r * dv, dv);
+        if (d < dv) weigh_values<C, T, 1>(values, count, d, it.v_row, p + r * kKeyBlock, out + r * dv, dv);
+    }
 }
 
 // Scores of one row to probabilities; updates the running max and sum, rescales the row's output.
@@ -130,63 +148,134 @@ AI void clear_rows(float* ml, float* out, int rows, int dp) {
     for (int i = 0; i < rows * dp; i += 16) stf(out + i, setf(0.f));
 }
 
-AI void finish_row(const float* ml, const float* sum, float* out, int width) {
-    const VF inv = setf(ml[1] == 0.f ? 0.f : 1.f / ml[1]);
+// sink: null, or a logit that takes its share of the softmax and brings no value.
+AI void finish_row(const float* ml, const float* sum, const float* sink, float* out, int width) {
+    float total = ml[1], gain = 1.f;
+    if (sink) {
+        const float level = *sink * 1.44269504f, top = level > ml[0] ? level : ml[0];
+        float own[16], rest[16];
+        stf(own, exp2v(setf(level - top)));
+        stf(rest, exp2v(setf(ml[0] - top)));
+        gain = rest[0];
+        total = total * gain + own[0];
+    }
+    const VF inv = setf(total > 0.f ? gain / total : 0.f);
     for (int d = 0; d < width; d += 16) store_part(out + d, mulf(ldf(sum + d), inv), width - d);
 }
 
-inline void attend_item(const AttendItem& it, uint8_t* scratch) {
+// First key that the query at `pos` sees, and the position behind the last one that sees `key`.
+AI int first_seen(const AttendItem& it, int pos) {
+    const int window = it.window > 0 ? pos + 1 - it.window : 0, chunk = it.chunk > 0 ? pos / it.chunk * it.chunk : 0;
+    return window > chunk ? window : chunk;
+}
+AI int64_t last_seer(const AttendItem& it, int key) {
+    const int64_t window = it.window > 0 ? int64_t{key} + it.window : INT64_MAX;
+    const int64_t chunk = it.chunk > 0 ? (int64_t{key} / it.chunk + 1) * it.chunk : INT64_MAX;
+    return window < chunk ? window : chunk;
+}
+
+// Scores, probabilities and weighted values of rows [from, to) with the keys of one block.
+struct Rows64 {
+    int key, count, from, to;
+    float *q, *s, *ml, *o;
+};
+AI void softmax_rows(const AttendItem& it, const Rows64& b, int dv) {
+    for (int r = b.from; r < b.to; r++) {
+        const int pos = it.first_pos + r / it.group, last = pos + 1 - b.key, first = first_seen(it, pos) - b.key;
+        softmax_step(b.s + r * kKeyBlock, b.ml + 2 * r, b.o + r * dv, dv, first > 0 ? first : 0,
+                     last < b.count ? last : b.count);
+    }
+}
+template <CacheType C>
+AI void block_many(const AttendItem& it, const Rows64& b, float* kt, float* v) {
+    const int dk = dpad(it.head_dim), dv = dpad(it.value_dim), n = b.to - b.from;
+    load_keys<C>(it, b.key, b.count, kt, v);
+    gemm_f32(kt, kKeyBlock, b.q + b.from * dk, dk, n, dk, b.s + b.from * kKeyBlock, kKeyBlock, kKeyBlock, true);
+    softmax_rows(it, b, dv);
+    gemm_f32(v, dv, b.s + b.from * kKeyBlock, kKeyBlock, n, kKeyBlock, b.o + b.from * dv, dv, dv, false);
+}
+template <CacheType C, int T>
+void block_few(const AttendItem& it, const Rows64& b) {
+    score_few<C, T>(it, b.key, b.count, b.to, b.q, b.s);
+    softmax_rows(it, b, it.value_dim);
+    weigh_few<C, T>(it, b.key, b.count, b.to, b.s, b.o);
+}
+
+template <CacheType C>
+void attend_keys(const AttendItem& it, uint8_t* scratch) {
     const int dk = dpad(it.head_dim), dv = dpad(it.value_dim), rows = it.tokens * it.group;
+    const bool few = rows <= kFewRows && it.head_dim == dk && it.value_dim == dv;
+    const int step = rows == 1 ? 1 : rows == 2 ? 2 : rows <= 4 ? 4 : kRowGroup;
+    const int padded = few ? (rows + step - 1) / step * step : rows;
     float* kt = reinterpret_cast<float*>(scratch);
     float* v = kt + dk * kKeyBlock;
     float* q = v + dv * kKeyBlock;
-    float* s = q + rows * dk;
-    float* run = s + rows * kKeyBlock;
-    float* run_ml = run + rows * dv;
-    float* o = it.partial_out ? it.partial_out : run_ml + rows * 2;
-    float* ml = it.partial_ml ? it.partial_ml : o + rows * dv;
+    float* s = q + padded * dk;
+    float* run = s + padded * kKeyBlock;
+    float* run_ml = run + padded * dv;
+    float* o = run_ml + padded * 2;
+    float* ml = o + padded * dv;
     const VF scale = setf(it.scale * 1.44269504f);  // scores in powers of two
     for (int r = 0; r < rows; r++) {
         const float* src = it.q + (r / it.group) * it.q_stride + (r % it.group) * it.head_dim;
         for (int d = 0; d < dk; d += 16) stf(q + r * dk + d, mulf(load_part(src + d, it.head_dim - d), scale));
     }
-    clear_rows(ml, o, rows, dv);
+    for (int i = rows * dk; i < padded * dk; i += 16) stf(q + i, setf(0.f));
+    for (int i = rows * kKeyBlock; i < padded * kKeyBlock; i += 16) stf(s + i, setf(0.f));
+    clear_rows(ml, o, padded, dv);
     clear_rows(run_ml, run, rows, dv);
-    int from = 0;  // first row that sees anything of the current part
+    int part_from = 0;  // first row that sees anything of the current part
     for (int key = it.key0; key < it.key1; key += kKeyBlock) {
-        const int count = it.key1 - key < kKeyBlock ? it.key1 - key : kKeyBlock;
-        // Rows whose token is before this block see nothing of it: they are a prefix.
-        const int skip = key > it.first_pos ? (key - it.first_pos) * it.group : 0, n = rows - skip;
-        load_keys(it, key, count, kt, v);
-        gemm_f32(kt, kKeyBlock, q + skip * dk, dk, n, dk, s + skip * kKeyBlock, kKeyBlock, kKeyBlock, true);
-        for (int r = skip; r < rows; r++) {
-            const int pos = it.first_pos + r / it.group;
-            const int last = pos + 1 - key, first = it.window > 0 ? pos + 1 - it.window - key : 0;
-            softmax_step(s + r * kKeyBlock, ml + 2 * r, o + r * dv, dv, first > 0 ? first : 0, last < count ? last : count);
+        Rows64 b{key, it.key1 - key < kKeyBlock ? it.key1 - key : kKeyBlock, 0, rows, q, s, ml, o};
+        if (few) {
+            switch (step) {
+                case 1: block_few<C, 1>(it, b); break;
+                case 2: block_few<C, 2>(it, b); break;
+                case 4: block_few<C, 4>(it, b); break;
+                default: block_few<C, kRowGroup>(it, b);
+            }
+        } else {
+            // Rows that see nothing of this block: tokens before it, and tokens whose window or chunk is behind it.
+            const int64_t end = last_seer(it, key + b.count - 1) - it.first_pos;
+            b.from = key > it.first_pos ? (key - it.first_pos) * it.group : 0;
+            b.to = end < it.tokens ? static_cast<int>(end < 0 ? 0 : end) * it.group : rows;
+            if (b.from < b.to) block_many<C>(it, b, kt, v);
         }
-        gemm_f32(v, dv, s + skip * kKeyBlock, kKeyBlock, n, kKeyBlock, o + skip * dv, dv, dv, false);
         const bool part_ends = (key + kKeyBlock) % kSplitKeys == 0 || key + kKeyBlock >= it.key1;
         if (it.partial_out || !part_ends) continue;
-        for (int r = from; r < rows; r++) fold(run_ml + 2 * r, run + r * dv, ml + 2 * r, o + r * dv, dv);
+        for (int r = part_from; r < rows; r++) fold(run_ml + 2 * r, run + r * dv, ml + 2 * r, o + r * dv, dv);
         clear_rows(ml, o, rows, dv);
-        from = key + kKeyBlock > it.first_pos ? (key + kKeyBlock - it.first_pos) * it.group : 0;
+        part_from = key + kKeyBlock > it.first_pos ? (key + kKeyBlock - it.first_pos) * it.group : 0;
     }
-    if (it.partial_out) return;
+    if (it.partial_out) {
+        __builtin_memcpy(it.partial_out, o, sizeof(float) * static_cast<size_t>(rows) * dv);
+        __builtin_memcpy(it.partial_ml, ml, sizeof(float) * 2 * static_cast<size_t>(rows));
+        return;
+    }
     for (int r = 0; r < rows; r++)
-        finish_row(run_ml + 2 * r, run + r * dv, it.out + (r / it.group) * it.out_stride + (r % it.group) * it.value_dim,
-                   it.value_dim);
+        finish_row(run_ml + 2 * r, run + r * dv, it.sinks ? it.sinks + r % it.group : nullptr,
+                   it.out + (r / it.group) * it.out_stride + (r % it.group) * it.value_dim, it.value_dim);
+}
+
+inline void attend_item(const AttendItem& it, uint8_t* scratch) {
+    switch (it.type) {
+        case CacheType::F32: return attend_keys<CacheType::F32>(it, scratch);
+        case CacheType::F16: return attend_keys<CacheType::F16>(it, scratch);
+        case CacheType::BF16: return attend_keys<CacheType::BF16>(it, scratch);
+        case CacheType::Q8: return attend_keys<CacheType::Q8>(it, scratch);
+    }
 }
 
 // parts x rows partial results, part-major; folded into the first in part order.
-inline void merge_parts(float* ml, float* sums, int parts, int rows, int value_dim, int group, float* out,
-                        size_t out_stride) {
+inline void merge_parts(float* ml, float* sums, int parts, int rows, int value_dim, int group, const float* sinks,
+                        float* out, size_t out_stride) {
     const int dp = dpad(value_dim);
     for (int r = 0; r < rows; r++) {
         for (int p = 1; p < parts; p++) {
             const size_t at = static_cast<size_t>(p) * rows + r;
             fold(ml + 2 * r, sums + static_cast<size_t>(r) * dp, ml + 2 * at, sums + at * dp, dp);
         }
-        finish_row(ml + 2 * r, sums + static_cast<size_t>(r) * dp, out + (r / group) * out_stride + (r % group) * value_dim,
-                   value_dim);
+        finish_row(ml + 2 * r, sums + static_cast<size_t>(r) * dp, sinks ? sinks + r % group : nullptr,
+                   out + (r / group) * out_stride + (r % group) * value_dim, value_dim);
     }
 }

@@ -156,29 +156,9 @@ inline void rope_row(float* x, int width, const float* cosine, const float* sine
     }
 }
 
-inline void cache_row(const float* x, int n, void* out, CacheType type) {
-    if (type == CacheType::F32) {
-        __builtin_memcpy(out, x, 4 * static_cast<size_t>(n));
-        return;
-    }
-    uint16_t* o = static_cast<uint16_t*>(out);
-    int i = 0;
-    for (; i + 16 <= n; i += 16) sth(o + i, ldf(x + i));
-    if (i == n) return;
-    uint16_t tmp[16];
-    sth(tmp, load_part(x + i, n - i));
-    for (int j = 0; i + j < n; j++) o[i + j] = tmp[j];
-}
-
-inline void uncache_row(const void* row, int n, float* out, CacheType type) {
-    if (type == CacheType::F32) {
-        __builtin_memcpy(out, row, 4 * static_cast<size_t>(n));
-        return;
-    }
-    const uint16_t* p = static_cast<const uint16_t*>(row);
-    int i = 0;
-    for (; i + 16 <= n; i += 16) stf(out + i, ldh(p + i));
-    for (; i < n; i++) out[i] = half_to_float(p[i]);
+inline void sigmoid_gate(float* x, const float* gate, int n) {
+    for (int i = 0; i < n; i += 16)
+        store_part(x + i, mulf(load_part(x + i, n - i), sigmoid(load_part(gate + i, n - i))), n - i);
 }
 
 inline uint64_t sum_bytes(const uint8_t* p, size_t bytes) {

@@ -79,6 +79,16 @@ AI void sth(uint16_t* p, VF x) {
     _mm_storeu_si128(q, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128(q + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
+AI VF ld8(const void* p) {
+    const __m128i b = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)))};
+}
+AI VF bch(const void* p) {
+    uint16_t h;
+    __builtin_memcpy(&h, p, 2);
+    const __m256 r = _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(h)));
+    return {r, r};
+}
 AI __m256 ldb1(const uint16_t* p) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));

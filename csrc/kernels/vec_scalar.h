@@ -58,6 +58,9 @@ AI VF fma(VF a, VF b, VF c) { KT_LANES c.v[i] += a.v[i] * b.v[i]; return c; }
 AI VF absf(VF a) { KT_LANES a.v[i] = __builtin_fabsf(a.v[i]); return a; }
 AI VF ldh(const uint16_t* p) { VF r; KT_LANES r.v[i] = half_to_float(p[i]); return r; }
 AI void sth(uint16_t* p, VF a) { KT_LANES p[i] = float_to_half(a.v[i]); }
+// 16 signed bytes; a half-precision number in all lanes (any address).
+AI VF ld8(const void* p) { VF r; KT_LANES r.v[i] = static_cast<const int8_t*>(p)[i]; return r; }
+AI VF bch(const void* p) { uint16_t h; __builtin_memcpy(&h, p, 2); return setf(half_to_float(h)); }
 AI VF ldb(const uint16_t* p) { VF r; KT_LANES r.v[i] = bf16_to_float(p[i]); return r; }
 // Sums in the order of a halving tree, as the wide versions do.
 AI float hsum(VF a) { for (int n = 8; n; n /= 2) for (int i = 0; i < n; i++) a.v[i] += a.v[i + n]; return a.v[0]; }
