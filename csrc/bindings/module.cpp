@@ -64,8 +64,9 @@ void bind_blocks(py::module_& m) {
                          const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm, float qk_eps,
                          const std::optional<Floats>& q_bias, const std::optional<Floats>& k_bias,
                          const std::optional<Floats>& v_bias, const std::optional<Floats>& o_bias, int window,
-                         bool residual, bool exact) {
-                 AttentionBlock::Config c{{heads, kv_heads, head_dim, softmax_scale, window},
+                         bool residual, bool exact, int chunk, const std::optional<Floats>& sinks,
+                         float temperature_scale, float temperature_span, bool norm_after_rope, SharedMatrix gate) {
+                 AttentionBlock::Config c{{heads, kv_heads, head_dim, softmax_scale, window, 0, 0, 0, chunk, nullptr},
                                           is_interleaved(pairing),
                                           inv_freq.size() ? to_vector(inv_freq) : Vector{},
                                           rope_scale,
@@ -79,7 +80,12 @@ void bind_blocks(py::module_& m) {
                                           to_vector(v_bias),
                                           to_vector(o_bias),
                                           residual,
-                                          exact};
+                                          exact,
+                                          norm_after_rope,
+                                          to_vector(sinks),
+                                          temperature_scale,
+                                          temperature_span,
+                                          gate};
                  return std::make_unique<AttentionBlock>(pool, q, k, v, o, std::move(c));
              }),
              py::arg("pool").none(false), py::arg("q").none(false), py::arg("k").none(false), py::arg("v").none(false),
@@ -88,7 +94,9 @@ void bind_blocks(py::module_& m) {
              py::arg("norm") = py::none(), py::arg("norm_eps") = 0.0f, py::arg("q_norm") = py::none(),
              py::arg("k_norm") = py::none(), py::arg("qk_eps") = 0.0f, py::arg("q_bias") = py::none(),
              py::arg("k_bias") = py::none(), py::arg("v_bias") = py::none(), py::arg("o_bias") = py::none(),
-             py::arg("window") = 0, py::arg("residual") = true, py::arg("exact") = false)
+             py::arg("window") = 0, py::arg("residual") = true, py::arg("exact") = false, py::arg("chunk") = 0,
+             py::arg("sinks") = py::none(), py::arg("temperature_scale") = 0.0f, py::arg("temperature_span") = 0.0f,
+             py::arg("norm_after_rope") = false, py::arg("gate") = py::none())
         .def(
             "forward",
             [](AttentionBlock& self, uintptr_t x, uintptr_t out, Step& step, uintptr_t k, uintptr_t v,
@@ -264,6 +272,10 @@ PYBIND11_MODULE(_native, m) {
         const FormatInfo& f = info(parse_format(format));
         return packed_block_bytes(f) / (static_cast<double>(kPanelRows) * f.packed_k / f.block * f.block_bytes);
     }, py::arg("format"));
+    m.def("cache_row_bytes", [](const std::string& kv_dtype, int width) {
+        check(width > 0 && width <= 1 << 20, "width must be positive");
+        return cache_row_bytes(parse_cache_type(kv_dtype), width);
+    });
     bind_weights(m);
     bind_blocks(m);
     bind_experts(m);

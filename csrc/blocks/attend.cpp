@@ -48,6 +48,7 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
         max_rows = std::max(max_rows, rows);
         for (int h = 0; h < s.kv_heads; h++) {
             it.kv_head = h;
+            it.key_end = end;
             it.sinks = s.sinks ? s.sinks + h * group : nullptr;
             it.q = q + static_cast<size_t>(token) * q_stride + static_cast<size_t>(h) * group * it.head_dim;
             it.out = out + static_cast<size_t>(token) * out_stride + static_cast<size_t>(h) * group * it.value_dim;

@@ -2,6 +2,7 @@
 #include "blocks/attention.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace ktcore {
 namespace {
@@ -29,7 +30,11 @@ AttentionBlock::AttentionBlock(EnginePtr engine, Weight q, Weight k, Weight v, W
     check(vo.cols == vq.rows, "o must have heads * head_dim columns");
     check(!c_.residual || vo.rows == vq.cols, "a residual needs o's rows to equal q's columns");
     check(static_cast<int>(2 * c_.inv_freq.size()) <= s.head_dim, "inv_freq is longer than half of head_dim");
-    check(s.window >= 0, "window must not be negative");
+    check(s.window >= 0 && s.chunk >= 0, "window and chunk must not be negative");
+    check(c_.temperature_span >= 0.f, "the temperature's span must not be negative");
+    check(!c_.gate || (c_.gate->view().rows == vq.rows && c_.gate->view().cols == vq.cols), "gate must have q's shape");
+    check_length(c_.sinks, s.heads, "sinks");
+    c_.shape.sinks = data_or_null(c_.sinks);
     check_length(c_.norm, vq.cols, "norm");
     check_length(c_.q_norm, s.head_dim, "q_norm");
     check_length(c_.k_norm, s.head_dim, "k_norm");
@@ -47,15 +52,16 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
     const int n = step.tokens(), hidden = vq.cols;
     const size_t count = static_cast<size_t>(n), q_width = static_cast<size_t>(vq.rows),
                  kv_width = static_cast<size_t>(vk.rows), ldx = static_cast<size_t>(hidden);
-    const bool any_float = needs_float(vq, c_.exact) || needs_float(vk, c_.exact) || needs_float(vv, c_.exact);
-    const bool any_int8 = !needs_float(vq, c_.exact) || !needs_float(vk, c_.exact) || !needs_float(vv, c_.exact);
+    bool any_float = false, any_int8 = false;
+    for (const PackedMatrix* w : {q_.get(), k_.get(), v_.get(), c_.gate.get()})
+        if (w) (needs_float(w->view(), c_.exact) ? any_float : any_int8) = true;
     const bool normed = any_float && !c_.norm.empty(), out_int8 = !needs_float(vo, c_.exact);
     std::lock_guard<std::mutex> hold(e.pool.mutex());
     step.check_pages(cache.num_pages, cache.page_size);
     reserve_products(e);
     Rows in{x, ldx, {nullptr, act_stride(padded_k(hidden)), padded_k(hidden)}};
     Rows mid{nullptr, q_width, {nullptr, act_stride(padded_k(vo.cols)), padded_k(vo.cols)}};
-    float *rows = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *context = nullptr;
+    float *rows = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *context = nullptr, *gate = nullptr;
     Carver carver;
     carver.want(&in.act.base, any_int8 ? in.act.stride * count : 0);
     carver.want(&mid.act.base, out_int8 ? mid.act.stride * count : 0);
@@ -64,20 +70,23 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
     carver.want(&k, count * kv_width);
     carver.want(&v, count * kv_width);
     carver.want(&context, count * q_width);
+    carver.want(&gate, c_.gate ? count * q_width : 0);
     carver.carve(e.pool);
     if (normed) in.x = rows;
     mid.x = context;
     prepare_rows(e, x, ldx, n, hidden, c_.norm, c_.norm_eps, any_int8 ? &in.act : nullptr, normed ? rows : nullptr);
-    const Product qkv[3] = {{&vq, q, q_width, data_or_null(c_.q_bias), nullptr, 0},
-                            {&vk, k, kv_width, data_or_null(c_.k_bias), nullptr, 0},
-                            {&vv, v, kv_width, data_or_null(c_.v_bias), nullptr, 0}};
-    run_products(e, in, n, c_.exact, qkv, 3);
+    const Product qkvg[4] = {{&vq, q, q_width, data_or_null(c_.q_bias), nullptr, 0},
+                             {&vk, k, kv_width, data_or_null(c_.k_bias), nullptr, 0},
+                             {&vv, v, kv_width, data_or_null(c_.v_bias), nullptr, 0},
+                             {c_.gate ? &c_.gate->view() : nullptr, gate, q_width, nullptr, nullptr, 0}};
+    run_products(e, in, n, c_.exact, qkvg, c_.gate ? 4 : 3);
 
     const int half = static_cast<int>(c_.inv_freq.size());
     const float* turns = half ? step.rotations(c_.inv_freq, c_.rope_scale) : nullptr;
     const auto rotate = [&](float* head, const Vector& norm, const float* turn) {
+        if (half && c_.norm_after_rope) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
         if (!norm.empty()) kn.rms_norm(head, s.head_dim, norm.data(), c_.qk_eps, head, s.head_dim);
-        if (half) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
+        if (half && !c_.norm_after_rope) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
     };
     const size_t row_bytes = cache_row_bytes(cache.type, s.head_dim);
     const auto append = [&](int t) {
@@ -86,6 +95,11 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
         for (int h = 0; h < s.heads; h++) rotate(q + at * q_width + h * s.head_dim, c_.q_norm, turn);
         const int seq = step.sequence_of(t);
         const int pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
+        if (c_.temperature_span > 0.f) {
+            const float steps = std::floor((static_cast<float>(pos) + 1.f) / c_.temperature_span);
+            const float factor = std::log1p(steps) * c_.temperature_scale + 1.f;
+            for (size_t i = 0; i < q_width; i++) q[at * q_width + i] *= factor;
+        }
         const size_t page = static_cast<size_t>(step.blocks(seq)[pos / cache.page_size]);
         for (int h = 0; h < s.kv_heads; h++) {
             float* key = k + at * kv_width + h * s.head_dim;
@@ -104,6 +118,10 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
         });
     }
     attend(e, s, step, cache, q, context, plan_);
+    if (c_.gate)
+        e.pool.run(n, [&](int t, int) {
+            kn.sigmoid_gate(context + static_cast<size_t>(t) * q_width, gate + static_cast<size_t>(t) * q_width, vq.rows);
+        });
     if (out_int8) prepare_rows(e, context, q_width, n, vo.cols, {}, 0.f, &mid.act, nullptr);
     const size_t ldo = static_cast<size_t>(vo.rows);
     const Product o{&vo, out, ldo, data_or_null(c_.o_bias), c_.residual ? x : nullptr, ldo};

@@ -68,6 +68,11 @@ class AttentionBlock {
         float norm_eps, qk_eps;
         Vector q_bias, k_bias, v_bias, o_bias;
         bool residual, exact;
+        bool norm_after_rope = false;
+        Vector sinks;  // as AttendShape's, kept here
+        // Queries at position p grow by 1 + scale * ln(1 + floor((p + 1) / span)); span 0: they do not.
+        float temperature_scale = 0.f, temperature_span = 0.f;
+        Weight gate = nullptr;  // null, or [heads * head_dim, hidden]: its sigmoid multiplies what o gets
     };
     AttentionBlock(EnginePtr engine, Weight q, Weight k, Weight v, Weight o, Config config);
     // x, out [step.tokens()][hidden]; out may be x. Appends this step's keys and values to the cache.

@@ -142,6 +142,7 @@ struct AttendItem {
     int tokens;     // queries of this item
     int first_pos;  // context index of its first query
     int key0, key1;
+    int key_end;  // keys of the context that others of its items read next: what is worth reading ahead
     int window;  // 0: none; else a query sees the last `window` keys, itself included
     int chunk;   // 0: none; else a query sees no key before the last multiple of `chunk` at or before itself
     const float* sinks;  // null, or a logit for each query head of the group that takes part in the softmax alone

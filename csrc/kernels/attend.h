@@ -43,13 +43,27 @@ void load_keys(const AttendItem& it, int key0, int count, float* kt, float* v) {
 // Few rows (decode): what a key costs is reading it, so it goes from the cache to registers and is used there. The sums
 // run in the order of the float tile: a row's result is the same to the last bit either way.
 constexpr int kFewRows = 32, kRowGroup = 8;
+constexpr int kReadAheadKeys = 128;  // 64 to 256 read equally fast
+
+// Cache lines of keys and values ahead, asked for a few at a time: 16 rows of both at once are more than a core has open
+// misses for. One Zen 5 core reads a half-precision cache of 16k tokens at 15.7 GB/s so, 6.5 with a burst a block.
+struct KeysAhead {
+    const uint8_t* at[2] = {};
+    size_t left[2] = {};
+
+    AI void step(int lines) {
+        for (int w = 0; w < 2; w++)
+            for (int i = 0; i < lines && left[w]; i++, left[w]--, at[w] += 64) touch(at[w]);
+    }
+};
 
 // s [T][64]: scores of T rows of q [T][dk] with 16 keys.
 template <CacheType C, int T>
-AI void score16(const uint8_t* const* keys, int dk, int width, const float* q, float* s) {
+AI void score16(const uint8_t* const* keys, int dk, int width, const float* q, float* s, KeysAhead& ahead, int lines) {
     VF sum[T];
     UNR for (int t = 0; t < T; t++) sum[t] = setf(0.f);
     for (int d = 0; d < dk; d += 16) {
+        ahead.step(lines);
         VF m[16];
         UNR for (int i = 0; i < 16; i++) m[i] = cache_load<C, true>(keys[i], d, 16, width);
         transpose16(m);
@@ -78,13 +92,17 @@ template <CacheType C, int T>
 void score_few(const AttendItem& it, int key0, int count, int rows, const float* q, float* s) {
     const int dk = it.head_dim;
     const size_t bytes = cache_row_bytes(C, it.k_row), v_bytes = cache_row_bytes(C, it.v_row);
+    const size_t lines = (16 * bytes + 63) / 64, v_lines = it.v_pages == it.k_pages ? 0 : (16 * v_bytes + 63) / 64;
+    const int pace = static_cast<int>((lines * 16 + static_cast<size_t>(dk) - 1) / static_cast<size_t>(dk));
     for (int j = 0; j < count; j += 16) {
         const uint8_t* keys[16];
-        const int left = it.key1 - key0 - kKeyBlock - j;
-        prefetch_rows(it.k_pages, it, key0 + kKeyBlock + j, left, bytes);
-        if (it.v_pages != it.k_pages) prefetch_rows(it.v_pages, it, key0 + kKeyBlock + j, left, v_bytes);
+        KeysAhead ahead;
+        const int next = key0 + kReadAheadKeys + j;
+        if (next + 16 <= it.key_end && it.page_size % 16 == 0) {
+            ahead = {{cache_slot(it.k_pages, it, next, bytes), cache_slot(it.v_pages, it, next, v_bytes)}, {lines, v_lines}};
+        }
         cache_rows(it.k_pages, it, key0 + j, count - j, bytes, keys);
-        for (int r = 0; r < rows; r += T) score16<C, T>(keys, dk, it.k_row, q + r * dk, s + r * kKeyBlock + j);
+        for (int r = 0; r < rows; r += T) score16<C, T>(keys, dk, it.k_row, q + r * dk, s + r * kKeyBlock + j, ahead, pace);
     }
 }
 

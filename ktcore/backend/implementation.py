@@ -92,6 +92,10 @@ class Implementation(ABC):
         """For what owns recurrent states: bytes a sequence takes in them."""
         return 0
 
+    def cache_bytes(self, spec: Any, options: Mapping[str, Any]) -> int:
+        """The same under a rule's `options`; the default says that they change nothing."""
+        return self.cache_bytes_per_token(spec)
+
 
 @runtime_checkable
 class StateOwner(Protocol):

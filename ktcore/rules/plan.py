@@ -75,7 +75,7 @@ class Choice:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that it owns, a token."""
-        return self.implementation.cache_bytes_per_token(self.node.spec)
+        return self.implementation.cache_bytes(self.node.spec, self.options)
 
     @property
     def state_bytes(self) -> int:

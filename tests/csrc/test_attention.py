@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from ktcore_cpu import _native
 
 from .blocks import F32, random_blocks, reference
@@ -26,6 +28,11 @@ class Layer:
     pairing: str = "half"
     rotary: int = 64
     window: int = 0
+    chunk: int = 0
+    sinks: bool = False
+    temperature: tuple[float, float] = (0.0, 0.0)  # scale and span
+    norm_last: bool = False
+    gated: bool = False
     format: str = "F32"
     extras: bool = False
     kv_dtype: str = "f32"
@@ -39,6 +46,8 @@ class Layer:
             "v": (self.kv_heads * self.dim, self.hidden),
             "o": (self.hidden, self.heads * self.dim),
         }
+        if self.gated:
+            shapes["gate"] = shapes["q"]
         packed = {}
         for seed, (name, (rows, cols)) in enumerate(shapes.items()):
             raw = random_blocks(self.format, rows, cols, seed)
@@ -51,7 +60,10 @@ class Layer:
         rng = np.random.default_rng(9)
         options: dict[str, Any] = {}
         names = {"norm": self.hidden, "q_norm": self.dim, "k_norm": self.dim}
-        names |= {f"{n}_bias": s[0] for n, s in shapes.items()}
+        names |= {f"{n}_bias": s[0] for n, s in shapes.items() if n != "gate"}
+        if self.sinks:
+            options["sinks"] = (3 * rng.standard_normal(self.heads)).astype(np.float32)
+            self.w["sinks"] = torch.from_numpy(options["sinks"]).double()
         for name, size in names.items() if self.extras else [("norm", self.hidden)]:
             options[name] = (1 + 0.3 * rng.standard_normal(size)).astype(np.float32)
             self.w[name] = torch.from_numpy(options[name]).double()
@@ -59,12 +71,14 @@ class Layer:
         self.block = _native.AttentionBlock(
             pool, packed["q"], packed["k"], packed["v"], packed["o"], self.heads, self.kv_heads, self.dim, self.pairing,
             self.inv_freq, 1.0 if not self.extras else 1.1, softmax_scale=self.dim**-0.5, norm_eps=1e-5, qk_eps=1e-6,
-            window=self.window, residual=True, exact=exact, **options,
+            window=self.window, residual=True, exact=exact, chunk=self.chunk, temperature_scale=self.temperature[0],
+            temperature_span=self.temperature[1], norm_after_rope=self.norm_last, gate=packed.get("gate"), **options,
         )  # fmt: skip
         self.pages = pages
-        dtype = np.float16 if self.kv_dtype == "f16" else np.float32
-        self.k = np.full((pages, self.kv_heads, self.page, self.dim), np.nan, dtype)
-        self.v = np.full_like(self.k, np.nan)
+        # all bits set: NaN in every type, and in a scale
+        width = _native.cache_row_bytes(self.kv_dtype, self.dim)
+        self.k = np.full((pages, self.kv_heads, self.page, width), 255, np.uint8)
+        self.v = self.k.copy()
         return self
 
     def run(self, x: F32, step: _native.Step) -> F32:
@@ -90,11 +104,22 @@ class Layer:
         def project(name: str, heads: int) -> torch.Tensor:
             y = n @ w[name].T + (w[f"{name}_bias"] if self.extras else 0)
             y = y.view(t, heads, self.dim)
-            if self.extras and name != "v":
+            if name == "v":
+                return y
+            if self.norm_last:
+                y = self.rotate(y)
+            if self.extras:
                 y = rms(y, w[f"{name}_norm"], 1e-6)
-            return y if name == "v" else self.rotate(y)
+            return y if self.norm_last else self.rotate(y)
 
         q, k, v = project("q", self.heads), project("k", self.kv_heads), project("v", self.kv_heads)
+        if self.temperature[1]:
+            q = (
+                q
+                * (torch.log1p((torch.arange(1, t + 1) // self.temperature[1]).double()) * self.temperature[0] + 1)[
+                    :, None, None
+                ]
+            )
         group = self.heads // self.kv_heads
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         scores = torch.einsum("qhd,khd->hqk", q, k) * self.dim**-0.5
@@ -102,8 +127,15 @@ class Layer:
         seen = at[None] <= at[:, None]
         if self.window:
             seen &= at[None] > at[:, None] - self.window
-        mixed = torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
-        y = mixed.reshape(t, -1) @ w["o"].T + (w["o_bias"] if self.extras else 0)
+        if self.chunk:
+            seen &= at[None] // self.chunk == at[:, None] // self.chunk
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if self.sinks:
+            scores = torch.cat((scores, w["sinks"][:, None, None].expand(-1, t, 1)), -1)
+        mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :t], v).reshape(t, -1)
+        if self.gated:
+            mixed = mixed * (n @ w["gate"].T).sigmoid()
+        y = mixed @ w["o"].T + (w["o_bias"] if self.extras else 0)
         return (h + y).numpy()
 
     def rotate(self, y: torch.Tensor) -> torch.Tensor:
@@ -144,6 +176,13 @@ CASES = {
     "no rotary": {"rotary": 0},
     "norms and biases": {"extras": True},
     "window": {"window": 37},
+    "chunk": {"chunk": 48},
+    "chunk off the blocks, window": {"chunk": 29, "window": 17},
+    "sinks": {"sinks": True},
+    "sinks in a window": {"sinks": True, "window": 20, "heads": 4},
+    "gate": {"gated": True},
+    "temperature without rotary": {"rotary": 0, "temperature": (0.3, 16.0)},
+    "norm after rotary": {"extras": True, "norm_last": True, "pairing": "interleaved"},
     "wide heads": {"dim": 128, "rotary": 128, "heads": 4, "kv_heads": 4},
     "odd heads": {"dim": 24, "rotary": 16, "hidden": 50, "heads": 5, "kv_heads": 1},
     "tiny heads": {"dim": 8, "rotary": 8, "hidden": 20, "heads": 2, "kv_heads": 2, "page": 48},
@@ -151,7 +190,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "q8"])
 def test_prefill_then_decode_equals_plain_attention(pool: _native.Pool, case: str, kv_dtype: str) -> None:
     layer = Layer(kv_dtype=kv_dtype, **CASES[case]).build(pool)  # type: ignore[arg-type]
     total = 150 if layer.dim < 128 else 70
@@ -159,7 +198,7 @@ def test_prefill_then_decode_equals_plain_attention(pool: _native.Pool, case: st
     table = ints(np.random.default_rng(5).permutation(40)[:8])
     cuts = [0, 40, 41, 44, 100, 101, total] if total == 150 else [0, 40, 41, total]
     got = np.concatenate([layer.run(x[a:b], one(a, b - a, table)) for a, b in pairwise(cuts)])
-    tolerance = 2e-5 if kv_dtype == "f32" else 5e-3
+    tolerance = {"f32": 2e-5, "f16": 5e-3, "bf16": 4e-2, "q8": 4e-2}[kv_dtype]
     np.testing.assert_allclose(got, layer.expected(x), atol=tolerance, rtol=0)
 
 
@@ -172,6 +211,58 @@ def test_long_contexts_are_cut_into_parts_without_a_trace(pool: _native.Pool) ->
     for at in (0, 63, 255, 256, 257, 300, 511, 512, 699):
         np.testing.assert_array_equal(layer.run(x[at : at + 1], one(at, 1, table)), whole[at : at + 1])
     np.testing.assert_array_equal(layer.run(x[500:503], one(500, 3, table)), whole[500:503])
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "bf16", "q8"])
+@pytest.mark.parametrize("mask", [{}, {"chunk": 300}, {"window": 130, "sinks": True}, {"sinks": True}])
+def test_decode_is_prefill_to_the_last_bit(pool: _native.Pool, kv_dtype: str, mask: dict[str, Any]) -> None:
+    layer = Layer(heads=4, kv_heads=1, dim=32, rotary=32, hidden=32, page=64, kv_dtype=kv_dtype, **mask).build(pool)
+    x = hidden_rows(650, 32)
+    table = ints(np.random.default_rng(6).permutation(40)[:11])
+    whole = layer.run(x, one(0, 650, table))
+    np.testing.assert_allclose(whole, layer.expected(x), atol=4e-2, rtol=0)
+    for at in (0, 15, 299, 300, 301, 649):
+        np.testing.assert_array_equal(layer.run(x[at : at + 1], one(at, 1, table)), whole[at : at + 1])
+    np.testing.assert_array_equal(layer.run(x[598:602], one(598, 4, table)), whole[598:602])
+
+
+@pytest.mark.parametrize("dim", [128, 64, 24])
+def test_eight_bit_rows_are_what_gguf_makes_of_them(pool: _native.Pool, dim: int) -> None:
+    """v has no norm and no rotation: with identity weights its cached rows are x itself, as Q8_0."""
+    eye = _native.PackedMatrix.pack(pool, "F32", dim, dim, np.eye(dim, dtype=np.float32).view(np.uint8))
+    block = _native.AttentionBlock(
+        pool, eye, eye, eye, eye, 1, 1, dim, "half", np.empty(0, np.float32), softmax_scale=1.0, exact=True
+    )
+    x = hidden_rows(32, dim) * np.float32(7)
+    x[3, 5] = 600  # an outlier costs its own 32 values only
+    codes = -(-dim // 32) * 32
+    k = np.zeros((1, 1, 32, codes + codes // 16), np.uint8)
+    v, out = k.copy(), np.empty_like(x)
+    block.forward(x.ctypes.data, out.ctypes.data, one(0, 32, ints([0])), k.ctypes.data, v.ctypes.data, 1, 32, "q8")
+    rows = v[0, 0]
+    scale = np.ascontiguousarray(rows[:, codes:]).view(np.float16).astype(np.float32).repeat(32, 1)
+    ours = (np.ascontiguousarray(rows[:, :codes]).view(np.int8).astype(np.float32) * scale)[:, :dim]
+    padded = np.pad(x, ((0, 0), (0, codes - dim)))
+    theirs = dequantize(quantize(padded, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)[:, :dim]
+    ties = ours != theirs  # a product that rounds to a half exactly, and which way it goes
+    assert ties.mean() < 0.002
+    np.testing.assert_allclose(ours, theirs, atol=np.abs(x).max() / 127 * 1.01, rtol=0)
+    np.testing.assert_array_equal(k, v)
+
+
+def test_eight_bit_cache_is_close_at_long_context(pool_of: Callable[..., _native.Pool]) -> None:
+    """2000 tokens with outlier channels, as keys of real models have: against fp64 attention."""
+    errors = {}
+    for kv_dtype in ("f16", "bf16", "q8"):
+        layer = Layer(heads=4, kv_heads=2, dim=128, rotary=128, hidden=64, page=64, kv_dtype=kv_dtype)
+        layer.build(pool_of(_native.isa_selected()), pages=32)
+        x = hidden_rows(2000, 64)
+        x[:, 5] *= 8
+        got, want = layer.run(x, one(0, 2000, ints(range(32)))), layer.expected(x)
+        errors[kv_dtype] = float(np.sqrt(((got - want) ** 2).mean() / ((want - x) ** 2).mean()))
+    assert errors["f16"] < 5e-4
+    assert errors["bf16"] < 5e-3
+    assert errors["q8"] < 6e-3, errors
 
 
 def test_windows_are_cut_alike_in_prefill_and_decode(pool: _native.Pool) -> None:

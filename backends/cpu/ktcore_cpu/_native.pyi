@@ -108,6 +108,9 @@ def attend(
 ) -> None:
     """Causal attention of q [tokens, heads, head_dim] over pages that already hold this step's keys and values."""
 
+def cache_row_bytes(kv_dtype: str, width: int) -> int:
+    """Bytes of a cached row of `width` values. A "q8" row: int8 codes to a multiple of 32, then a float16 each 32."""
+
 def dequantize_rows(
     format: str, raw_ptr: int, row_bytes: int, num_rows: int, cols: int, ids: _I64, out_ptr: int
 ) -> None:
@@ -141,6 +144,12 @@ class AttentionBlock:
         norm, q_norm, k_norm: RMSNorm weights [hidden], [head_dim], [head_dim].
         window: a query sees its last `window` keys, itself included; 0 is all.
         residual: add x to the output. exact: no int8 activations.
+        chunk: a query sees keys of its own chunk of so many positions; 0 is all.
+        sinks: float32 [heads], logits that take part in the softmax and have no value.
+        temperature_scale, temperature_span: queries grow by 1 + scale * ln(1 + floor((position + 1) / span)); span 0:
+            they do not.
+        norm_after_rope: q_norm and k_norm come after RoPE.
+        gate: [heads * head_dim, hidden] of norm(x); its sigmoid multiplies what o gets.
     """
 
     def __init__(
@@ -170,6 +179,12 @@ class AttentionBlock:
         window: int = 0,
         residual: bool = True,
         exact: bool = False,
+        chunk: int = 0,
+        sinks: _F32 | None = None,
+        temperature_scale: float = 0.0,
+        temperature_span: float = 0.0,
+        norm_after_rope: bool = False,
+        gate: PackedMatrix | None = None,
     ) -> None: ...
     def forward(
         self,
@@ -182,8 +197,8 @@ class AttentionBlock:
         page_size: int,
         kv_dtype: str,
     ) -> None:
-        """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, kv_heads, page_size, head_dim] of
-        kv_dtype "f16" or "f32"."""
+        """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, kv_heads, page_size] of rows of
+        head_dim values in kv_dtype "f16", "bf16", "f32" or "q8", `cache_row_bytes` each."""
 
 class MLABlock:
     """Latent attention: out = (x +) o(attend(...)); absorbed below 128 new tokens of a sequence, else expanded.

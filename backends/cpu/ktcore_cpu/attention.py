@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.errors import CheckpointError
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import inverse_frequencies
 from ktcore_cpu import packing
 from ktcore_cpu.norm import PostNorm
@@ -17,19 +21,14 @@ if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 
-NOT_YET = {
-    "gate": "an output gate",
-    "norm_after_rope": "query and key norms after RoPE",
-    "sinks": "attention sinks",
-    "temperature": "queries that grow with their position",
-}
-"""Fields of the spec that the native block does not know, and how to say so."""
+KV_TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "q8": torch.uint8}
+"""Cache types and what their pages are made of: q8 rows are bytes, 32 codes to a half-precision scale."""
 
 
 class CpuAttention(Implementation):
-    """Fused, with its own KV cache: pages [pages, kv_heads, page_size, head_dim] in float16, or in float32.
+    """Fused, with its own KV cache: pages [pages, kv_heads, page_size, head_dim].
 
-    Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "f32").
+    Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "bf16", "f32", "q8": 8 bits, as GGUF's Q8_0).
     """
 
     id = "cpu.attention"
@@ -38,20 +37,15 @@ class CpuAttention(Implementation):
     options = packing.OPTIONS | {"kv_dtype"}
 
     def supports(self, spec: AttentionSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format; equal key and value widths; ordinary RMSNorms."""
+        """Every native weight format; equal key and value widths."""
         if spec.cache.key_dim != spec.cache.value_dim:
             return Unsupported("keys and values of different width")
-        if any(n is not None and n.offset for n in (spec.norm, spec.q_norm, spec.k_norm, spec.post_norm)):
-            return Unsupported("a zero-centred norm")
+        if spec.post_norm is not None and spec.post_norm.offset:
+            return Unsupported("a zero-centred norm of the result")
         if spec.q_norm is not None and spec.k_norm is not None and spec.q_norm.eps != spec.k_norm.eps:
             return Unsupported("query and key norms with different eps")
-        for field, words in NOT_YET.items():
-            if getattr(spec, field):
-                return Unsupported(words)
-        if spec.cache.chunk:
-            return Unsupported("attention within chunks of positions")
-        if any(n is not None and not n.weight_format for n in (spec.q_norm, spec.k_norm)):
-            return Unsupported("query and key norms without weights")
+        if spec.gate is not None and spec.gate.bias:
+            return Unsupported("an output gate with a bias")
         return packing.supports_formats(spec)
 
     def page_sizes(self, spec: AttentionSpec) -> tuple[int, ...]:
@@ -60,7 +54,11 @@ class CpuAttention(Implementation):
 
     def cache_bytes_per_token(self, spec: AttentionSpec) -> int:
         """As float16."""
-        return spec.cache.bytes_per_token(2)
+        return self.cache_bytes(spec, {})
+
+    def cache_bytes(self, spec: AttentionSpec, options: Mapping[str, Any]) -> int:
+        """In the type that option `kv_dtype` names."""
+        return 2 * spec.kv_heads * row_bytes(options.get("kv_dtype", "f16"), spec.head_dim)
 
     def load(self, request: LoadRequest) -> CpuAttentionModule:
         """Pack the four projections."""
@@ -77,7 +75,7 @@ class CpuAttentionModule:
         weights = request.weights
         self._spec = spec
         self._hidden = spec.hidden
-        self._kv_dtype: str = request.options.get("kv_dtype", "f16")
+        self._kv_dtype = kv_dtype(request)
         self._k = self._v = torch.empty(0)
         self._page_size = 0
         if spec.rope is None:
@@ -100,10 +98,10 @@ class CpuAttentionModule:
             inv_freq=freq.numpy(),
             rope_scale=factor,
             softmax_scale=spec.scale,
-            norm=packing.vector(weights, "norm.weight"),
+            norm=_norm(request, "norm", spec.norm, spec.hidden),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
-            q_norm=packing.vector(weights, "q_norm.weight"),
-            k_norm=packing.vector(weights, "k_norm.weight"),
+            q_norm=_norm(request, "q_norm", spec.q_norm, spec.head_dim),
+            k_norm=_norm(request, "k_norm", spec.k_norm, spec.head_dim),
             qk_eps=qk_norm.eps if qk_norm else 0.0,
             q_bias=packing.vector(weights, "q.bias"),
             k_bias=packing.vector(weights, "k.bias"),
@@ -112,14 +110,19 @@ class CpuAttentionModule:
             window=spec.cache.window,
             residual=spec.residual and spec.post_norm is None,
             exact=packing.exact(request),
+            chunk=spec.cache.chunk,
+            sinks=packing.vector(weights, "sinks") if spec.sinks else None,
+            temperature_scale=spec.temperature.scale if spec.temperature else 0.0,
+            temperature_span=spec.temperature.span if spec.temperature else 0.0,
+            norm_after_rope=spec.norm_after_rope,
+            gate=packing.pack(request, "gate.weight") if spec.gate is not None else None,
         )
         self._finish = PostNorm(request, spec.post_norm, spec.residual) if spec.post_norm else None
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Reserve KV pages; the system backs them with memory as they are written."""
-        dtype = {"f16": torch.float16, "f32": torch.float32}[self._kv_dtype]
-        shape = (pages, self._spec.kv_heads, page_size, self._spec.head_dim)
-        self._k, self._v = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        shape = (pages, self._spec.kv_heads, page_size)
+        self._k, self._v = (empty_rows(shape, self._spec.head_dim, self._kv_dtype) for _ in range(2))
         self._pages, self._page_size = pages, page_size
         self._k_ptr, self._v_ptr = self._k.data_ptr(), self._v.data_ptr()
 
@@ -137,6 +140,39 @@ class CpuAttentionModule:
             self._kv_dtype,
         )
         return out if self._finish is None else self._finish(x, out)
+
+
+def kv_dtype(request: LoadRequest) -> str:
+    """The cache type that the rule asks for.
+
+    Raises:
+        CheckpointError: there is no such type.
+    """
+    wanted = request.options.get("kv_dtype", "f16")
+    if wanted not in KV_TYPES:
+        raise CheckpointError(f"{request.name}: option kv_dtype={wanted!r}, known are {', '.join(KV_TYPES)}")
+    return str(wanted)
+
+
+def row_bytes(kv_type: str, width: int) -> int:
+    """Bytes of a cached row of `width` values; an unknown type, which `load` refuses, counts as float16."""
+    if kv_type == "q8":
+        return -(-width // 32) * 34
+    return width * (4 if kv_type == "f32" else 2)
+
+
+def empty_rows(shape: tuple[int, ...], width: int, kv_type: str) -> torch.Tensor:
+    """Uninitialised cache rows of `width` values; the last dimension counts elements of the type."""
+    dtype = KV_TYPES[kv_type]
+    return torch.empty((*shape, row_bytes(kv_type, width) // dtype.itemsize), dtype=dtype)
+
+
+def _norm(request: LoadRequest, role: str, spec: RMSNormSpec | None, width: int) -> np.ndarray | None:
+    """What the normalised values are multiplied with: the weight (from zero or one on), ones where there is none."""
+    if spec is None:
+        return None
+    weight = packing.vector(request.weights, f"{role}.weight")
+    return np.ones(width, np.float32) if weight is None else weight + np.float32(spec.offset)
 
 
 def native_step(step: StepBatch) -> _native.Step:

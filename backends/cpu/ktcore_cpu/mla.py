@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ktcore.ops.batch import StepBatch
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import inverse_frequencies
 from ktcore_cpu import packing
-from ktcore_cpu.attention import native_step
+from ktcore_cpu.attention import empty_rows, kv_dtype, native_step, row_bytes
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -25,7 +26,7 @@ KEPT_BYTES = 2
 class CpuMLA(Implementation):
     """Absorbed for up to 127 new tokens of a sequence, expanded from 128 on; the two round differently.
 
-    Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "f32").
+    Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "bf16", "f32", "q8": 8 bits, as GGUF's Q8_0).
     """
 
     id = "cpu.mla"
@@ -42,8 +43,8 @@ class CpuMLA(Implementation):
             return Unsupported("a zero-centred norm")
         if max(spec.latent + spec.rope_dim, spec.nope_dim + spec.rope_dim, spec.value_dim) > 1024:
             return Unsupported("heads wider than 1024")
-        if spec.cache.window:
-            return Unsupported("a sliding window over latents")
+        if spec.cache.window or spec.cache.chunk or spec.cache.sinks:
+            return Unsupported("a window, chunks or sinks over latents")
         return packing.supports_formats(spec)
 
     def packed_bytes(self, spec: MLASpec, stored_bytes: int) -> int:
@@ -56,7 +57,11 @@ class CpuMLA(Implementation):
 
     def cache_bytes_per_token(self, spec: MLASpec) -> int:
         """As float16."""
-        return spec.cache.bytes_per_token(2)
+        return self.cache_bytes(spec, {})
+
+    def cache_bytes(self, spec: MLASpec, options: Mapping[str, Any]) -> int:
+        """In the type that option `kv_dtype` names."""
+        return row_bytes(options.get("kv_dtype", "f16"), spec.latent + spec.rope_dim)
 
     def load(self, request: LoadRequest) -> CpuMLAModule:
         """Pack the projections and both forms of the key's."""
@@ -72,7 +77,7 @@ class CpuMLAModule:
         spec: MLASpec = request.spec  # type: ignore[assignment]
         self._hidden = spec.hidden
         self._row = spec.latent + spec.rope_dim
-        self._kv_dtype: str = request.options.get("kv_dtype", "f16")
+        self._kv_dtype = kv_dtype(request)
         self._pages = torch.empty(0)
         divisors = request.weights["rope.freq_factors"].tensor() if spec.rope.freq_factors else None
         freq, factor = inverse_frequencies(spec.rope, divisors)
@@ -107,8 +112,7 @@ class CpuMLAModule:
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Reserve pages of latents; the system backs them with memory as they are written."""
-        dtype = {"f16": torch.float16, "f32": torch.float32}[self._kv_dtype]
-        self._pages = torch.empty((pages, page_size, self._row), dtype=dtype)
+        self._pages = empty_rows((pages, page_size), self._row, self._kv_dtype)
         self._count, self._page_size = pages, page_size
 
     def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
