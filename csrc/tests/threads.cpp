@@ -1,5 +1,5 @@
 // Everything that threads share, in a program of its own that `make sanitize` builds with ThreadSanitizer: pools from
-// birth to death, regions that steal, several engines and users at once, the lane, an experts block.
+// birth to death, regions that steal, several engines and users at once, the lane, an experts block, a team of nodes.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +10,7 @@
 #include "blocks/mlp.h"
 #include "blocks/step.h"
 #include "core/lane.h"
+#include "numa/sharded_experts.h"
 
 using namespace ktcore;
 
@@ -182,6 +183,37 @@ void lane() {
     expect(work.error == "the lane is closed" && work.done.load() == 1, "a closed lane took a job");
 }
 
+// A team of two nodes with two users at once: leaders, their pools, and sums added by one thread or by all nodes.
+void node_team() {
+    auto team = std::make_shared<NodeTeam>(std::vector<NodeTeam::Place>{{{allowed_cpus()[0], allowed_cpus()[0]}, kAnyNode},
+                                                                        {{allowed_cpus()[0]}, kAnyNode}});
+    const Bank bank = bank_of(*team->engine(0));
+    ShardedExpertsBlock block(team, {{bank, 0}, {bank, 0}}, {kExperts, {2, 1}, "silu", false, false});
+    constexpr int kCopies = 40;  // of Call's tokens: more values than one thread adds
+    const auto run = [&](int copies) {
+        Call one;
+        std::vector<float> x, weights, out(one.out.size() * static_cast<size_t>(copies));
+        std::vector<int64_t> ids;
+        for (int i = 0; i < copies; i++) {
+            x.insert(x.end(), one.x.begin(), one.x.end());
+            weights.insert(weights.end(), one.weights.begin(), one.weights.end());
+            ids.insert(ids.end(), one.ids.begin(), one.ids.end());
+        }
+        block.forward(x.data(), ids.data(), weights.data(), out.data(), kTokens * copies, kTopK);
+        return out;
+    };
+    const std::vector<float> want = run(1);
+    std::vector<std::thread> users;
+    for (int u = 0; u < 2; u++)
+        users.emplace_back([&] {
+            for (int copies : {1, kCopies, 2}) {
+                const std::vector<float> got = run(copies);
+                for (size_t i = 0; i < got.size(); i++) expect(got[i] == want[i % want.size()], "a node changed a result");
+            }
+        });
+    for (auto& u : users) u.join();
+}
+
 // One step's tables asked for by two engines' threads.
 void shared_step() {
     Step step({0, 1, 2, 0, 1}, {0, 3, 5}, {3, 2}, {0, 1}, 1);
@@ -205,6 +237,7 @@ int main() {
     refusals();
     experts();
     lane();
+    node_team();
     shared_step();
     std::puts("threads: all well");
 }
