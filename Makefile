@@ -13,7 +13,7 @@ SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 # The CPU wheel of torch where pip can find one; set TORCH to choose another build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint bench clean model
+.PHONY: demo test lint sanitize bench clean model
 
 demo: $(STAMP) model
 	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)"
@@ -21,7 +21,7 @@ demo: $(STAMP) model
 model: $(STAMP)
 	@$(BIN)/python -m ktcore.demo
 
-test: $(DEV) model lint
+test: $(DEV) model lint sanitize
 	$(BIN)/pytest
 
 lint: $(DEV)
@@ -29,6 +29,10 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer, their threads under ThreadSanitizer.
+sanitize: $(DEV)
+	$(BIN)/python tests/sanitize/run.py
 
 bench: $(DEV) model
 	$(BIN)/ktcore bench "$$($(BIN)/python -m ktcore.demo --path)" -p 512 -n 128

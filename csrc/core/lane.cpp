@@ -1,6 +1,8 @@
 // The lane's thread: takes jobs in order, spins for a moment when there is none, then sleeps.
 #include "core/lane.h"
 
+#include <cxxabi.h>
+
 #include <exception>
 #include <stdexcept>
 
@@ -74,6 +76,19 @@ void Lane::start_callback(void* job) noexcept {
 
 void Lane::wait_callback(void* job) noexcept { wait(*static_cast<Job*>(job)); }
 
+// The thread ends inside this job: nobody waits for it or for what is queued behind it.
+void Lane::abandon(Job& job) {
+    std::lock_guard<std::mutex> hold(mutex_);
+    stop_ = true;
+    queue_.push_front(&job);
+    for (Job* j : queue_) {
+        j->error = "the program ended during the job";
+        j->done.store(1, std::memory_order_release);
+        wake_all(j->done);
+    }
+    queue_.clear();
+}
+
 void Lane::loop() {
     for (;;) {
         Job* job = nullptr;
@@ -96,6 +111,11 @@ void Lane::loop() {
             job->work();
         } catch (const std::exception& e) {
             job->error = *e.what() ? e.what() : "the job failed";
+#if defined(__GLIBCXX__)
+        } catch (abi::__forced_unwind&) {  // an interpreter that ends stops threads that ask for its lock
+            abandon(*job);
+            throw;
+#endif
         } catch (...) {
             job->error = "the job failed";
         }

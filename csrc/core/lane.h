@@ -40,6 +40,7 @@ class Lane {
 
   private:
     void loop();
+    void abandon(Job& job);
     bool forked() const;
 
     std::mutex mutex_;

@@ -198,6 +198,20 @@ def test_a_closed_lane_takes_no_more_jobs() -> None:
     assert job.done
 
 
+def test_a_program_may_end_while_its_jobs_run() -> None:
+    code = """
+import time
+from ktcore_cpu import _native
+
+lane = _native.Lane()
+jobs = [lane.job(lambda: time.sleep(0.2)) for _ in range(3)]
+for job in jobs:
+    job.start()
+print("end")
+"""
+    assert in_a_process(code) == "end\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_is_told_what_to_do() -> None:
     code = """

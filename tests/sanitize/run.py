@@ -1,0 +1,93 @@
+"""Builds the native code with sanitizers and runs its tests under them; `make sanitize` calls it.
+
+Three steps: csrc/tests/threads.cpp with ThreadSanitizer; a probe that the module built with AddressSanitizer and
+UndefinedBehaviorSanitizer stops at a write past a buffer; tests/csrc and tests/cpu on it. Python is not instrumented.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+PROBE = """
+import numpy as np
+import sanitized_module
+sanitized_module.pytest_configure()
+from ktcore_cpu import _native
+pool = _native.Pool(1)
+w = _native.PackedMatrix.pack(pool, "F32", 64, 32, np.zeros((64, 128), np.uint8))
+x, out = np.ones((1, 32), np.float32), np.empty(63, np.float32)
+_native.linear(pool, w, x.ctypes.data, out.ctypes.data, 1)
+"""
+
+
+def build(kind: str, target: str) -> Path:
+    """The folder of a build with these sanitizers."""
+    folder = ROOT / "build" / f"sanitize-{kind.replace(',', '-')}"
+    pybind = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], check=True, capture_output=True, text=True
+    )
+    configure = [
+        "cmake", "-S", str(ROOT), "-B", str(folder), f"-DKTCORE_SANITIZE={kind}", "-DCMAKE_BUILD_TYPE=Release",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind.stdout.strip()}",
+    ]  # fmt: skip
+    jobs = str(min(8, os.cpu_count() or 1))
+    for command in (configure, ["cmake", "--build", str(folder), "--target", target, "-j", jobs]):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            sys.exit(f"sanitize: {' '.join(command)} failed:\n{done.stdout[-4000:]}")
+    return folder / "csrc"
+
+
+def library(name: str) -> str:
+    """Where the compiler keeps a library that must be loaded before the interpreter's own."""
+    compiler = os.environ.get("CXX", "c++")
+    done = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    path = done.stdout.strip()
+    return path if os.path.isabs(path) else ""
+
+
+def address() -> None:
+    """Kernel tests with every access and every conversion checked."""
+    built = next(build("address,undefined", "_native").glob("_native*.so"))
+    environment = os.environ | {
+        "KTCORE_NATIVE": str(built),
+        "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        # libstdc++ beside it: the sanitizer wraps its throw, and must find it before Python loads a module that throws
+        "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so')}",
+        # The interpreter frees little of what it holds when it ends: leaks are all its own.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",  # buffers with an end that the sanitizer knows
+    }
+    probe = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
+    if "heap-buffer-overflow" not in probe.stderr:
+        sys.exit(f"sanitize: a write past a buffer was not noticed:\n{probe.stdout}{probe.stderr}")
+    # Not what looks at the other build's instructions and the memory's speed.
+    tests = ["tests/csrc", "tests/cpu", "--ignore=tests/csrc/test_opcodes.py", "--deselect=tests/csrc/test_pool.py::"]
+    tests[-1] += "test_read_bandwidth_is_plausible"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "sanitized_module", "-p", "no:cacheprovider", *tests]
+    if subprocess.run(command, env=environment, cwd=ROOT).returncode != 0:
+        sys.exit("sanitize: the kernel tests failed under AddressSanitizer and UndefinedBehaviorSanitizer")
+
+
+def threads() -> None:
+    """What threads share, with every pair of accesses checked."""
+    program = build("thread", "threads") / "threads"
+    # ThreadSanitizer's memory map needs addresses that are not shuffled too far on newer kernels.
+    wrap = ["setarch", platform.machine(), "-R"] if Path("/usr/bin/setarch").exists() else []
+    if subprocess.run([*wrap, str(program)], env=os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}).returncode != 0:
+        sys.exit("sanitize: ThreadSanitizer has found something")
+
+
+if __name__ == "__main__":
+    if sys.platform != "linux" or not library("libasan.so") or not library("libtsan.so"):
+        print("sanitize: skipped, it needs Linux and a compiler with libasan and libtsan", file=sys.stderr)
+        sys.exit(0)
+    threads()
+    address()
