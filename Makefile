@@ -21,7 +21,7 @@ demo: $(STAMP) model
 model: $(STAMP)
 	@$(BIN)/python -m ktcore.demo
 
-test: $(DEV) model lint sanitize
+test: $(DEV) model lint
 	$(BIN)/pytest
 
 lint: $(DEV)

@@ -27,7 +27,7 @@ def test_flags_agree_with_the_system() -> None:
     assert ("avx512" in _native.isa_supported()) == ({"avx512_vnni", "avx512bw", "avx512vl", "avx512dq"} <= set(flags))
 
 
-@pytest.mark.parametrize("name", ["sse9", "AVX2", "amx"])
+@pytest.mark.parametrize("name", ["sse9", "AVX2", "neon"])
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("KTCORE_ISA", name)
     with pytest.raises(ValueError, match=f"{name} is not known"):
