@@ -61,5 +61,6 @@ inline bool is_interleaved(const std::string& pairing) {
     return false;
 }
 
+void bind_delta(py::module_& m);
 void bind_experts(py::module_& m);
 void bind_mla(py::module_& m);

@@ -278,6 +278,7 @@ PYBIND11_MODULE(_native, m) {
     });
     bind_weights(m);
     bind_blocks(m);
+    bind_delta(m);
     bind_experts(m);
     bind_mla(m);
     bind_functions(m);

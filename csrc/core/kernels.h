@@ -46,6 +46,9 @@ struct Kernels {
     void (*from_cache)(const void* row, int n, float* out, CacheType type);
     // x [n] *= sigmoid(gate [n]).
     void (*sigmoid_gate)(float* x, const float* gate, int n);
+    // silu of a causal depthwise convolution of n channels; weight [width][stride], rows oldest first.
+    void (*conv_silu)(const float* const* rows, int width, const float* weight, size_t stride, int n, float* out);
+    void (*delta)(const DeltaItem& item, uint8_t* scratch);
     uint64_t (*read_sum)(const uint8_t* p, size_t bytes);
 };
 
@@ -61,6 +64,11 @@ constexpr int dpad(int head_dim) { return (head_dim + 15) / 16 * 16; }
 // width: the larger of a key's and a value's. Rows are padded to groups of 8 where they are few.
 constexpr size_t attend_scratch(int width, int rows) {
     return 4 * (size_t{2} * kKeyBlock * dpad(width) + size_t(rows + 8) * (3 * dpad(width) + kKeyBlock + 4)) + 256;
+}
+constexpr int kDeltaChunk = 16;
+constexpr int kDeltaSerial = 4;  // so many tokens of a sequence go one by one, more by chunks, which round differently
+constexpr size_t delta_scratch(int key_dim, int value_dim) {
+    return 4 * kDeltaChunk * (size_t{3} * static_cast<size_t>(key_dim) + 3 * static_cast<size_t>(value_dim) + 2 * kDeltaChunk);
 }
 
 const Kernels& kernels_scalar();

@@ -150,4 +150,16 @@ struct AttendItem {
     CacheType type;
 };
 
+// One value head of a gated delta rule over consecutive tokens of one sequence; rows of tokens are `*_stride` apart.
+struct DeltaItem {
+    const float *q, *k, *v;  // q and k normalised and scaled
+    size_t qk_stride, v_stride;
+    const float *g, *beta;
+    size_t gate_stride;
+    float* state;  // [key_dim][value_dim], read and written
+    float* out;
+    size_t out_stride;
+    int tokens, key_dim, value_dim;
+};
+
 }  // namespace ktcore

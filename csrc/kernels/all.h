@@ -7,4 +7,5 @@
 #include "kernels/pointwise.h"
 #include "kernels/cache.h"
 #include "kernels/attend.h"
+#include "kernels/delta.h"
 #include "kernels/table.h"

@@ -1,7 +1,7 @@
 """Types of the native kernels. Activations, outputs and cache pages cross as integer addresses of C-contiguous float32
 (or float16 pages) memory; every function raises ValueError for a shape, range or name that does not fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -199,6 +199,59 @@ class AttentionBlock:
     ) -> None:
         """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, kv_heads, page_size] of rows of
         head_dim values in kv_dtype "f16", "bf16", "f32" or "q8", `cache_row_bytes` each."""
+
+def delta_rule(pool: Pool, q: _F32, k: _F32, v: _F32, g: _F32, beta: _F32, state: _F32) -> _F32:
+    """Gated delta rule: q, k [tokens, heads, key_dim] normalised and scaled, v [tokens, heads, value_dim], g, beta
+    [tokens, heads] -> [tokens, heads, value_dim]; state [heads, key_dim, value_dim] is updated in place. Widths are
+    multiples of 16. Up to 4 tokens one by one, more by chunks of 16."""
+
+class DeltaBlock:
+    """out = (x +) o(out_norm(delta_rule(...)) * silu(z)) with q, k, v = silu(conv(qkv(norm(x)))).
+
+    Args:
+        qkv: [channels, hidden], rows of q of all heads, of k, of v; z: [value_heads * value_dim, hidden]; b, a:
+            [value_heads, hidden].
+        conv: float32 [channels, width], the oldest token's factor first. decay, dt_bias: [value_heads].
+        out_norm: [value_dim]; norm: [hidden].
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        qkv: PackedMatrix,
+        z: PackedMatrix,
+        b: PackedMatrix,
+        a: PackedMatrix,
+        o: PackedMatrix,
+        *,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        width: int,
+        conv: _F32,
+        decay: _F32,
+        dt_bias: _F32,
+        out_norm: _F32 | None,
+        out_eps: float,
+        norm: _F32 | None = None,
+        norm_eps: float = 0.0,
+        residual: bool = True,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(
+        self,
+        x_ptr: int,
+        out_ptr: int,
+        step: Step,
+        slots: Sequence[int],
+        conv_ptr: int,
+        state_ptr: int,
+        num_slots: int,
+    ) -> None:
+        """x, out: float32 [step.tokens, hidden]; out may be x. States of slots: conv float32 [num_slots, width - 1,
+        channels], state float32 [num_slots, value_heads, key_dim, value_dim]; a sequence that begins with the step
+        starts from zeros."""
 
 class MLABlock:
     """Latent attention: out = (x +) o(attend(...)); absorbed below 128 new tokens of a sequence, else expanded.

@@ -98,10 +98,10 @@ class CpuAttentionModule:
             inv_freq=freq.numpy(),
             rope_scale=factor,
             softmax_scale=spec.scale,
-            norm=_norm(request, "norm", spec.norm, spec.hidden),
+            norm=norm_factors(request, "norm", spec.norm, spec.hidden),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
-            q_norm=_norm(request, "q_norm", spec.q_norm, spec.head_dim),
-            k_norm=_norm(request, "k_norm", spec.k_norm, spec.head_dim),
+            q_norm=norm_factors(request, "q_norm", spec.q_norm, spec.head_dim),
+            k_norm=norm_factors(request, "k_norm", spec.k_norm, spec.head_dim),
             qk_eps=qk_norm.eps if qk_norm else 0.0,
             q_bias=packing.vector(weights, "q.bias"),
             k_bias=packing.vector(weights, "k.bias"),
@@ -167,7 +167,7 @@ def empty_rows(shape: tuple[int, ...], width: int, kv_type: str) -> torch.Tensor
     return torch.empty((*shape, row_bytes(kv_type, width) // dtype.itemsize), dtype=dtype)
 
 
-def _norm(request: LoadRequest, role: str, spec: RMSNormSpec | None, width: int) -> np.ndarray | None:
+def norm_factors(request: LoadRequest, role: str, spec: RMSNormSpec | None, width: int) -> np.ndarray | None:
     """What the normalised values are multiplied with: the weight (from zero or one on), ones where there is none."""
     if spec is None:
         return None

@@ -71,6 +71,7 @@ class CpuBackend(Backend):
     def implementations(self) -> Sequence[Implementation]:
         """All of them; none needs more than the native module."""
         from ktcore_cpu.attention import CpuAttention
+        from ktcore_cpu.delta import CpuGatedDeltaNet
         from ktcore_cpu.embedding import CpuEmbedding
         from ktcore_cpu.experts import CpuExperts
         from ktcore_cpu.linear import CpuLinear
@@ -86,6 +87,7 @@ class CpuBackend(Backend):
             CpuRMSNorm(),
             CpuAttention(),
             CpuMLA(),
+            CpuGatedDeltaNet(),
             CpuMLP(),
             CpuRouter(),
             CpuExperts(),
