@@ -36,12 +36,10 @@ NO_WEIGHT = RMSNormSpec(16, 1e-5, "")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gate": SQUARE}, "gate"),
-        ({"sinks": True}, "sinks"),
-        ({"temperature": Temperature(0.1, 64)}, "position"),
-        ({"norm_after_rope": True}, "after RoPE"),
-        ({"cache": replace(CACHE, chunk=16)}, "chunks"),
-        ({"q_norm": NO_WEIGHT, "k_norm": NO_WEIGHT}, "without weights"),
+        ({"gate": replace(SQUARE, bias=True)}, "gate with a bias"),
+        ({"post_norm": RMSNormSpec(64, 1e-5, offset=1.0)}, "zero-centred"),
+        ({"q_norm": NO_WEIGHT, "k_norm": replace(NO_WEIGHT, eps=1e-6)}, "different eps"),
+        ({"cache": replace(CACHE, value_dim=32)}, "different width"),
     ],
 )
 def test_attention(changes: dict[str, Any], words: str) -> None:
@@ -49,6 +47,22 @@ def test_attention(changes: dict[str, Any], words: str) -> None:
     answer = CpuAttention().supports(replace(ATTENTION, **changes), DEVICE)
     assert isinstance(answer, Unsupported)
     assert words in answer.reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gate": SQUARE},
+        {"sinks": True},
+        {"temperature": Temperature(0.1, 64)},
+        {"norm_after_rope": True},
+        {"cache": replace(CACHE, chunk=16)},
+        {"q_norm": NO_WEIGHT, "k_norm": NO_WEIGHT},
+        {"norm": RMSNormSpec(64, 1e-5, offset=1.0)},
+    ],
+)
+def test_attention_takes(changes: dict[str, Any]) -> None:
+    assert isinstance(CpuAttention().supports(replace(ATTENTION, **changes), DEVICE), Supported)
 
 
 @pytest.mark.parametrize(("changes", "words"), [({"logit_bias": True}, "bias"), ({"on_logits": True}, "logits")])
