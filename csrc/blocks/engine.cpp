@@ -21,6 +21,10 @@ void check_length(const Vector& v, int64_t expected, const char* what) {
 
 bool needs_float(const PackedView& w, bool exact) { return exact || info(w.format).kind == Kind::Float; }
 
+bool takes_rounded(const Engine& e, const PackedView& w, bool exact) {
+    return !exact && e.kernels.round_rows && (w.format == Format::BF16 || w.format == Format::F8_E4M3_G128);
+}
+
 int padded_k(int cols) { return (cols + 31) / 32 * 32; }
 
 void prepare_rows(Engine& e, const float* x, size_t ldx, int tokens, int n, const Vector& norm, float eps, ActView* act,
@@ -50,7 +54,7 @@ void run_panel(const Engine& e, const PackedView& w, int panel, const Rows& rows
     if (exact)
         e.kernels.panel_f32(w, panel, rows.x, rows.ldx, t0, t1, acc, scratch);
     else if (needs_float(w, exact))
-        e.kernels.panel_mixed(w, panel, rows.x, rows.ldx, t0, t1, acc, scratch);
+        e.kernels.panel_mixed(w, panel, {rows.x, rows.ldx, rows.rounded, rows.ld_rounded}, t0, t1, acc, scratch);
     else
         e.kernels.panel(w, panel, rows.act, t0, t1, acc, scratch);
 }

@@ -28,8 +28,12 @@ struct Rows {
     const float* x = nullptr;
     size_t ldx = 0;
     ActView act{};
+    const uint16_t* rounded = nullptr;  // x as bfloat16, for formats that take it so
+    size_t ld_rounded = 0;
 };
 bool needs_float(const PackedView& w, bool exact);
+// Whether products with w round their inputs to bfloat16, so that rounding them once serves all its panels.
+bool takes_rounded(const Engine& e, const PackedView& w, bool exact);
 
 // Where one product goes: out[t][r] = sum (+ bias) (+ residual).
 struct Product {

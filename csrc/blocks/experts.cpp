@@ -70,7 +70,7 @@ void ExpertsBlock::forward(const float* x, const int64_t* ids, const float* weig
     const size_t ldx = static_cast<size_t>(hidden);
     const bool int8 = !needs_float(w.gate, exact_) || !needs_float(w.up, exact_);
     std::lock_guard<std::mutex> hold(e.pool.mutex());
-    e.pool.reserve_local(expert_scratch(hidden));
+    e.pool.reserve_local(expert_scratch(hidden, bank_->ffn()));
     for (int64_t t0 = 0; t0 < tokens; t0 += kExpertTokens, x += kExpertTokens * ldx, out += kExpertTokens * ldx) {
         const int n = static_cast<int>(std::min<int64_t>(kExpertTokens, tokens - t0));
         plan_.clear();

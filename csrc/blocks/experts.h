@@ -52,8 +52,8 @@ struct ExpertRun {
 void run_experts(Engine& e, ExpertPlan& plan, const ExpertRun& run);
 
 constexpr int kExpertTokens = 2048;  // tokens of one pass, which bounds the scratch memory
-// Bytes of scratch in each thread, before run_experts.
-size_t expert_scratch(int hidden);
+// Bytes of scratch in each thread, before run_experts; ffn: the widest of its networks.
+size_t expert_scratch(int hidden, int ffn);
 
 class ExpertsBlock {
   public:

@@ -76,6 +76,20 @@ void scale_rows(float* acc, int rows, const float* weight) {
         for (int r = 0; r < kPanelRows; r++) acc[i * kPanelRows + r] *= weight[i];
 }
 
+constexpr int kFewRows = 4;  // up to so many rows the kernels round as they go
+
+uint16_t* rounded_at(uint8_t* scratch, int hidden) {
+    return reinterpret_cast<uint16_t*>(scratch + kPanelScratch + 2 * kAcc * sizeof(float) +
+                                       kTokenChunk * (gather_stride(hidden) + gather_floats(hidden)));
+}
+// Rows [r0, r1) as bfloat16 into `to`, for all panels that follow.
+void round_once(const Engine& e, Rows& rows, int r0, int r1, int width, uint16_t* to) {
+    const size_t ld = static_cast<size_t>(padded_k(width)), at = static_cast<size_t>(r0);
+    e.kernels.round_rows(rows.x + at * rows.ldx, rows.ldx, r1 - r0, width, to, ld);
+    rows.rounded = to - at * ld;
+    rows.ld_rounded = ld;
+}
+
 void gate_up(Engine& e, ExpertPlan& plan, const ExpertRun& run, const ExpertPlan::Item& it, int thread) {
     const auto& g = plan.groups[static_cast<size_t>(it.group)];
     const PackedView &gate = g.w.gate, &up = g.w.up, &down = g.w.down;
@@ -84,9 +98,11 @@ void gate_up(Engine& e, ExpertPlan& plan, const ExpertRun& run, const ExpertPlan
     float* acc = reinterpret_cast<float*>(scratch + kPanelScratch);
     float* acc2 = acc + kAcc;
     uint8_t* copies = reinterpret_cast<uint8_t*>(acc2 + kAcc);
-    const Rows in = gather(plan, it, run, !float_gate || !float_up, float_gate || float_up, copies,
+    Rows in = gather(plan, it, run, !float_gate || !float_up, float_gate || float_up, copies,
                            plan.gathered[static_cast<size_t>(thread)]);
     const int n = it.row1 - it.row0;
+    if (n > kFewRows && (takes_rounded(e, gate, run.exact) || takes_rounded(e, up, run.exact)))
+        round_once(e, in, 0, n, run.hidden, rounded_at(scratch, run.hidden));
     const float* weight = plan.weight.data() + g.start + it.row0;
     uint8_t* mid = run.mid + g.mid_at;
     for (int p = it.panel0; p < it.panel1; p++) {
@@ -124,9 +140,12 @@ void down(Engine& e, const ExpertPlan& plan, const ExpertRun& run, const float* 
         const PackedView& w = g.w.down;
         const int chunks = chunks_of(g.count);
         uint8_t* mid = run.mid + g.mid_at;
-        const Rows in{reinterpret_cast<const float*>(mid), g.mid_stride / sizeof(float), {mid, g.mid_stride, g.mid_k}};
+        Rows in{reinterpret_cast<const float*>(mid), g.mid_stride / sizeof(float), {mid, g.mid_stride, g.mid_k}};
         for (int c = 0; c < chunks; c++) {
             const int r0 = chunk_begin(g.count, chunks, c), r1 = chunk_begin(g.count, chunks, c + 1);
+            in.rounded = nullptr;
+            if (r1 - r0 > kFewRows && takes_rounded(e, w, run.exact))
+                round_once(e, in, r0, r1, w.cols, reinterpret_cast<uint16_t*>(acc + kAcc));
             for (int p = p0; p < p1; p++) {
                 if (p + 1 == p1 && i + 1 < plan.groups.size()) touch_ahead(plan.groups[i + 1].w.down, p0);
                 run_panel(e, w, p, in, run.exact, r0, r1, acc, scratch);
@@ -138,8 +157,10 @@ void down(Engine& e, const ExpertPlan& plan, const ExpertRun& run, const float* 
 }
 }  // namespace
 
-size_t expert_scratch(int hidden) {
-    return kPanelScratch + 2 * kAcc * sizeof(float) + kTokenChunk * (gather_stride(hidden) + gather_floats(hidden));
+size_t expert_scratch(int hidden, int ffn) {
+    const size_t copies = kTokenChunk * (gather_stride(hidden) + gather_floats(hidden) + sizeof(uint16_t) * padded_k(hidden));
+    const size_t rounded = kTokenChunk * sizeof(uint16_t) * padded_k(ffn);  // of hidden rows, behind one accumulator
+    return kPanelScratch + 2 * kAcc * sizeof(float) + std::max(copies, rounded);
 }
 
 void run_experts(Engine& e, ExpertPlan& plan, const ExpertRun& run) {

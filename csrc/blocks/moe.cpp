@@ -32,7 +32,7 @@ MoEBlock::MoEBlock(EnginePtr engine, Bank bank, Weight router, Weight shared_gat
 
 void MoEBlock::forward(const float* x, float* out, int64_t tokens) {
     std::lock_guard<std::mutex> hold(engine_->pool.mutex());
-    engine_->pool.reserve_local(expert_scratch(bank_->hidden()));
+    engine_->pool.reserve_local(expert_scratch(bank_->hidden(), std::max(bank_->ffn(), gate_ ? gate_->view().rows : 0)));
     const size_t step = static_cast<size_t>(kExpertTokens) * static_cast<size_t>(bank_->hidden());
     for (int64_t t = 0; t < tokens; t += kExpertTokens, x += step, out += step)
         pass(x, out, static_cast<int>(std::min<int64_t>(kExpertTokens, tokens - t)));

@@ -15,8 +15,9 @@ struct Kernels {
                       uint8_t* scratch);
     // The same for float formats at their own precision: inputs rounded to bfloat16 where weights of 8 or 16 bits have
     // dot products for it, otherwise as panel_f32.
-    void (*panel_mixed)(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
-                        uint8_t* scratch);
+    void (*panel_mixed)(const PackedView& w, int panel, const FloatRows& rows, int t0, int t1, float* acc, uint8_t* scratch);
+    // Rows as panel_mixed would round them, for those who multiply them by many panels; null where it rounds none.
+    void (*round_rows)(const float* x, size_t ldx, int tokens, int n, uint16_t* out, size_t ldo);
     // out [packed_k*kblocks][32] = one panel as floats.
     void (*unpack_panel)(const PackedView& w, int panel, float* out, uint8_t* scratch);
     // Quantises x [n] into record `row` of a, after RMS-normalising it when weight is given.

@@ -114,6 +114,14 @@ constexpr size_t act_ssum_at(int k) { return act_nsum_at(k) + 4 * act_groups(k);
 constexpr size_t act_ssum32_at(int k) { return act_ssum_at(k) + 4 * act_groups(k); }
 constexpr size_t act_stride(int k) { return (act_ssum32_at(k) + 2 * act_groups(k) + 63) / 64 * 64 + 64; }
 
+// Rows of floats; `rounded`, if not null, the same as bfloat16, zeros up to a multiple of 32.
+struct FloatRows {
+    const float* x;
+    size_t ldx;
+    const uint16_t* rounded = nullptr;
+    size_t ld_rounded = 0;
+};
+
 enum class Activation : uint8_t { Silu, Relu, GeluTanh };
 // Q8: 32 values share a half-precision scale; a row holds all its codes, then all its scales.
 enum class CacheType : uint8_t { F16, F32, BF16, Q8 };

@@ -84,10 +84,11 @@ void group_fp8(Tiles& tiles, const uint8_t* pairs, const float* scale, int k, in
 }
 
 template <Format F>
-void tiled_bf16(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc, uint8_t* scratch) {
+void tiled_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, int t1, float* acc, uint8_t* scratch) {
     const uint8_t* p = w.data + panel * w.panel_bytes;
     const int tokens = t1 - t0;
-    x += t0 * ldx;
+    const float* x = rows.x + t0 * rows.ldx;
+    const size_t ldx = rows.ldx;
     TileConfig config;
     for (int i = 0; i < 8; i++) config.set(i, 16, 64);
     Tiles tiles(config);

@@ -21,12 +21,12 @@ inline void panel_tiled(const PackedView& w, int panel, const ActView& a, int t0
     (t1 - t0 < kTilesFrom ? few : many)(w, panel, a, t0, t1, acc, scratch);
 }
 
-inline void panel_mixed_tiled(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
+inline void panel_mixed_tiled(const PackedView& w, int panel, const FloatRows& rows, int t0, int t1, float* acc,
                               uint8_t* scratch) {
     const auto kernel = w.format == Format::BF16          ? tiled_bf16<Format::BF16>
                         : w.format == Format::F8_E4M3_G128 ? tiled_bf16<Format::F8_E4M3_G128>
                                                            : base().panel_mixed;
-    kernel(w, panel, x, ldx, t0, t1, acc, scratch);
+    kernel(w, panel, rows, t0, t1, acc, scratch);
 }
 
 // noinline: this unit's instructions stay inside its namespace.
@@ -36,6 +36,7 @@ __attribute__((noinline)) inline const Kernels& tiled_kernels(const char* name) 
         t.name = name;
         t.panel = panel_tiled;
         t.panel_mixed = panel_mixed_tiled;
+        t.round_rows = nullptr;  // it rounds into the tiles' own order
         return t;
     }();
     return table;

@@ -1,6 +1,7 @@
 // Builds the unit's function table from the templates. Inside the unit's namespace.
 using PanelInt8 = void (*)(const PackedView&, int, const ActView&, int, int, float*, uint8_t*);
 using PanelFloat = void (*)(const PackedView&, int, const float*, size_t, int, int, float*, uint8_t*);
+using PanelMixed = void (*)(const PackedView&, int, const FloatRows&, int, int, float*, uint8_t*);
 using PanelUnpack = void (*)(const PackedView&, int, float*, uint8_t*);
 
 // A row of the format table is all that a format needs to be in these: null where it has no such kernel.
@@ -12,7 +13,7 @@ constexpr PanelInt8 int8_of() {
 struct Tables {
     PanelInt8 int8[kFormatCount];
     PanelFloat exact[kFormatCount];
-    PanelFloat mixed[kFormatCount];
+    PanelMixed mixed[kFormatCount];
     PanelUnpack unpack[kFormatCount];
 };
 template <int... F>
@@ -31,16 +32,16 @@ inline void run_panel_f32(const PackedView& w, int panel, const float* x, size_t
                           uint8_t* scratch) {
     kTablesOf.exact[static_cast<int>(w.format)](w, panel, x, ldx, t0, t1, acc, scratch);
 }
-inline void run_panel_mixed(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
+inline void run_panel_mixed(const PackedView& w, int panel, const FloatRows& rows, int t0, int t1, float* acc,
                             uint8_t* scratch) {
-    kTablesOf.mixed[static_cast<int>(w.format)](w, panel, x, ldx, t0, t1, acc, scratch);
+    kTablesOf.mixed[static_cast<int>(w.format)](w, panel, rows, t0, t1, acc, scratch);
 }
 inline void run_unpack(const PackedView& w, int panel, float* out, uint8_t* scratch) {
     kTablesOf.unpack[static_cast<int>(w.format)](w, panel, out, scratch);
 }
 
 constexpr Kernels make_table(const char* name) {
-    return {name,         run_panel,  run_panel_f32, run_panel_mixed, run_unpack,          quantize_row,
+    return {name,         run_panel,  run_panel_f32, run_panel_mixed, kHasBf16 ? round_whole_rows : nullptr, run_unpack,          quantize_row,
             rms_norm_row, store_rows, accumulate_rows, gated_quantize_rows, gated_store_rows,
             rope_row,     cache_row,  attend_item,     merge_parts,         uncache_row,
             sigmoid_gate, conv_silu_row, delta_item,      sum_bytes};

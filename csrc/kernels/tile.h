@@ -150,7 +150,7 @@ struct Ahead {
     const uint8_t *next, *end;
     int share;
     AI void ask() {
-        for (int i = 0; i < share && next < end; i++, next += 64) touch_far(next);
+        for (int i = 0; i < share && next < end; i++, next += 64) touch(next);
     }
 };
 
@@ -158,18 +158,20 @@ struct Ahead {
 template <int kGroup, bool kMin, bool kWide>
 void run_tiles(const Unpacked& u, int groups, int g0, const ActView& a, const uint8_t* act, int tokens, int shift, float* acc,
                Ahead ahead) {
-    int t = 0;
-    for (; t + kTileTokens <= tokens; t += kTileTokens, act += kTileTokens * a.stride, acc += kTileTokens * 32) {
+    // Tiles of like size: a small one at the end would load as much for less.
+    const int tiles = (tokens + kTileTokens - 1) / kTileTokens;
+    for (int i = 0, t = 0; i < tiles; i++) {
+        const int n = (tokens - t + tiles - i - 1) / (tiles - i);
         ahead.ask();
-        tile<kGroup, kMin, kWide, kTileTokens, kTileHalves>(u, groups, g0, a, act, shift, acc);
-    }
-    switch (tokens - t) {
-        case 1: return tile<kGroup, kMin, kWide, 1, kTileHalves>(u, groups, g0, a, act, shift, acc);
-        case 2: return tile<kGroup, kMin, kWide, 2, kTileHalves>(u, groups, g0, a, act, shift, acc);
-        case 3: return tile<kGroup, kMin, kWide, 3, kTileHalves>(u, groups, g0, a, act, shift, acc);
-        case 4: return tile<kGroup, kMin, kWide, 4, kTileHalves>(u, groups, g0, a, act, shift, acc);
-        case 5: return tile<kGroup, kMin, kWide, 5, kTileHalves>(u, groups, g0, a, act, shift, acc);
-        default: return;
+        const uint8_t* x = act + t * a.stride;
+        switch (n) {
+            case 1: tile<kGroup, kMin, kWide, 1, kTileHalves>(u, groups, g0, a, x, shift, acc + t * 32); break;
+            case 2: tile<kGroup, kMin, kWide, 2, kTileHalves>(u, groups, g0, a, x, shift, acc + t * 32); break;
+            case 3: tile<kGroup, kMin, kWide, 3, kTileHalves>(u, groups, g0, a, x, shift, acc + t * 32); break;
+            case 4: tile<kGroup, kMin, kWide, 4, kTileHalves>(u, groups, g0, a, x, shift, acc + t * 32); break;
+            default: tile<kGroup, kMin, kWide, kTileTokens, kTileHalves>(u, groups, g0, a, x, shift, acc + t * 32); break;
+        }
+        t += n;
     }
 }
 

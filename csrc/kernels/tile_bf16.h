@@ -38,9 +38,9 @@ AI void round_rows(const float* x, size_t ldx, int tokens, int n, uint32_t* out)
     }
 }
 
-// sum[t][h] += pairs of w [pair][2][64] times x.
+// sum[t][h] += pairs of w [pair][2][64] times x, whose rows lie ldx pairs apart.
 template <int T, bool kStream>
-AI void dot_pairs(const uint8_t* w, int pairs, const uint32_t* x, VF (*sum)[2]) {
+AI void dot_pairs(const uint8_t* w, int pairs, const uint32_t* x, size_t ldx, VF (*sum)[2]) {
     for (int i = 0; i < pairs; i++, w += 128) {
         if (kStream) {
             touch(w + kReadAhead);
@@ -48,7 +48,7 @@ AI void dot_pairs(const uint8_t* w, int pairs, const uint32_t* x, VF (*sum)[2]) 
         }
         const VI w0 = ldi(w), w1 = ldi(w + 64);
         UNR for (int t = 0; t < T; t++) {
-            const VI a = bci(x + t * (kBfStep / 2) + i);
+            const VI a = bci(x + t * ldx + i);
             sum[t][0] = dotbf(sum[t][0], w0, a);
             sum[t][1] = dotbf(sum[t][1], w1, a);
         }
@@ -56,17 +56,17 @@ AI void dot_pairs(const uint8_t* w, int pairs, const uint32_t* x, VF (*sum)[2]) 
 }
 
 template <Format F, int T, bool kStream>
-void tile_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, float* acc, bool first) {
+void tile_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, size_t ldx, float* acc, bool first) {
     VF sum[T][2];
     if constexpr (F == Format::BF16) {
         UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++)
             sum[t][h] = first ? setf(0.f) : ldf(acc + t * 32 + h * 16);
-        dot_pairs<T, kStream>(w, n / 2, x, sum);
+        dot_pairs<T, kStream>(w, n / 2, x, ldx, sum);
         UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) stf(acc + t * 32 + h * 16, sum[t][h]);
     } else {
         for (int k = 0; k < n; k += 128, w += 8192, x += 64, scale += kPanelRows, first = false) {
             UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
-            dot_pairs<T, false>(w, 64, x, sum);
+            dot_pairs<T, false>(w, 64, x, ldx, sum);
             UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) {
                 float* to = acc + t * 32 + h * 16;
                 stf(to, fma(sum[t][h], ldf(scale + h * 16), first ? setf(0.f) : ldf(to)));
@@ -76,20 +76,21 @@ void tile_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, f
 }
 
 template <Format F, bool kStream>
-AI void tiles_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, int tokens, float* acc, bool first) {
+AI void tiles_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, size_t ldx, int tokens, float* acc,
+                   bool first) {
     switch (tokens) {
-        case 1: return tile_bf16<F, 1, kStream>(w, scale, n, x, acc, first);
-        case 2: return tile_bf16<F, 2, kStream>(w, scale, n, x, acc, first);
-        case 3: return tile_bf16<F, 3, kStream>(w, scale, n, x, acc, first);
-        case 4: return tile_bf16<F, 4, kStream>(w, scale, n, x, acc, first);
-        case 5: return tile_bf16<F, 5, kStream>(w, scale, n, x, acc, first);
-        case 6: return tile_bf16<F, 6, kStream>(w, scale, n, x, acc, first);
-        case 7: return tile_bf16<F, 7, kStream>(w, scale, n, x, acc, first);
-        case 8: return tile_bf16<F, 8, kStream>(w, scale, n, x, acc, first);
-        case 9: return tile_bf16<F, 9, kStream>(w, scale, n, x, acc, first);
-        case 10: return tile_bf16<F, 10, kStream>(w, scale, n, x, acc, first);
-        case 11: return tile_bf16<F, 11, kStream>(w, scale, n, x, acc, first);
-        default: return tile_bf16<F, kBfTokens, kStream>(w, scale, n, x, acc, first);
+        case 1: return tile_bf16<F, 1, kStream>(w, scale, n, x, ldx, acc, first);
+        case 2: return tile_bf16<F, 2, kStream>(w, scale, n, x, ldx, acc, first);
+        case 3: return tile_bf16<F, 3, kStream>(w, scale, n, x, ldx, acc, first);
+        case 4: return tile_bf16<F, 4, kStream>(w, scale, n, x, ldx, acc, first);
+        case 5: return tile_bf16<F, 5, kStream>(w, scale, n, x, ldx, acc, first);
+        case 6: return tile_bf16<F, 6, kStream>(w, scale, n, x, ldx, acc, first);
+        case 7: return tile_bf16<F, 7, kStream>(w, scale, n, x, ldx, acc, first);
+        case 8: return tile_bf16<F, 8, kStream>(w, scale, n, x, ldx, acc, first);
+        case 9: return tile_bf16<F, 9, kStream>(w, scale, n, x, ldx, acc, first);
+        case 10: return tile_bf16<F, 10, kStream>(w, scale, n, x, ldx, acc, first);
+        case 11: return tile_bf16<F, 11, kStream>(w, scale, n, x, ldx, acc, first);
+        default: return tile_bf16<F, kBfTokens, kStream>(w, scale, n, x, ldx, acc, first);
     }
 }
 
@@ -158,7 +159,9 @@ void gemv_fp8(const uint8_t* p, int blocks, const float* x, size_t ldx, float* a
 }
 
 template <Format F>
-void panel_bf16(const PackedView& w, int panel, const float* x, size_t ldx, int tokens, float* acc, uint8_t* scratch) {
+void panel_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, int tokens, float* acc, uint8_t* scratch) {
+    const float* x = rows.x + t0 * rows.ldx;
+    const size_t ldx = rows.ldx;
     constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
     constexpr int kStepBytes = packed_block_bytes(I) * kBfStep / I.packed_k;
     const uint8_t* p = w.data + panel * w.panel_bytes;
@@ -187,21 +190,35 @@ void panel_bf16(const PackedView& w, int panel, const float* x, size_t ldx, int 
         Ahead ahead{p + kStepBytes, p + 2 * kStepBytes, share};
         for (int t = 0; t < tokens; t += kBfTokens) {
             const int m = tokens - t < kBfTokens ? tokens - t : kBfTokens;
-            round_rows(x + t * ldx + k, ldx, m, left, in);
+            const uint32_t* pairs_in = in;
+            size_t ld = kBfStep / 2;
+            if (rows.rounded) {
+                pairs_in = reinterpret_cast<const uint32_t*>(rows.rounded + (t0 + t) * rows.ld_rounded + k);
+                ld = rows.ld_rounded / 2;
+            } else {
+                round_rows(x + t * ldx + k, ldx, m, left, in);
+            }
             if (tokens <= kBfTokens && F == Format::BF16) {
-                tiles_bf16<F, true>(pair, scale, n, in, m, acc, k == 0);
+                tiles_bf16<F, true>(pair, scale, n, pairs_in, ld, m, acc, k == 0);
             } else {
                 ahead.ask();
-                tiles_bf16<F, false>(pair, scale, n, in, m, acc + t * 32, k == 0);
+                tiles_bf16<F, false>(pair, scale, n, pairs_in, ld, m, acc + t * 32, k == 0);
             }
         }
     }
 }
 
+// n values of each row to bfloat16, zeros up to a multiple of 32.
+inline void round_whole_rows(const float* x, size_t ldx, int tokens, int n, uint16_t* out, size_t ldo) {
+    for (int t = 0; t < tokens; t++, x += ldx, out += ldo)
+        for (int k = 0; k < n; k += kBfStep)
+            round_rows(x + k, ldx, 1, n - k < kBfStep ? n - k : kBfStep, reinterpret_cast<uint32_t*>(out + k));
+}
+
 template <Format F>
-void panel_mixed(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc, uint8_t* scratch) {
+void panel_mixed(const PackedView& w, int panel, const FloatRows& rows, int t0, int t1, float* acc, uint8_t* scratch) {
     if constexpr (kHasBf16 && (F == Format::BF16 || F == Format::F8_E4M3_G128))
-        panel_bf16<F>(w, panel, x + t0 * ldx, ldx, t1 - t0, acc, scratch);
+        panel_bf16<F>(w, panel, rows, t0, t1 - t0, acc, scratch);
     else
-        panel_float<F>(w, panel, x, ldx, t0, t1, acc, scratch);
+        panel_float<F>(w, panel, rows.x, rows.ldx, t0, t1, acc, scratch);
 }
