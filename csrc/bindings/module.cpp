@@ -280,6 +280,7 @@ PYBIND11_MODULE(_native, m) {
     bind_blocks(m);
     bind_delta(m);
     bind_experts(m);
+    bind_limits(m);
     bind_mla(m);
     bind_functions(m);
     bind_lane(m);

@@ -51,6 +51,8 @@ struct Kernels {
     void (*conv_silu)(const float* const* rows, int width, const float* weight, size_t stride, int n, float* out);
     void (*delta)(const DeltaItem& item, uint8_t* scratch);
     uint64_t (*read_sum)(const uint8_t* p, size_t bytes);
+    // Multiplies and adds in registers alone; returns the operations done, 0 where the unit has no such arithmetic.
+    int64_t (*peak)(Arithmetic kind, int64_t rounds);
 };
 
 constexpr int kChunkK = 512;  // values of K unpacked to L1 at once

@@ -123,6 +123,7 @@ struct FloatRows {
 };
 
 enum class Activation : uint8_t { Silu, Relu, GeluTanh };
+enum class Arithmetic : uint8_t { Int8, Bf16, F32 };
 // Q8: 32 values share a half-precision scale; a row holds all its codes, then all its scales.
 enum class CacheType : uint8_t { F16, F32, BF16, Q8 };
 constexpr int kCacheGroup = 32;

@@ -8,4 +8,5 @@
 #include "kernels/cache.h"
 #include "kernels/attend.h"
 #include "kernels/delta.h"
+#include "kernels/limits.h"
 #include "kernels/table.h"

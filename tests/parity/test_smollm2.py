@@ -71,6 +71,17 @@ def test_native_kernels_stay_close_to_float32(smollm2_path: Path, text_ids: list
     assert agreement >= 0.97
 
 
+def test_perplexity_stays_within_a_fifth_of_a_percent(
+    smollm2_path: Path, text_ids: list[int], expected: torch.Tensor
+) -> None:
+    with ktcore.load(smollm2_path, backend="cpu") as model:
+        ours = model.logits(text_ids).double().log_softmax(-1)
+    following = torch.tensor(text_ids[1:])[:, None]
+    of_float32, of_ours = ((-p[:-1].gather(1, following).mean()).exp().item() for p in (expected, ours))
+    assert 5 < of_float32 < 40
+    assert abs(of_ours / of_float32 - 1) <= 0.002
+
+
 def test_without_8bit_activations_the_native_kernels_are_all_but_exact(
     smollm2_path: Path, text_ids: list[int], expected: torch.Tensor, tmp_path: Path
 ) -> None:

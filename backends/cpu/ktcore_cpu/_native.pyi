@@ -119,6 +119,13 @@ def dequantize_rows(
 def read_bandwidth(pool: Pool, seconds: float = 0.3) -> float:
     """Bytes a second that the pool's threads read from memory: the best pass over 512 MiB within `seconds`."""
 
+def peak_rate(pool: Pool, kind: str, seconds: float = 0.3) -> float:
+    """Operations a second that the pool's threads do without memory: the best pass within `seconds`.
+
+    kind: "int8", "bf16" or "f32"; a multiplication and an addition are two. 0.0 where the instruction set in use has no
+    such dot product (bf16).
+    """
+
 class Step:
     """A ragged batch, made once for all layers. Arrays are copied.
 

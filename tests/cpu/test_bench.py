@@ -1,0 +1,96 @@
+"""The bench command: what it counts, and the limits it measures against. No figure here is a speed to keep."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from ktcore_cpu import _native, bench
+
+SMALL = [
+    "--hidden",
+    "256",
+    "--intermediate",
+    "256",
+    "--experts",
+    "8",
+    "--top-k",
+    "2",
+    "--tokens",
+    "1,4",
+    "--rounds",
+    "1",
+]
+
+
+@pytest.mark.parametrize("fmt", ["Q4_K/Q6_K", "INT4_G64", "F8_E4M3_G128", "BF16/F16/F32", "MXFP4"])
+def test_any_format_is_timed(fmt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main([*SMALL, "--format", fmt, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert [r["tokens"] for r in report["rows"]] == [1, 4]
+    assert all(report["limits"][k] > 0 for k in ("read", "int8", "f32"))
+    for row in report["rows"]:
+        seconds = row["tokens"] / row["tokens_per_second"]
+        assert row["tops"] == pytest.approx(2 * 3 * 256 * 256 * 2 * row["tokens"] / seconds / 1e12)
+        assert row["read_share"] == pytest.approx(row["gb_per_second"] * 1e9 / report["limits"]["read"])
+        assert 0 < row["arithmetic_share"] < 1.5
+    # one token reads the bytes of two experts
+    one = report["rows"][0]
+    formats = bench.parse_formats(fmt)
+    stored = sum(256 * 256 // _native.formats()[f][0] * _native.formats()[f][1] for f in formats)
+    assert one["gb_per_second"] * 1e9 / one["tokens_per_second"] == pytest.approx(2 * stored, rel=0.15)
+
+
+def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main([*SMALL, "--format", "Q8_0", "--routing", "zipf"])
+    out = capsys.readouterr().out
+    assert "8 experts of 256 x 256, top 2, Q8_0/Q8_0/Q8_0, zipf" in out
+    assert "limits: read" in out
+    assert len(out.splitlines()) == 5
+
+
+def test_a_drop_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = bench.Shape(32, 32, 4, 2, ("Q8_0",) * 3)
+    layer = bench.random_layer(shape, bench.ExpertPool(1))
+    monkeypatch.setattr(bench, "_seconds", lambda layer, x, *rest: {1: 1.0, 2: 2.1, 4: 5.0}[len(x)])
+    rows = bench.measure(layer, shape, [1, 2, 4], bench.Limits(), 1)
+    assert [r.drop for r in rows] == [False, False, True]
+    assert [r.tokens_per_second for r in rows] == pytest.approx([1, 2 / 2.1, 0.8])
+
+
+@pytest.mark.parametrize("kind", ["uniform", "zipf"])
+def test_routing_chooses_each_expert_once_a_token(kind: str) -> None:
+    shape = bench.Shape(32, 32, 64, 8, ("Q8_0",) * 3, kind)
+    ids = bench.routing(shape, 2000, np.random.default_rng(0))
+    assert all(len(set(row)) == 8 for row in ids.tolist())
+    shares = np.sort(np.bincount(ids.reshape(-1), minlength=64) / ids.size)[::-1]
+    if kind == "uniform":
+        assert shares[0] < 1.4 / 64
+    else:
+        assert shares[0] > 4 * shares[20]
+
+
+@pytest.mark.parametrize("isa", _native.isa_supported())
+def test_peaks_of_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTCORE_ISA", isa)
+    pool = _native.Pool(1)
+    rates = {kind: _native.peak_rate(pool, kind, 0.02) for kind in ("int8", "bf16", "f32")}
+    assert min(rates["int8"], rates["f32"]) > 0
+    assert (rates["bf16"] > 0) == (isa in ("avx512_bf16", "amx"))
+
+
+def test_misuse_is_told() -> None:
+    pool = _native.Pool(1)
+    with pytest.raises(ValueError, match="int8, bf16, f32"):
+        _native.peak_rate(pool, "int4")
+    with pytest.raises(ValueError, match="seconds"):
+        _native.peak_rate(pool, "int8", 0)
+    for wrong, text in (
+        (["--format", "Q9"], "unknown format Q9"),
+        (["--format", "Q8_0/Q8_0/Q8_0/Q8_0"], "more than three"),
+        (["--format", "Q4_K", "--hidden", "100"], "multiple of Q4_K's block of 256"),
+        (["--top-k", "9"], "top-k"),
+    ):
+        with pytest.raises(SystemExit, match=text):
+            bench.main([*SMALL, *wrong])
