@@ -29,6 +29,23 @@ inline void panel_mixed_tiled(const PackedView& w, int panel, const FloatRows& r
     kernel(w, panel, rows, t0, t1, acc, scratch);
 }
 
+// As peak_operations in kernels/limits.h: tile products on four accumulators, which cover their latency.
+inline int64_t peak_tiled(Arithmetic kind, int64_t rounds) {
+    if (kind == Arithmetic::F32) return base().peak(kind, rounds);
+    TileConfig config;
+    for (int t = 0; t < 6; t++) config.set(t, 16, 64);
+    Tiles tiles(config);
+    tiles.zero<0>(), tiles.zero<1>(), tiles.zero<2>(), tiles.zero<3>(), tiles.zero<4>(), tiles.zero<5>();
+    if (kind == Arithmetic::Int8) {
+        for (int64_t r = 0; r < rounds; r++)
+            tiles.dot_su<0, 4, 5>(), tiles.dot_su<1, 4, 5>(), tiles.dot_su<2, 4, 5>(), tiles.dot_su<3, 4, 5>();
+        return rounds * 4 * 16 * 16 * 64 * 2;
+    }
+    for (int64_t r = 0; r < rounds; r++)
+        tiles.dot_bf<0, 4, 5>(), tiles.dot_bf<1, 4, 5>(), tiles.dot_bf<2, 4, 5>(), tiles.dot_bf<3, 4, 5>();
+    return rounds * 4 * 16 * 16 * 32 * 2;
+}
+
 // noinline: this unit's instructions stay inside its namespace.
 __attribute__((noinline)) inline const Kernels& tiled_kernels(const char* name) {
     static const Kernels table = [name] {
@@ -37,6 +54,7 @@ __attribute__((noinline)) inline const Kernels& tiled_kernels(const char* name) 
         t.panel = panel_tiled;
         t.panel_mixed = panel_mixed_tiled;
         t.round_rows = nullptr;  // it rounds into the tiles' own order
+        t.peak = peak_tiled;
         return t;
     }();
     return table;

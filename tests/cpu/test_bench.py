@@ -71,13 +71,13 @@ def test_routing_chooses_each_expert_once_a_token(kind: str) -> None:
         assert shares[0] > 4 * shares[20]
 
 
-@pytest.mark.parametrize("isa", _native.isa_supported())
+@pytest.mark.parametrize("isa", _native.isa_supported() + _native.isa_emulated())
 def test_peaks_of_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KTCORE_ISA", isa)
     pool = _native.Pool(1)
     rates = {kind: _native.peak_rate(pool, kind, 0.02) for kind in ("int8", "bf16", "f32")}
     assert min(rates["int8"], rates["f32"]) > 0
-    assert (rates["bf16"] > 0) == (isa in ("avx512_bf16", "amx"))
+    assert (rates["bf16"] > 0) == (isa in ("avx512_bf16", "amx", "amx_emulated"))
 
 
 def test_misuse_is_told() -> None:
