@@ -49,7 +49,7 @@ class Precision:
     Attributes:
         compute: torch dtype's name of products, sums and whatever is kept between operators.
         activations: how inputs of a product are quantised: None, "int8/16" (symmetric, absolute maximum of each 16
-            values), "int8/row", "float8_e4m3fn/128" …: a dtype, and the values that share a scale.
+            values), "int8/row", "float8_e4m3fn/128" …: a dtype, and the values that share a scale; "bfloat16": rounded.
         kv: dtype's name of cached keys and values; None is `compute`.
         deterministic: two runs give the same bits.
         batch_invariant: a token's result has the same bits whatever else is in the batch.

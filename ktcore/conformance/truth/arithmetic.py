@@ -62,12 +62,15 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def quantised(x: torch.Tensor, scheme: str) -> torch.Tensor:
-    """x [T, n] rounded to `scheme` ("int8/16", "float8_e4m3fn/row") and back, scaled by the largest magnitude.
+    """x [T, n] rounded to `scheme` and back: "int8/16", "float8_e4m3fn/row", scaled by the largest magnitude; a float
+    dtype alone ("bfloat16") is not scaled.
 
     Raises:
         ValueError: the scheme is malformed.
     """
     name, _, group = scheme.partition("/")
+    if not group and name not in _INT_TOP:
+        return x.to(torch_dtype(name)).to(x.dtype)
     width = x.shape[-1] if group in ("", "row") else int(group)
     pad = -x.shape[-1] % width
     grouped = torch.nn.functional.pad(x, (0, pad)).reshape(*x.shape[:-1], -1, width)
