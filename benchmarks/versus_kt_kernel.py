@@ -74,7 +74,8 @@ else:
 order = torch.arange(E, dtype=torch.int64)
 cpu.submit(moe.load_weights_task(order.data_ptr()))
 cpu.sync()
-del gate, up, down
+if kind != "q4_k":  # the others have made copies of their own
+    del gate, up, down
 print("ready", file=reply)
 for line in sys.stdin:
     tokens, seconds = json.loads(line)
