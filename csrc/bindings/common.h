@@ -48,6 +48,21 @@ inline py::buffer_info contiguous_bytes(const py::buffer& raw) {
     return b;
 }
 
+// A Python object that stays alive as long as native code borrows its memory.
+inline Keep keep_alive(const py::object& owner) {
+    return Keep(owner.inc_ref().ptr(), [](const void* object) {
+        const py::gil_scoped_acquire gil;
+        Py_DECREF(static_cast<PyObject*>(const_cast<void*>(object)));
+    });
+}
+
+// Memory of `owner` as a read-only array without a copy.
+inline py::array_t<uint8_t> as_array(const uint8_t* data, size_t bytes, const py::object& owner) {
+    py::array_t<uint8_t> out({static_cast<py::ssize_t>(bytes)}, {py::ssize_t{1}}, data, owner);
+    out.attr("setflags")(py::arg("write") = false);
+    return out;
+}
+
 inline Cache to_cache(uintptr_t k, uintptr_t v, int64_t num_pages, int page_size, const std::string& type) {
     const CacheType t = parse_cache_type(type);
     check(page_size > 0 && page_size <= 65536, "page_size must be 1 to 65536");

@@ -48,6 +48,24 @@ void bind_bank(py::module_& m) {
                 bank.pack(e.pool, expert, raw[0], raw[1], raw[2]);
             },
             py::arg("pool"), py::arg("expert"), py::arg("gate"), py::arg("up"), py::arg("down"))
+        .def_static(
+            "borrow",
+            [](int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+               const std::string& down, const py::buffer& packed) {
+                const py::buffer_info b = contiguous_bytes(packed);
+                return std::make_shared<ExpertBank>(experts, hidden, ffn, gate, up, down,
+                                                    static_cast<const uint8_t*>(b.ptr), static_cast<size_t>(b.size),
+                                                    keep_alive(packed));
+            },
+            py::arg("experts"), py::arg("hidden"), py::arg("intermediate"), py::arg("gate_format"), py::arg("up_format"),
+            py::arg("down_format"), py::arg("packed"))
+        .def_static("expert_bytes", &ExpertBank::expert_bytes, py::arg("hidden"), py::arg("intermediate"),
+                    py::arg("gate_format"), py::arg("up_format"), py::arg("down_format"))
+        .def_property_readonly("contents",
+                               [](const py::object& self) {
+                                   const auto& bank = self.cast<const ExpertBank&>();
+                                   return as_array(bank.expert(0).gate.data, bank.nbytes(), self);
+                               })
         .def_property_readonly("experts", &ExpertBank::experts)
         .def_property_readonly("packed", &ExpertBank::packed)
         .def_property_readonly("nbytes", &ExpertBank::nbytes);

@@ -28,6 +28,21 @@ void bind_weights(py::module_& m) {
                     e.pool, format, rows, cols, static_cast<const uint8_t*>(b.ptr), static_cast<size_t>(b.size)));
             },
             py::arg("pool"), py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("raw"))
+        .def_static(
+            "borrow",
+            [](const std::string& format, int64_t rows, int64_t cols, const py::buffer& packed) {
+                const py::buffer_info b = contiguous_bytes(packed);
+                return std::const_pointer_cast<PackedMatrix>(
+                    PackedMatrix::borrow(format, rows, cols, static_cast<const uint8_t*>(b.ptr),
+                                         static_cast<size_t>(b.size), keep_alive(packed)));
+            },
+            py::arg("format"), py::arg("rows"), py::arg("cols"), py::arg("packed"))
+        .def_static("packed_bytes", &PackedMatrix::packed_bytes, py::arg("format"), py::arg("rows"), py::arg("cols"))
+        .def_property_readonly("packed",
+                               [](const py::object& self) {
+                                   const auto& w = self.cast<const PackedMatrix&>();
+                                   return as_array(w.view().data, w.nbytes(), self);
+                               })
         .def_property_readonly("format", [](const PackedMatrix& w) { return info(w.view().format).name; })
         .def_property_readonly("rows", [](const PackedMatrix& w) { return w.view().rows; })
         .def_property_readonly("cols", [](const PackedMatrix& w) { return w.view().cols; })

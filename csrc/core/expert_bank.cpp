@@ -4,20 +4,32 @@
 #include <cstdint>
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 namespace ktcore {
-namespace {
-PackedView shape_of(const std::string& format, int64_t rows, int64_t cols) {
-    const Format f = parse_format(format);
-    const bool sane = rows > 0 && cols > 0 && cols < int64_t{1} << 30;
-    return packed_shape(f, rows, cols, sane ? raw_bytes(f, rows, cols) : 0);
-}
-}  // namespace
 
 ExpertBank::ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
                        const std::string& down) {
+    lay_out(experts, hidden, ffn, gate, up, down);
+    memory_ = Memory(nbytes());
+    data_ = memory_.data();
+}
+
+ExpertBank::ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+                       const std::string& down, const uint8_t* data, size_t bytes, Keep keep) {
+    lay_out(experts, hidden, ffn, gate, up, down);
+    check_borrowed(data, bytes, nbytes());
+    data_ = data;
+    keep_ = std::move(keep);
+    packed_.assign(packed_.size(), true);
+    count_ = static_cast<int>(packed_.size());
+}
+
+void ExpertBank::lay_out(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+                         const std::string& down) {
     if (experts <= 0 || experts > 1 << 20) throw std::invalid_argument("experts must be 1 to 2^20");
-    shape_ = {shape_of(gate, ffn, hidden), shape_of(up, ffn, hidden), shape_of(down, hidden, ffn)};
+    shape_ = {packed_shape(parse_format(gate), ffn, hidden), packed_shape(parse_format(up), ffn, hidden),
+              packed_shape(parse_format(down), hidden, ffn)};
     up_at_ = shape_.gate.panel_bytes;
     const size_t pair = shape_.gate.panel_bytes + shape_.up.panel_bytes;
     shape_.gate.panel_bytes = shape_.up.panel_bytes = pair;
@@ -25,12 +37,18 @@ ExpertBank::ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::
     stride_ = down_at_ + shape_.down.panel_bytes * static_cast<size_t>(shape_.down.panels);
     if (stride_ > SIZE_MAX / 2 / static_cast<size_t>(experts)) throw std::bad_alloc();
     packed_.resize(static_cast<size_t>(experts));
-    memory_ = Memory(stride_ * static_cast<size_t>(experts));
+}
+
+size_t ExpertBank::expert_bytes(int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+                                const std::string& down) {
+    ExpertBank one;
+    one.lay_out(1, hidden, ffn, gate, up, down);
+    return one.stride_;
 }
 
 ExpertViews ExpertBank::expert(int e) const {
     ExpertViews v = shape_;
-    const uint8_t* base = memory_.data() + stride_ * static_cast<size_t>(e);
+    const uint8_t* base = data_ + stride_ * static_cast<size_t>(e);
     v.gate.data = base;
     v.up.data = base + up_at_;
     v.down.data = base + down_at_;

@@ -15,6 +15,14 @@ class ExpertBank {
     ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
                const std::string& down);
 
+    // Experts that were packed before and lie one after another in memory that `keep` keeps; read only, all of them
+    // packed. Throws std::invalid_argument when `bytes` are not theirs.
+    ExpertBank(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+               const std::string& down, const uint8_t* data, size_t bytes, Keep keep);
+
+    static size_t expert_bytes(int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+                               const std::string& down);
+
     // Raw GGUF rows of one matrix.
     struct Raw {
         const uint8_t* data;
@@ -29,14 +37,20 @@ class ExpertBank {
     int ffn() const { return shape_.gate.rows; }
     const ExpertViews& shape() const { return shape_; }
     ExpertViews expert(int e) const;
-    size_t nbytes() const { return memory_.size(); }
+    size_t nbytes() const { return stride_ * packed_.size(); }
 
   private:
     ExpertViews shape_{};
     size_t stride_ = 0, down_at_ = 0, up_at_ = 0;
     std::vector<bool> packed_;
     int count_ = 0;
+    ExpertBank() = default;
+    const uint8_t* data_ = nullptr;
     Memory memory_;
+    Keep keep_;
+
+    void lay_out(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
+                 const std::string& down);
 };
 
 }  // namespace ktcore

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "core/raw_blocks.h"
 
@@ -39,6 +40,18 @@ PackedView packed_shape(Format format, int64_t rows, int64_t cols, size_t bytes)
     const int panels = static_cast<int>((rows + kPanelRows - 1) / kPanelRows);
     const size_t panel_bytes = static_cast<size_t>(packed_block_bytes(t)) * static_cast<size_t>(kblocks);
     return {nullptr, panel_bytes, static_cast<int>(rows), static_cast<int>(cols), panels, kblocks, format};
+}
+
+PackedView packed_shape(Format format, int64_t rows, int64_t cols) {
+    const bool sane = rows > 0 && cols > 0 && rows <= int64_t{1} << 30 && cols <= int64_t{1} << 30;
+    return packed_shape(format, rows, cols, sane ? raw_bytes(format, rows, cols) : 0);
+}
+
+void check_borrowed(const uint8_t* data, size_t bytes, size_t expected) {
+    if (bytes != expected)
+        throw std::invalid_argument("packed data has " + std::to_string(bytes) + " bytes, expected " +
+                                    std::to_string(expected));
+    if (reinterpret_cast<uintptr_t>(data) % 64 != 0) throw std::invalid_argument("packed data must be 64-byte aligned");
 }
 
 namespace {
@@ -86,6 +99,21 @@ std::shared_ptr<const PackedMatrix> PackedMatrix::pack(Pool& pool, const std::st
     const PackJob job{out->view_, raw};
     pack_panels(pool, &job, 1);
     return out;
+}
+
+std::shared_ptr<const PackedMatrix> PackedMatrix::borrow(const std::string& format, int64_t rows, int64_t cols,
+                                                         const uint8_t* data, size_t bytes, Keep keep) {
+    auto out = std::make_shared<PackedMatrix>();
+    out->view_ = packed_shape(parse_format(format), rows, cols);
+    check_borrowed(data, bytes, out->nbytes());
+    out->view_.data = data;
+    out->keep_ = std::move(keep);
+    return out;
+}
+
+size_t PackedMatrix::packed_bytes(const std::string& format, int64_t rows, int64_t cols) {
+    const PackedView w = packed_shape(parse_format(format), rows, cols);
+    return w.panel_bytes * static_cast<size_t>(w.panels);
 }
 
 void PackedMatrix::dequantize(const Kernels& kernels, float* out) const {

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.ops.base import Spec
+from ktcore.weights.packed.parts import PackedParts
 from ktcore.weights.ref import Weight
 
 Module = Any
@@ -42,6 +43,8 @@ class LoadRequest:
         weights: role -> opened weight; for a fused implementation also those of the parts, by dotted role ("q.weight").
         children: role -> loaded module of each part; empty for a fused implementation.
         options: the rule's options for this node.
+        packed: packed weights on disk, which an implementation may take its own from and leave them in; None: there
+            are none.
     """
 
     name: str
@@ -51,6 +54,7 @@ class LoadRequest:
     device: Capabilities
     children: Mapping[str, Module] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    packed: PackedParts | None = None
 
 
 class Implementation(ABC):

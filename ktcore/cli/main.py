@@ -12,6 +12,7 @@ from ktcore import __version__
 from ktcore.cli.bench import bench
 from ktcore.cli.chat import chat
 from ktcore.cli.conformance import app as conformance
+from ktcore.cli.convert import convert
 from ktcore.cli.doctor import doctor
 from ktcore.cli.new_backend import new_backend
 from ktcore.cli.options import DebugOption, State
@@ -27,6 +28,7 @@ MODEL is always a GGUF file, or a Hugging Face folder with config.json and *.saf
   ktcore run model.gguf "Why is the sky blue?"   answer one prompt
   ktcore chat model.gguf                         hold a conversation
   ktcore plan model.gguf --backend cpu           what would run where, and why
+  ktcore convert folder packed                   pack once, load quickly ever after
   ktcore doctor                                  what this machine offers
   ktcore bench model.gguf                        how fast it is here
 """
@@ -66,7 +68,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (run, chat, plan, doctor, bench, new_backend):
+    for command in (run, chat, plan, convert, doctor, bench, new_backend):
         app.command(no_args_is_help=command is not doctor)(command)
     app.add_typer(conformance, name="conformance")
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +63,8 @@ def opened(path: Path, **options: Any) -> Iterator[tuple[Model, float]]:
     Args:
         options: of `ktcore.load`.
     """
-    err = console(stderr=True)
-    model, took = _load_with_bar(err, path, options) if err.is_terminal else _load(path, options)
+    with loading_bar(f"loading {path.name}") as progress:
+        model, took = _load(path, {**options, "progress": progress})
     if errors := model.quantization_error:
         note("quantised while loading, relative error: " + ", ".join(f"{op} {e:.2%}" for op, e in errors.items()))
     with model:
@@ -80,9 +80,15 @@ def _load(path: Path, options: dict[str, Any]) -> tuple[Model, float]:
     return model, time.perf_counter() - began
 
 
-def _load_with_bar(err: Console, path: Path, options: dict[str, Any]) -> tuple[Model, float]:
+@contextmanager
+def loading_bar(text: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """What shows (node, bytes done, bytes in all) as a bar on stderr; None when that is no terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+    err = console(stderr=True)
+    if not err.is_terminal:
+        yield None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,9 +96,9 @@ def _load_with_bar(err: Console, path: Path, options: dict[str, Any]) -> tuple[M
         TextColumn("{task.fields[node]}"),
     )
     with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(f"loading {path.name}", total=None, node="")
+        task = progress.add_task(text, total=None, node="")
 
         def loaded(node: str, done: int, total: int) -> None:
             progress.update(task, completed=done, total=total, node=node)
 
-        return _load(path, {**options, "progress": loaded})
+        yield loaded

@@ -21,6 +21,7 @@ from ktcore.ops.moe import ExpertsSpec, MoESpec
 from ktcore.placement.memory import STEP_TOKENS
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
+from ktcore.weights.packed.parts import PackedParts
 from ktcore.weights.quantize import Loss
 from ktcore.weights.ref import Weight
 
@@ -35,17 +36,19 @@ def load_modules(
     threads: int | None = None,
     progress: Progress | None = None,
     max_tokens: int = STEP_TOKENS,
+    packed: PackedParts | None = None,
 ) -> LoadedModel:
     """Load every node of the plan with its chosen implementation.
 
     Args:
         max_tokens: most tokens of a step, which sizes the hand-off buffers.
+        packed: packed weights on disk, for the implementations that keep theirs there.
 
     Raises:
         BackendError: a device that the plan uses is not available here, with the backend's own reason.
         CheckpointError: a tensor cannot be read.
     """
-    loader = _Loader(plan, checkpoint, registry, threads, progress, max_tokens)
+    loader = _Loader(plan, checkpoint, registry, threads, progress, max_tokens, packed)
     graph = plan.graph
     try:
         model = LoadedModel(
@@ -80,12 +83,14 @@ class _Loader:
         threads: int | None,
         progress: Progress | None,
         max_tokens: int,
+        packed: PackedParts | None,
     ) -> None:
         self.plan = plan
         self.checkpoint = checkpoint
         self.registry = registry
         self.progress = progress
         self.max_tokens = max_tokens
+        self.packed = packed
         self.devices = Devices(lambda device: registry.runtime(device, threads=threads))
         self.caches: list[CacheOwner] = []
         self.states: list[StateOwner] = []
@@ -127,7 +132,7 @@ class _Loader:
     ) -> Module:
         runtime = self.devices.runtime(device)
         caps = runtime.capabilities()
-        request = LoadRequest(node.name, spec, weights, runtime, caps, children, options)
+        request = LoadRequest(node.name, spec, weights, runtime, caps, children, options, self.packed)
         try:
             module = implementation.load(request)
         except (KtcoreError, MemoryError, torch.OutOfMemoryError):

@@ -76,7 +76,7 @@ def load(
     prepared = prepare(Path(path), backend=backend, rules=rules, memory=memory, context=context, experts_from=experts)
     checkpoint, plan = prepared.checkpoint, prepared.plan
     try:
-        modules = load_modules(plan, checkpoint, prepared.registry, threads, progress)
+        modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
         size = context or plan.default_context()
         engine = Engine(modules, size, plan.page_size)
         return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)

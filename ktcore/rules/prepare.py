@@ -9,10 +9,16 @@ from pathlib import Path
 from ktcore.backend.registry import Registry
 from ktcore.graph.build import build_graph
 from ktcore.graph.mixed import join_experts
+from ktcore.graph.node import Graph
+from ktcore.ops.moe import ExpertsSpec
 from ktcore.rules.load import load_rules
 from ktcore.rules.plan import Plan
+from ktcore.rules.quantize import quantized_graph
 from ktcore.rules.resolve import resolve
 from ktcore.weights.checkpoint import Checkpoint, open_checkpoint
+from ktcore.weights.packed.checkpoint import PackedCheckpoint
+from ktcore.weights.packed.reader import PartReader
+from ktcore.weights.quantize import target_format
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,14 @@ class Prepared:
 
     Attributes:
         backend_reason: why this backend was taken.
+        packed: the checkpoint's packed weights, where it is a folder that `ktcore convert` wrote.
     """
 
     checkpoint: Checkpoint
     registry: Registry
     plan: Plan
     backend_reason: str
+    packed: PartReader | None = None
 
 
 def prepare(
@@ -38,6 +46,7 @@ def prepare(
     context: int | None = None,
     experts_from: Path | None = None,
     opener: Callable[[Path], Checkpoint] = open_checkpoint,
+    quantize_experts: str | None = None,
 ) -> Prepared:
     """Plan a checkpoint without reading any tensor data; the caller closes `checkpoint`.
 
@@ -45,25 +54,37 @@ def prepare(
         memory: bytes of accelerator memory that the plan must fit.
         context: tokens that the KV cache must hold, for the memory figures.
         experts_from: another checkpoint of the same model, whose routed experts are taken.
+        quantize_experts: format that float routed experts are quantised to ("int4_g128"), whatever the rules say.
         opener: opens `path`; to plan without weights something else than usual.
 
     Raises:
         KtcoreError: of the kind that fits what is wrong.
     """
     checkpoint = opener(path)
-    others = None
+    written = checkpoint if isinstance(checkpoint, PackedCheckpoint) else None
+    others: Checkpoint | None = None if written is None else written.others
     try:
-        if experts_from is None:
+        if experts_from is not None:
+            others = open_checkpoint(experts_from)
+        if others is None:
             graph = build_graph(checkpoint)
         else:
-            others = open_checkpoint(experts_from)
             checkpoint, graph = join_experts(checkpoint, others)
+        if written is not None:
+            graph = quantized_graph(graph, written.quantized)
+        if quantize_experts is not None:
+            graph = _quantized_experts(graph, quantize_experts)
         registry = Registry.discover()
         name, reason = registry.choose(backend)
         plan = resolve(graph, load_rules(graph.family, name, rules, registry), registry, name, memory, context)
-        return Prepared(checkpoint, registry, plan, reason)
+        return Prepared(checkpoint, registry, plan, reason, None if written is None else written.parts)
     except BaseException:
         checkpoint.close()
         if others is not None:
             others.close()
         raise
+
+
+def _quantized_experts(graph: Graph, fmt: str) -> Graph:
+    target = target_format(fmt)
+    return quantized_graph(graph, {n.name: target for n in graph.walk() if isinstance(n.spec, ExpertsSpec)})

@@ -40,6 +40,19 @@ def quantized_node(node: Node, fmt: str, *, with_parts: bool) -> Node:
     return with_new_parts(node, {role: quantized_node(part, fmt, with_parts=True) for role, part in node.parts.items()})
 
 
+def quantized_graph(graph: Graph, formats: Mapping[str, str]) -> Graph:
+    """The graph with the float matrices of the named nodes quantised: node name -> format."""
+    nodes = {node.name: node for node in graph.walk() if node.name in formats}
+    return with_new_nodes(
+        graph, {name: quantized_node(node, formats[name], with_parts=False) for name, node in nodes.items()}
+    )
+
+
+def quantized_formats(graph: Graph) -> dict[str, str]:
+    """Node name -> format of what a graph quantises while loading; `quantized_graph` does it again."""
+    return {node.name: ref.format for node in graph.walk() for ref in node.weights.values() if ref.stored is not None}
+
+
 def with_new_parts(node: Node, parts: Mapping[str, Node]) -> Node:
     """The node with other parts in the same roles, its spec made of theirs."""
     if all(parts[role] is part for role, part in node.parts.items()):

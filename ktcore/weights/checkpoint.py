@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 GGUF_MAGIC = b"GGUF"
+PACKED_MANIFEST = "ktcore-packed.json"
+"""What a folder that `ktcore convert` wrote holds."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open_folder(path: Path) -> Checkpoint:
+    if (path / PACKED_MANIFEST).is_file():
+        from ktcore.weights.packed.checkpoint import open_packed
+
+        return open_packed(path)
     if not (path / "config.json").is_file():
         files = sorted(p.name for p in path.iterdir())
         gguf = [name for name in files if name.lower().endswith(".gguf")]

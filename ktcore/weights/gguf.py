@@ -12,7 +12,17 @@ from ktcore.weights.mapped import MappedCheckpoint, MappedFile, StoredTensor
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-def open_gguf(path: Path) -> MappedCheckpoint:
+class GgufCheckpoint(MappedCheckpoint):
+    """A GGUF model.
+
+    Attributes:
+        metadata: its metadata as a GGUF file without tensors.
+    """
+
+    metadata: bytes
+
+
+def open_gguf(path: Path) -> GgufCheckpoint:
     """Open a GGUF file; any part of a split file opens all of them.
 
     Metadata is that of the first part, which is where splitting tools put it.
@@ -35,7 +45,15 @@ def open_gguf(path: Path) -> MappedCheckpoint:
         for file in files:
             file.close()
         raise
-    return MappedCheckpoint(path, "gguf", parts[0][1].metadata, tensors, tuple(files))
+    checkpoint = GgufCheckpoint(path, "gguf", parts[0][1].metadata, tensors, tuple(files))
+    checkpoint.metadata = _metadata_alone(*parts[0])
+    return checkpoint
+
+
+def _metadata_alone(file: MappedFile, header: GgufHeader) -> bytes:
+    """The start of a file: magic, version, tensor count (made 0), metadata count, metadata; padded to the alignment."""
+    start = file.map[:8] + bytes(8) + file.map[16 : header.metadata_end]
+    return start + bytes(-len(start) % 4096)
 
 
 def _open(path: Path, files: list[MappedFile]) -> GgufHeader:

@@ -54,6 +54,7 @@ class GgufHeader:
     metadata: dict[str, Any]
     tensors: dict[str, tuple[TensorInfo, int]]
     data_offset: int
+    metadata_end: int = 0
 
 
 def read_header(file: MappedFile) -> GgufHeader:
@@ -67,10 +68,11 @@ def read_header(file: MappedFile) -> GgufHeader:
     tensor_count = cursor.count("the tensor count", least=24)
     metadata_count = cursor.count("the metadata count", least=13)
     metadata = _read_metadata(cursor, metadata_count)
+    metadata_end = cursor.at
     alignment = _alignment(file.path, metadata)
     described = [_read_tensor(cursor, i, tensor_count) for i in range(tensor_count)]
     data_offset = -(-cursor.at // alignment) * alignment
-    return GgufHeader(version, metadata, _place(file, described, data_offset, alignment), data_offset)
+    return GgufHeader(version, metadata, _place(file, described, data_offset, alignment), data_offset, metadata_end)
 
 
 class LazyArray(Sequence[Any]):

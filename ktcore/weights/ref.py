@@ -158,6 +158,11 @@ class Weight:
         orders = [self._checkpoint.input_order(name) for name in self.ref.sources]
         return orders[0] if len(orders) == 1 else np.stack(orders)
 
+    @property
+    def identity(self) -> str:
+        """Which bytes of the checkpoint it is, and in which format: the same text for the same weight."""
+        return f"{self._whole}[{self._item}]"
+
     def raw(self) -> np.ndarray:
         """Bytes, uint8 [rows, row_bytes], contiguous, leading axes folded; a view of the file where it can be."""
         if self.ref.stored is not None:
@@ -258,6 +263,10 @@ class _Subset(Weight):
         super().__init__(checkpoint, ref, loss=whole.loss)
         self._of = whole
         self._indices = indices
+
+    @property
+    def identity(self) -> str:
+        return f"{self._of.identity}{list(self._indices)}"
 
     @property
     def input_order(self) -> np.ndarray | None:

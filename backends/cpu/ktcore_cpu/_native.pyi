@@ -53,6 +53,14 @@ class PackedMatrix:
     @staticmethod
     def pack(pool: Pool, format: str, rows: int, cols: int, raw: Any) -> PackedMatrix:
         """Packs `rows` GGUF rows. raw: C-contiguous uint8 buffer (a read-only memory map will do)."""
+    @staticmethod
+    def borrow(format: str, rows: int, cols: int, packed: Any) -> PackedMatrix:
+        """A matrix whose panels lie in `packed`: a contiguous, 64-byte aligned uint8 buffer, kept alive, not copied."""
+    @staticmethod
+    def packed_bytes(format: str, rows: int, cols: int) -> int: ...
+    @property
+    def packed(self) -> np.ndarray:
+        """The panels, uint8 [nbytes]: a read-only view that keeps the matrix alive."""
     @property
     def format(self) -> str: ...
     @property
@@ -331,6 +339,22 @@ class ExpertBank:
     ) -> None: ...
     def pack(self, pool: Pool, expert: int, gate: Any, up: Any, down: Any) -> None:
         """Packs one expert from GGUF rows, C-contiguous uint8 buffers; each expert once."""
+    @staticmethod
+    def borrow(
+        experts: int,
+        hidden: int,
+        intermediate: int,
+        gate_format: str,
+        up_format: str,
+        down_format: str,
+        packed: Any,
+    ) -> ExpertBank:
+        """Experts that lie packed in `packed`: a contiguous, 64-byte aligned uint8 buffer, kept alive, not copied."""
+    @staticmethod
+    def expert_bytes(hidden: int, intermediate: int, gate_format: str, up_format: str, down_format: str) -> int: ...
+    @property
+    def contents(self) -> np.ndarray:
+        """All experts' packed bytes, uint8 [nbytes]: a read-only view that keeps the bank alive."""
     @property
     def experts(self) -> int: ...
     @property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
 from ktcore.backend.lane import LaneJob
 from ktcore.errors import CheckpointError
 from ktcore.ops.moe import ExpertsSpec
+from ktcore.weights.packed.parts import Part
 from ktcore_cpu import packing
 from ktcore_cpu.numa.module import numa_plan, spread_block
 
@@ -68,7 +70,7 @@ class CpuExpertsModule:
         self._hidden = spec.hidden
         self._block: _native.ExpertsBlock | _native.ShardedExpertsBlock
         self.numa, team = numa_plan(request, spec)
-        if team is not None:
+        if team is not None and request.packed is None:
             self._block = spread_block(request, spec, self.numa, team)
             return
         self._block = _native.ExpertsBlock(
@@ -116,17 +118,41 @@ def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _
     from ktcore_cpu import _native
 
     weights = [request.weights[prefix + role] for role in ("gate", "up", "down")]
+    gate, up, down = (w.format for w in weights)
+    sizes = (spec.hidden, spec.intermediate, gate, up, down)
+
+    def pack_one(bank: _native.ExpertBank, at: int, expert: int) -> None:
+        parts = [w.part(expert) for w in weights]
+        bank.pack(request.runtime.pool, at, *(part.raw() for part in parts))  # type: ignore[attr-defined]
+        for part in parts:
+            part.release()
+        if expert % RELEASE_EVERY == RELEASE_EVERY - 1:
+            for weight in weights:
+                if len(weight.ref.sources) == 1:
+                    weight.release()
+
+    def fill(expert: int) -> np.ndarray:
+        bank = _native.ExpertBank(1, *sizes)
+        pack_one(bank, 0, expert)
+        return bank.contents
+
     try:
-        bank = _native.ExpertBank(spec.experts, spec.hidden, spec.intermediate, *(w.format for w in weights))
+        if request.packed is not None:
+            kind = f"experts {gate} {up} {down}, {spec.hidden} x {spec.intermediate}"
+            part = Part(
+                f"{request.name}: {prefix}gate, up, down",
+                packing.LAYOUT,
+                kind,
+                weights,
+                spec.experts,
+                _native.ExpertBank.expert_bytes(*sizes),
+            )
+            stored = request.packed.get(part, fill)
+            if stored is not None:
+                return _native.ExpertBank.borrow(spec.experts, *sizes, stored)
+        bank = _native.ExpertBank(spec.experts, *sizes)
         for expert in range(spec.experts):
-            parts = [w.part(expert) for w in weights]
-            bank.pack(request.runtime.pool, expert, *(part.raw() for part in parts))  # type: ignore[attr-defined]
-            for part in parts:
-                part.release()
-            if expert % RELEASE_EVERY == RELEASE_EVERY - 1:
-                for weight in weights:
-                    if len(weight.ref.sources) == 1:
-                        weight.release()
+            pack_one(bank, expert, expert)
     except ValueError as error:
         raise CheckpointError(f"{request.name}: cannot pack the experts: {error}") from error
     return bank

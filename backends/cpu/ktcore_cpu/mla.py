@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ktcore.errors import CheckpointError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import inverse_frequencies
+from ktcore.weights.ref import Weight
 from ktcore_cpu import packing
 from ktcore_cpu.attention import empty_rows, kv_dtype, native_step, row_bytes
 
@@ -140,38 +141,61 @@ def _up_projections(
     heads, nope, value, latent = spec.heads, spec.nope_dim, spec.value_dim, spec.latent
     if spec.split_kv_b:
         k, v = request.weights["k_b"], request.weights["v_b"]
-        k_raw, v_raw = (w.raw().reshape(heads, rows, -1) for w, rows in ((k, latent), (v, value)))
-        k_stored = _pack_heads(request, "k_b", k.format, k_raw, nope)
-        k_other = _pack_float(request, k.tensor().view(heads, latent, nope), k.format)
-        return k_stored, k_other, _pack_heads(request, "v_b", v.format, v_raw, latent)
+        k_stored = _pack_heads(request, "k_b", k, (heads, latent, nope), lambda: k.raw().reshape(heads, latent, -1))
+        k_other = _pack_float(request, k, (heads, nope, latent), lambda: k.tensor().view(heads, latent, nope))
+        v_packed = _pack_heads(request, "v_b", v, (heads, value, latent), lambda: v.raw().reshape(heads, value, -1))
+        return k_stored, k_other, v_packed
     both = request.weights["kv_b"]
-    raw = both.raw().reshape(heads, nope + value, -1)
-    k_stored = _pack_heads(request, "kv_b", both.format, raw[:, :nope], latent)
-    k_other = _pack_float(request, both.tensor().view(heads, nope + value, latent)[:, :nope], both.format)
-    return k_other, k_stored, _pack_heads(request, "kv_b", both.format, raw[:, nope:], latent)
+    rows = nope + value
+    k_stored = _pack_heads(
+        request, "kv_b, keys", both, (heads, nope, latent), lambda: both.raw().reshape(heads, rows, -1)[:, :nope]
+    )
+    k_other = _pack_float(
+        request, both, (heads, latent, nope), lambda: both.tensor().view(heads, rows, latent)[:, :nope]
+    )
+    v_packed = _pack_heads(
+        request, "kv_b, values", both, (heads, value, latent), lambda: both.raw().reshape(heads, rows, -1)[:, nope:]
+    )
+    return k_other, k_stored, v_packed
 
 
-def _pack_float(request: LoadRequest, k: torch.Tensor, stored: str) -> _native.PackedMatrix:
-    """The transpose of k [heads, rows, cols]: float16, or float32 where results are to be exact."""
-    wide = packing.exact(request) or stored == "F32"
-    values = k.transpose(1, 2).contiguous().to(torch.float32 if wide else torch.float16).numpy()
-    name = "F32" if wide else "F16"
-    return _pack_heads(request, "the transposed key projection", name, values.view(np.uint8), k.shape[1])
+def _pack_float(
+    request: LoadRequest, weight: Weight, shape: tuple[int, int, int], keys: Callable[[], torch.Tensor]
+) -> _native.PackedMatrix:
+    """`shape` [heads, cols, rows], the transpose of the keys: float16, or float32 where results are to be exact."""
+    wide = packing.exact(request) or weight.format == "F32"
+
+    def raw() -> np.ndarray:
+        values = keys().transpose(1, 2).contiguous().to(torch.float32 if wide else torch.float16).numpy()
+        return values.view(np.uint8)
+
+    return _pack_heads(request, "the transposed key projection", weight, shape, raw, "F32" if wide else "F16")
 
 
-def _pack_heads(request: LoadRequest, role: str, format: str, raw: np.ndarray, cols: int) -> _native.PackedMatrix:
-    """raw uint8 [heads, rows, row bytes] with each head's rows padded to whole panels (zero bytes are zeros)."""
-    from ktcore_cpu import _native
+def _pack_heads(
+    request: LoadRequest,
+    what: str,
+    weight: Weight,
+    shape: tuple[int, int, int],
+    raw: Callable[[], np.ndarray],
+    format: str = "",
+) -> _native.PackedMatrix:
+    """raw uint8 [heads, rows, row bytes] with each head's rows padded to whole panels (zero bytes are zeros).
 
-    heads, rows, width = raw.shape
+    Args:
+        shape: heads, rows, and values of a row.
+        format: of `raw`; "" is the weight's own.
+    """
+    heads, rows, cols = shape
     padded = -(-rows // packing.PANEL_ROWS) * packing.PANEL_ROWS
-    if padded != rows:
-        raw = np.concatenate((raw, np.zeros((heads, padded - rows, width), np.uint8)), 1)
-    flat = np.ascontiguousarray(raw).reshape(-1, width)
-    try:
-        return _native.PackedMatrix.pack(request.runtime.pool, format, heads * padded, cols, flat)  # type: ignore[attr-defined]
-    except ValueError as error:
-        raise CheckpointError(f"{request.name}: cannot pack {role}: {error}") from error
+
+    def flat() -> np.ndarray:
+        stored = raw()
+        if padded != rows:
+            stored = np.concatenate((stored, np.zeros((heads, padded - rows, stored.shape[2]), np.uint8)), 1)
+        return np.ascontiguousarray(stored).reshape(heads * padded, -1)
+
+    return packing.pack_matrix(request, what, format or weight.format, heads * padded, cols, weight, flat)
 
 
 def _required(request: LoadRequest, role: str) -> np.ndarray:

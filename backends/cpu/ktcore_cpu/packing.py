@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,15 @@ from ktcore.backend import LoadRequest, Supported, Unsupported
 from ktcore.errors import CheckpointError
 from ktcore.ops.base import Spec
 from ktcore.ops.norm import RMSNormSpec
+from ktcore.weights.packed.parts import Part
 from ktcore.weights.ref import Weight
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 PANEL_ROWS = 32
+LAYOUT = "cpu.panels/1"
+"""Name and version of the packed layout; every change of the native panels, of any format, raises the version."""
 OPTIONS = frozenset({"activations"})
 
 
@@ -57,14 +60,43 @@ def pack(request: LoadRequest, role: str) -> _native.PackedMatrix:
     Raises:
         CheckpointError: it cannot be packed.
     """
-    from ktcore_cpu import _native
-
     weight = request.weights[role]
     rows, cols = weight.shape[-2:]
+    return pack_matrix(request, role, weight.format, rows, cols, weight, weight.raw)
+
+
+def pack_matrix(
+    request: LoadRequest, what: str, format: str, rows: int, cols: int, weight: Weight, raw: Callable[[], np.ndarray]
+) -> _native.PackedMatrix:
+    """A matrix [rows, cols] made of `weight`: mapped from packed weights on disk, or packed into memory.
+
+    Args:
+        what: which of the matrices made of `weight`.
+        raw: its rows in `format`; called only when they are to be packed.
+
+    Raises:
+        CheckpointError: it cannot be packed.
+    """
+    from ktcore_cpu import _native
+
+    def fill(piece: int = 0) -> np.ndarray:
+        return packed().packed
+
+    def packed() -> _native.PackedMatrix:
+        try:
+            return _native.PackedMatrix.pack(request.runtime.pool, format, rows, cols, raw())  # type: ignore[attr-defined]
+        except ValueError as error:
+            raise CheckpointError(f"{request.name}: cannot pack '{what}': {error}") from error
+
+    if request.packed is None:
+        return packed()
     try:
-        return _native.PackedMatrix.pack(request.runtime.pool, weight.format, rows, cols, weight.raw())  # type: ignore[attr-defined]
+        nbytes = _native.PackedMatrix.packed_bytes(format, rows, cols)
     except ValueError as error:
-        raise CheckpointError(f"{request.name}: cannot pack '{role}': {error}") from error
+        raise CheckpointError(f"{request.name}: cannot pack '{what}': {error}") from error
+    kind = f"matrix {what.rpartition('.')[2]} {format} {rows} x {cols}"
+    stored = request.packed.get(Part(f"{request.name}: {what}", LAYOUT, kind, [weight], 1, nbytes), fill)
+    return packed() if stored is None else _native.PackedMatrix.borrow(format, rows, cols, stored)
 
 
 def vector(weights: Any, role: str) -> np.ndarray | None:
