@@ -41,6 +41,7 @@ def bench(
     threads: o.ThreadsOption = None,
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
+    packed_cache: o.PackedCacheOption = None,
     debug: o.DebugOption = False,
 ) -> None:
     """Measure prefill and decode, load time and peak memory.
@@ -65,6 +66,7 @@ def bench(
             "experts_from": experts_from,
             "threads": threads,
             "memory": memory,
+            "packed_cache": packed_cache,
         }
         found = quality.quality(model, text, loading)
         write_json(found) if as_json else quality.show(found)
@@ -77,6 +79,7 @@ def bench(
         "threads": threads,
         "context": size,
         "memory": memory,
+        "packed_cache": packed_cache,
     }
     with opened(model, **loading) as (loaded, load_s):
         host = measure.host_runtime(loaded)

@@ -38,6 +38,7 @@ def chat(
     threads: o.ThreadsOption = None,
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
+    packed_cache: o.PackedCacheOption = None,
     debug: o.DebugOption = False,
 ) -> None:
     """Hold a conversation; the model sees all of it, through its own chat template.
@@ -58,6 +59,7 @@ def chat(
         "threads": threads,
         "context": context,
         "memory": memory,
+        "packed_cache": packed_cache,
     }
     with opened(model, **loading) as (loaded, _):
         if loaded.tokenizer.chat_template is None:

@@ -137,6 +137,15 @@ MemoryOption = Annotated[
         help="Accelerator memory to stay within, like 24GiB.",
     ),
 ]
+PackedCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--packed-cache",
+        metavar="DIR",
+        rich_help_panel=_LOADING,
+        help="Leave packed weights there, and map them from there the next time.",
+    ),
+]
 NewTokensOption = Annotated[
     int,
     typer.Option(

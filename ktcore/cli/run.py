@@ -38,6 +38,7 @@ def run(
     threads: o.ThreadsOption = None,
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
+    packed_cache: o.PackedCacheOption = None,
     debug: o.DebugOption = False,
 ) -> None:
     """Answer a prompt; the text streams to stdout, speeds go to stderr.
@@ -64,6 +65,7 @@ def run(
         "threads": threads,
         "context": context,
         "memory": memory,
+        "packed_cache": packed_cache,
     }
     with opened(model, **loading) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw)

@@ -15,6 +15,7 @@ import torch
 
 from ktcore.engine.engine import Engine
 from ktcore.engine.loader import Progress, load_modules
+from ktcore.engine.packed_cache import load_cached
 from ktcore.engine.sequence import Finish, Sequence
 from ktcore.engine.text import TextBuilder
 from ktcore.engine.tokenizer import Tokenizer, load_tokenizer
@@ -57,6 +58,7 @@ def load(
     experts_from: str | Path | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
+    packed_cache: str | Path | None = None,
 ) -> Model:
     """Load a GGUF file or a Hugging Face folder.
 
@@ -68,6 +70,8 @@ def load(
         experts_from: another checkpoint of the same model, a GGUF file say, whose routed experts are taken instead.
         memory: bytes of accelerator memory to stay within; None takes what the device reports.
         progress: called with (node name, bytes loaded, bytes in all).
+        packed_cache: a folder where packed weights are left, and mapped from when the same model is loaded with the
+            same plan again; None keeps them in memory only.
 
     Raises:
         CheckpointError, ArchitectureError, RuleError, BackendError, PlanError: what is wrong, where, what to do.
@@ -76,7 +80,10 @@ def load(
     prepared = prepare(Path(path), backend=backend, rules=rules, memory=memory, context=context, experts_from=experts)
     checkpoint, plan = prepared.checkpoint, prepared.plan
     try:
-        modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
+        if packed_cache is not None and prepared.packed is None:
+            modules = load_cached(prepared, Path(packed_cache).expanduser(), threads, progress)
+        else:
+            modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
         size = context or plan.default_context()
         engine = Engine(modules, size, plan.page_size)
         return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)

@@ -14,6 +14,10 @@ from ktcore.weights.packed.container import AGAIN, PARTS, TENSORS, digest, map_r
 from ktcore.weights.packed.parts import Bytes, Fill, PackedParts, Part
 
 
+class PackedMismatch(CheckpointError):
+    """Packed weights on disk are damaged, or not those that are asked for."""
+
+
 class PartReader(PackedParts):
     """Parts of a finished folder.
 
@@ -31,12 +35,12 @@ class PartReader(PackedParts):
         if entry is None:
             return None
         if entry["layout"] != part.layout:
-            raise CheckpointError(
+            raise PackedMismatch(
                 f"{self.folder}: {part.what} is packed in layout {entry['layout']}, this ktcore reads {part.layout}",
                 f"{AGAIN}, or use the ktcore that wrote it",
             )
         if (entry["pieces"], entry["nbytes"], entry["kind"]) != (part.pieces, part.nbytes, part.kind):
-            raise CheckpointError(
+            raise PackedMismatch(
                 f"{self.folder}: {part.what} is packed as {entry['pieces']} x {entry['nbytes']} bytes, expected "
                 f"{part.pieces} x {part.nbytes}",
                 AGAIN,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ktcore.errors import CheckpointError
 from ktcore.weights.packed.container import PAGE, PARTS, aligned, canonical, digest, map_range, write_error
 from ktcore.weights.packed.parts import Bytes, Fill, PackedParts, Part
+from ktcore.weights.packed.reader import PackedMismatch
 
 JOURNAL = "journal.jsonl"
 
@@ -49,7 +49,7 @@ class PartWriter(PackedParts):
         if entry is None:
             entry = self._place(part)
         if entry["layout"] != part.layout:
-            raise CheckpointError(
+            raise PackedMismatch(
                 f"{self.folder}: an unfinished run in layout {entry['layout']}, this ktcore writes {part.layout}",
                 f"delete {self.folder}",
             )
@@ -150,7 +150,7 @@ class PartWriter(PackedParts):
             found = {}
         differs = sorted(k for k in {*identity, *found} if canonical(identity.get(k)) != canonical(found.get(k)))
         if differs:
-            raise CheckpointError(
+            raise PackedMismatch(
                 f"{self.folder}: holds an unfinished run that differs in: {', '.join(differs)}",
                 f"repeat the command that began it, or delete {self.folder}",
             )
