@@ -23,6 +23,7 @@ class FakeModel:
     def __init__(self, context: int = 1000, presses: int = 0) -> None:
         self.context = context
         self.presses = presses
+        self.quantization_error: dict[str, float] = {}
         self.seen: list[list[dict[str, str]]] = []
         self.tokenizer = SimpleNamespace(chat_template="yes", encode_chat=self._words)
 
