@@ -13,6 +13,7 @@ from ktcore_sim.plugin import ktcore_register_backends
 from ktcore.backend import BackendState, GraphMode, HostCallbackMode, Registry
 from ktcore.errors import BackendError
 from ktcore.ops import Spec
+from ktcore.ops.linear_attention import GatedDeltaNetSpec, StateCacheSpec
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 INERT = """
