@@ -17,7 +17,6 @@ ROOT = HERE.parent.parent
 PROBE = """
 import numpy as np
 import sanitized_module
-sanitized_module.pytest_configure()
 from ktcore_cpu import _native
 pool = _native.Pool(1)
 w = _native.PackedMatrix.pack(pool, "F32", 64, 32, np.zeros((64, 128), np.uint8))

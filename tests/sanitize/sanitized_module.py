@@ -6,19 +6,31 @@ import importlib.util
 import os
 import sys
 from importlib.machinery import ExtensionFileLoader
+from types import ModuleType
 
 import ktcore_cpu
 
 NAME = "ktcore_cpu._native"
+PATH = os.environ["KTCORE_NATIVE"]
 
 
-def pytest_configure() -> None:
-    """Loads it before any test imports the package's own."""
-    path = os.environ["KTCORE_NATIVE"]
-    spec = importlib.util.spec_from_file_location(NAME, path, loader=ExtensionFileLoader(NAME, path))
+def pytest_sessionfinish() -> None:
+    """A run on the wrong module would find nothing wrong."""
+    natives = [vars(m).get("_native") for m in list(sys.modules.values()) if isinstance(m, ModuleType)]
+    used = {n.__file__ for n in natives if isinstance(n, ModuleType) and n.__name__ == NAME}
+    assert used == {PATH}, used
+
+
+def _install() -> None:
+    assert NAME not in sys.modules, "the package's own module is loaded already"
+    spec = importlib.util.spec_from_file_location(NAME, PATH, loader=ExtensionFileLoader(NAME, PATH))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[NAME] = module
     ktcore_cpu._native = module  # type: ignore[attr-defined]
+
+
+# At import: conftest files, which pytest reads before it calls any hook of a plugin, import it already.
+_install()
