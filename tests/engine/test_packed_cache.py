@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -21,6 +22,13 @@ from ktcore.weights.packed.parts import Fill, Part
 from ktcore.weights.packed.writer import PartWriter
 
 IDS = list(range(3, 40))
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other libraries' logging set-up, run in this process by an earlier test, disables loggers that exist by then."""
+    monkeypatch.setattr(logging.getLogger("ktcore"), "disabled", False)
+    monkeypatch.setattr(logging.getLogger("ktcore"), "propagate", True)
 
 
 def logits(path: Path, cache: Path | None) -> torch.Tensor:
