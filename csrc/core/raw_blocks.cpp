@@ -26,18 +26,46 @@ constexpr Parts kParts[] = {
 };
 constexpr int kGroupCodes = 4;  // INT4 and INT8 blocks: u16 scale, u16 zero point, codes
 
+// Codes are made eight at a time, in the bytes of a word.
+constexpr uint64_t kBytes = 0x0101010101010101, kNibbles = kBytes * 15, kPairs = kBytes * 3;
+uint64_t u64(const uint8_t* p) {
+    uint64_t v;
+    std::memcpy(&v, p, 8);
+    return v;
+}
+void put(uint8_t* c, uint64_t v) { std::memcpy(c, &v, 8); }
+// Bit i of a byte to byte i, as 0 or 1.
+uint64_t spread_bits(uint8_t bits) {
+    return (((bits * kBytes & 0x8040201008040201) + 0x7f * kBytes) >> 7) & kBytes;
+}
+
+// Low nibbles of `bytes` to c, high ones `bytes` after them.
+void split_nibbles(const uint8_t* from, int bytes, uint8_t* c) {
+    for (int i = 0; i < bytes; i += 8) {
+        const uint64_t w = u64(from + i);
+        put(c + i, w & kNibbles);
+        put(c + bytes + i, w >> 4 & kNibbles);
+    }
+}
+
+// Bit g of each of 32 bytes, at `shift`, into the codes of group g.
+void add_bits(const uint8_t* bits, int shift, uint8_t* c) {
+    for (int i = 0; i < 32; i += 8) {
+        const uint64_t w = u64(bits + i);
+        for (int g = 0; g < 8; g++) put(c + g * 32 + i, u64(c + g * 32 + i) | (w >> g & kBytes) << shift);
+    }
+}
+
 void codes_32(Format f, const uint8_t* b, uint8_t* c) {
     const Parts& p = kParts[static_cast<int>(f)];
     const uint8_t* low = b + p.low;
     if (f == Format::Q8_0) {
-        for (int i = 0; i < 32; i++) c[i] = low[i] ^ 0x80;
+        for (int i = 0; i < 32; i += 8) put(c + i, u64(low + i) ^ kBytes * 0x80);
         return;
     }
-    for (int i = 0; i < 16; i++) c[i] = low[i] & 15, c[i + 16] = low[i] >> 4;
+    split_nibbles(low, 16, c);
     if (p.high < 0) return;
-    uint32_t h;
-    std::memcpy(&h, b + p.high, 4);
-    for (int i = 0; i < 32; i++) c[i] = static_cast<uint8_t>(c[i] | (h >> i & 1) << 4);
+    for (int i = 0; i < 4; i++) put(c + i * 8, u64(c + i * 8) | spread_bits(b[p.high + i]) << 4);
 }
 
 void codes_256(Format f, const uint8_t* b, uint8_t* c) {
@@ -47,38 +75,27 @@ void codes_256(Format f, const uint8_t* b, uint8_t* c) {
         case Format::Q2_K:
         case Format::Q3_K:
             for (int n = 0; n < 2; n++)
-                for (int s = 0; s < 4; s++)
-                    for (int i = 0; i < 32; i++) c[n * 128 + s * 32 + i] = low[n * 32 + i] >> (2 * s) & 3;
-            if (f == Format::Q3_K)
-                for (int g = 0; g < 8; g++)
-                    for (int i = 0; i < 32; i++) c[g * 32 + i] |= static_cast<uint8_t>((high[i] >> g & 1) << 2);
+                for (int i = 0; i < 32; i += 8) {
+                    const uint64_t w = u64(low + n * 32 + i);
+                    for (int s = 0; s < 4; s++) put(c + n * 128 + s * 32 + i, w >> (2 * s) & kPairs);
+                }
+            if (f == Format::Q3_K) add_bits(high, 2, c);
             return;
         case Format::IQ4_XS:
-            for (int g = 0; g < 8; g++)
-                for (int i = 0; i < 16; i++) {
-                    c[g * 32 + i] = low[g * 16 + i] & 15;
-                    c[g * 32 + 16 + i] = low[g * 16 + i] >> 4;
-                }
+            for (int g = 0; g < 8; g++) split_nibbles(low + g * 16, 16, c + g * 32);
             return;
         case Format::Q4_K:
         case Format::Q5_K:
-            for (int n = 0; n < 4; n++)
-                for (int i = 0; i < 32; i++) {
-                    c[n * 64 + i] = low[n * 32 + i] & 15;
-                    c[n * 64 + 32 + i] = low[n * 32 + i] >> 4;
-                }
-            if (f == Format::Q5_K)
-                for (int g = 0; g < 8; g++)
-                    for (int i = 0; i < 32; i++) c[g * 32 + i] |= static_cast<uint8_t>((high[i] >> g & 1) << 4);
+            for (int n = 0; n < 4; n++) split_nibbles(low + n * 32, 32, c + n * 64);
+            if (f == Format::Q5_K) add_bits(high, 4, c);
             return;
         default:  // Q6_K
             for (int n = 0; n < 2; n++)
-                for (int s = 0; s < 4; s++)
-                    for (int i = 0; i < 32; i++) {
-                        const uint8_t l = low[n * 64 + (s & 1) * 32 + i];
-                        const int lo = s < 2 ? l & 15 : l >> 4;
-                        c[n * 128 + s * 32 + i] = static_cast<uint8_t>(lo | (high[n * 32 + i] >> (2 * s) & 3) << 4);
-                    }
+                for (int i = 0; i < 32; i += 8) {
+                    const uint64_t h = u64(high + n * 32 + i), w[2] = {u64(low + n * 64 + i), u64(low + n * 64 + 32 + i)};
+                    for (int s = 0; s < 4; s++)
+                        put(c + n * 128 + s * 32 + i, (w[s & 1] >> (s / 2 * 4) & kNibbles) | (h >> (2 * s) & kPairs) << 4);
+                }
     }
 }
 
@@ -89,7 +106,14 @@ void codes_group(const FormatInfo& t, const uint8_t* b, uint8_t* c) {
         std::memcpy(c, b, static_cast<size_t>(t.block));
         return;
     }
-    for (int i = 0; i < t.block; i += 2, b++) c[i] = *b & 15, c[i + 1] = *b >> 4;
+    for (int i = 0; i < t.block; i += 8, b += 4) {
+        uint32_t four;
+        std::memcpy(&four, b, 4);
+        uint64_t w = four;
+        w = (w | w << 16) & 0x0000ffff0000ffff;
+        w = (w | w << 8) & 0x00ff00ff00ff00ff;
+        put(c + i, (w & kNibbles) | (w << 4 & kNibbles << 8));
+    }
 }
 
 // Half of 2^(e - 127), the scale of MXFP4's doubled values, as the upper bits of a float.
@@ -184,23 +208,24 @@ void dequantize_float(Format f, const uint8_t* row, int cols, float* out) {
 }
 
 // A dword holds four neighbouring k of one row, so each plane is shifts and ors of the group's eight quads.
-void pack_codes(const FormatInfo& info, const uint8_t* codes, int row, uint8_t* out) {
-    const int half = row / kHalfRows, lane = row % kHalfRows;
-    for (int g = 0; g < info.packed_k / 32; g++, codes += 32) {
-        uint8_t* plane = out + g * 128 * info.bits + half * 64 + lane * 4;
+template <int Bits>
+void pack_codes(int groups, const uint8_t* codes, int row, uint8_t* out) {
+    out += row / kHalfRows * 64 + row % kHalfRows * 4;
+    for (int g = 0; g < groups; g++, codes += 32) {
+        uint8_t* plane = out + g * 128 * Bits;
         const auto put = [&](int vector, uint32_t quad) { std::memcpy(plane + vector * 128, &quad, 4); };
         uint32_t c[8];
         std::memcpy(c, codes, 32);
-        if (info.bits == 8) {
+        if (Bits == 8) {
             for (int q = 0; q < 8; q++) put(q, c[q]);
             continue;
         }
-        if (info.bits >= 4) {
+        if (Bits >= 4) {
             for (int q = 0; q < 4; q++) put(q, (c[q] & 0x0f0f0f0f) | (c[q + 4] & 0x0f0f0f0f) << 4);
             for (uint32_t& quad : c) quad = quad >> 4 & 0x0f0f0f0f;
             plane += 512;
         }
-        if (info.bits == 6 || info.bits < 4) {
+        if (Bits == 6 || Bits < 4) {
             for (int v = 0; v < 2; v++) {
                 uint32_t quad = 0;
                 for (int i = 0; i < 4; i++) quad |= (c[v * 4 + i] & 0x03030303) << (2 * i);
@@ -209,7 +234,7 @@ void pack_codes(const FormatInfo& info, const uint8_t* codes, int row, uint8_t* 
             for (uint32_t& quad : c) quad = quad >> 2 & 0x3f3f3f3f;
             plane += 256;
         }
-        if (info.bits == 5 || info.bits == 3) {
+        if (Bits == 5 || Bits == 3) {
             uint32_t quad = 0;
             for (int q = 0; q < 8; q++) quad |= (c[q] & 0x01010101) << q;
             put(0, quad);
@@ -217,10 +242,28 @@ void pack_codes(const FormatInfo& info, const uint8_t* codes, int row, uint8_t* 
     }
 }
 
+void pack_codes(const FormatInfo& t, const uint8_t* codes, int row, uint8_t* out) {
+    const int groups = t.packed_k / 32;
+    switch (t.bits) {
+        case 2: return pack_codes<2>(groups, codes, row, out);
+        case 3: return pack_codes<3>(groups, codes, row, out);
+        case 4: return pack_codes<4>(groups, codes, row, out);
+        case 5: return pack_codes<5>(groups, codes, row, out);
+        case 6: return pack_codes<6>(groups, codes, row, out);
+        default: return pack_codes<8>(groups, codes, row, out);
+    }
+}
+
+// Units of `Bytes`, one row's from `from` on, into [units][32 rows].
+template <size_t Bytes>
+void interleave(const uint8_t* from, int units, size_t row, uint8_t* out) {
+    out += row * Bytes;
+    for (int i = 0; i < units; i++, from += Bytes, out += kPanelRows * Bytes) std::memcpy(out, from, Bytes);
+}
+
 // F16, F32: [k][32 rows]. BF16: pairs of neighbouring k, [k / 2][32 rows][2], as dot products take them. FP8: header of
 // scales, then quads [k / 4][32 rows][4] in the order k, k + 2, k + 1, k + 3: even and odd bytes are pairs.
 void pack_float(Format f, const uint8_t* const* rows, uint8_t* out) {
-    const size_t width = static_cast<size_t>(info(f).block_bytes);
     for (int r = 0; r < kPanelRows; r++) {
         if (!rows[r]) continue;
         const size_t row = static_cast<size_t>(r);
@@ -231,9 +274,10 @@ void pack_float(Format f, const uint8_t* const* rows, uint8_t* out) {
                 to[0] = c[0], to[1] = c[2], to[2] = c[1], to[3] = c[3];
             continue;
         }
-        const size_t run = f == Format::BF16 ? 2 : 1;
-        for (size_t k = 0; k < 32; k += run)
-            std::memcpy(out + (k * kPanelRows + row * run) * width, rows[r] + k * width, width * run);
+        if (f == Format::F16)
+            interleave<2>(rows[r], 32, row, out);
+        else
+            interleave<4>(rows[r], f == Format::BF16 ? 16 : 32, row, out);
     }
 }
 
