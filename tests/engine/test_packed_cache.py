@@ -25,10 +25,12 @@ IDS = list(range(3, 40))
 
 
 @pytest.fixture(autouse=True)
-def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Other libraries' logging set-up, run in this process by an earlier test, disables loggers that exist by then."""
     monkeypatch.setattr(logging.getLogger("ktcore"), "disabled", False)
     monkeypatch.setattr(logging.getLogger("ktcore"), "propagate", True)
+    monkeypatch.setattr(logging.root.manager, "disable", 0)
+    caplog.set_level(logging.WARNING, logger="ktcore")
 
 
 def logits(path: Path, cache: Path | None) -> torch.Tensor:
