@@ -18,6 +18,8 @@ from ktcore.weights.packed.container import MANIFEST, PARTS, read_manifest
 from ktcore.weights.packed.reader import verify
 from ktcore.weights.packed.writer import PartWriter
 
+from .test_packed_cache import llama_gguf
+
 IDS = list(range(3, 40))
 QUANTISE = "version: 1\nrules:\n  - {name: small, match: {op: moe}, use: [cpu.moe], options: {quantize: int4_g64}}\n"
 
@@ -103,6 +105,32 @@ def test_latent_attention_and_dense_layers(tmp_path: Path) -> None:
     convert(tmp_path / "source", tmp_path / "packed", backend="cpu")
     shutil.rmtree(tmp_path / "source")
     torch.testing.assert_close(logits(tmp_path / "packed"), expected, rtol=0, atol=0)
+
+
+def test_gguf_with_its_metadata(tmp_path: Path) -> None:
+    source = llama_gguf(tmp_path / "model.gguf")
+    expected = logits(source)
+    convert(source, tmp_path / "packed", backend="cpu")
+    source.unlink()
+    torch.testing.assert_close(logits(tmp_path / "packed"), expected, rtol=0, atol=0)
+
+
+def test_experts_from_another_checkpoint(source: Path, tmp_path: Path) -> None:
+    other = tiny(tmp_path / "other", seed=1)
+    expected = logits(source, experts_from=other)
+    assert not torch.equal(expected, logits(source))
+    convert(source, tmp_path / "packed", experts_from=other, backend="cpu")
+    shutil.rmtree(other)
+    torch.testing.assert_close(logits(tmp_path / "packed"), expected, rtol=0, atol=0)
+
+
+def test_dense_tensors_kept_for_other_backends(source: Path, tmp_path: Path) -> None:
+    plain = convert(source, tmp_path / "plain", backend="cpu")
+    done = convert(source, tmp_path / "packed", keep_dense=True, backend="cpu")
+    assert done.kept_bytes > plain.kept_bytes
+    body = read_manifest(tmp_path / "packed")
+    assert "model.layers.0.self_attn.q_proj.weight" in body["kept"]
+    assert not any(".experts." in name for name in body["kept"])
 
 
 class Killed(BaseException):
