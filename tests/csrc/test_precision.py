@@ -1,7 +1,7 @@
 """Every format's packed kernels lose no more against fp64 math than rounding activations to 8 bits (or bfloat16) costs.
 
-Limits are relative L2 errors of a whole layer. The scheme of ggml's Q8_K, 8 bits with a scale per 256 values, costs 1.8e-2
-on normal inputs and 3.8e-2 with outlier channels; groups of 16 must stay below.
+Limits are relative L2 errors of a whole layer. The scheme of ggml's Q8_K, 8 bits with a scale per 256 values, costs
+1.8e-2 on normal inputs and 3.8e-2 with outlier channels; groups of 16 must stay below.
 """
 
 from __future__ import annotations

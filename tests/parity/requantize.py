@@ -27,12 +27,6 @@ WIDTH, WIDER = 576, 768
 WINDOW = 512  # tokens of the text that are read together
 HEADS = {"llama.attention.head_count": 12, "llama.attention.head_count_kv": 4}
 ROWS = {"attn_q": WIDER, "attn_k": 256, "attn_v": 256, "attn_output": WIDER, "ffn_down": WIDER}
-QUANTIZE = """version: 1
-rules:
-  - {name: a, match: {op: attention}, use: cpu.attention, device: host, options: {quantize: FORMAT}}
-  - {name: m, match: {op: mlp}, use: cpu.mlp, device: host, options: {quantize: FORMAT}}
-  - {name: h, match: {op: linear, name: head}, use: cpu.linear, device: host, options: {quantize: FORMAT}}
-"""
 
 
 def wide_tensors(path: Path) -> dict[str, F32]:
@@ -66,6 +60,18 @@ def write(source: Path, tensors: Mapping[str, F32], path: Path, format_of: Calla
     return path
 
 
+def rules_with(options: str, layers: str = "0-", head: bool = True) -> str:
+    """A rule file that gives these options to the matrices of some layers and of the head."""
+    tail = f"device: host, options: {{{options}}}}}"
+    lines = [
+        f"  - {{name: {op}, match: {{op: {op}, layers: '{layers}'}}, use: cpu.{op}, {tail}"
+        for op in ("attention", "mlp")
+    ]
+    if head:
+        lines.append(f"  - {{name: h, match: {{op: linear, name: head}}, use: cpu.linear, {tail}")
+    return "\n".join(["version: 1", "rules:", *lines, ""])
+
+
 def token_ids(path: Path, text: str, limit: int | None = None) -> list[int]:
     """A text as token ids of the model."""
     with ktcore.load(path, backend="cpu", context=64) as model:
@@ -80,15 +86,20 @@ def ours(path: Path, ids: list[int], rules: Path | None = None) -> float:
         return perplexity(model.logits, ids)
 
 
-def theirs(path: Path, ids: list[int], integers: str | None = None) -> float:
+def theirs(path: Path, ids: list[int], integers: str | None = None, layers: range | None = None) -> float:
     """Perplexity of `ids` in transformers in float32, on weights dequantised by the gguf package.
 
     Args:
-        integers: the matrices are first quantised to this group format, and dequantised in numpy.
+        integers: matrices are first quantised to this group format, and dequantised in numpy.
+        layers: those whose matrices are; None takes all, and the head.
     """
     model = transformers_model(path)
-    if integers is not None:
+    if integers is not None and layers is None:
+        # the table of embeddings stays as it is, though the head has the same values
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
         _through_integers(model, integers)
+    for i in layers or ():
+        _through_integers(model.model.layers[i], integers or "")
     with torch.inference_mode():
         return perplexity(lambda window: model(torch.tensor([window])).logits[0], ids)
 
@@ -104,8 +115,6 @@ def perplexity(logits_of: Callable[[list[int]], torch.Tensor], ids: list[int]) -
 
 
 def _through_integers(model: torch.nn.Module, integers: str) -> None:
-    # the table of embeddings stays as it is, though the head has the same values
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # type: ignore[union-attr, operator]
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             rows, cols = module.weight.shape
@@ -134,4 +143,3 @@ def _widened(name: str, value: F32) -> F32:
 
 
 _STORED = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
-

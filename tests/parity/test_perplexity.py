@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .requantize import AFFINE, F32, QUANTIZE, WINDOW, ours, theirs, token_ids, wide_tensors, write
+from .requantize import AFFINE, F32, WINDOW, ours, rules_with, theirs, token_ids, wide_tensors, write
 
 TEXT = Path(__file__).parents[1] / "data" / "guides.txt"
 POSITIONS = 8 * WINDOW
@@ -36,7 +36,7 @@ def _mixed(name: str) -> str:
 def test_every_affine_gguf_format(smollm2_path: Path, tensors: dict[str, F32], ids: list[int], tmp_path: Path) -> None:
     path = write(smollm2_path, tensors, tmp_path / "mixed.gguf", _mixed)
     exact = tmp_path / "exact.yaml"
-    exact.write_text(QUANTIZE.replace("quantize: FORMAT", "activations: f32"))
+    exact.write_text(rules_with("activations: f32"))
     assert ours(path, ids[:WINDOW], exact) == pytest.approx(theirs(path, ids[:WINDOW]), rel=2e-4)
     assert ours(path, ids) == pytest.approx(ours(path, ids, exact), rel=0.005)
 
@@ -45,8 +45,7 @@ def test_float_weights_quantised_while_loading(
     smollm2_path: Path, tensors: dict[str, F32], ids: list[int], tmp_path: Path
 ) -> None:
     path = write(smollm2_path, tensors, tmp_path / "half.gguf", lambda name: "F16")
-    rules, exact = tmp_path / "integers.yaml", tmp_path / "exact.yaml"
-    rules.write_text(QUANTIZE.replace("FORMAT", "int4_g128"))
-    exact.write_text(QUANTIZE.replace("FORMAT", "int4_g128, activations: f32"))
-    assert ours(path, ids[:WINDOW], exact) == pytest.approx(theirs(path, ids[:WINDOW], "INT4_G128"), rel=2e-4)
-    assert ours(path, ids, rules) == pytest.approx(ours(path, ids, exact), rel=0.005)
+    rules = tmp_path / "integers.yaml"
+    rules.write_text(rules_with("quantize: int4_g128", "0-3", head=False))
+    expected = theirs(path, ids[:WINDOW], "INT4_G128", range(4))
+    assert ours(path, ids[:WINDOW], rules) == pytest.approx(expected, rel=0.005)
