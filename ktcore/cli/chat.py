@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ktcore.cli import options as o
+from ktcore.cli import templating as t
 from ktcore.cli.conversation import Conversation, Message
 from ktcore.errors import RequestError, TokenizerError
 
@@ -32,6 +33,10 @@ def chat(
     seed: o.SeedOption = None,
     stop: o.StopOption = None,
     system: o.SystemOption = None,
+    template: t.TemplateOption = None,
+    variables: t.SetOption = None,
+    tools: t.ToolsOption = None,
+    documents: t.DocumentsOption = None,
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
     experts_from: o.ExpertsFromOption = None,
@@ -52,6 +57,7 @@ def chat(
     from ktcore.cli.terminal import opened
 
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
+    shape = t.templating(template, variables, tools, documents)
     loading = {
         "backend": backend,
         "rules": rules,
@@ -62,19 +68,25 @@ def chat(
         "packed_cache": packed_cache,
     }
     with opened(model, **loading) as (loaded, _):
-        if loaded.tokenizer.chat_template is None:
+        if loaded.tokenizer.chat_template is None and template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")
-        Session(loaded, Conversation(system), max_new_tokens, draw).hold()
+        Session(loaded, Conversation(system), max_new_tokens, draw, shape).hold()
 
 
 @dataclass
 class Session:
-    """A conversation with its model, fed line by line from stdin."""
+    """A conversation with its model, fed line by line from stdin.
+
+    Attributes:
+        draw: sampling options.
+        shape: template, its variables, tools and documents, as far as they are given.
+    """
 
     model: Model
     conversation: Conversation
     max_new_tokens: int
     draw: dict[str, Any]
+    shape: dict[str, Any]
 
     def hold(self) -> None:
         """Until /exit or the end of input."""
@@ -115,7 +127,9 @@ class Session:
         with noticing_interrupts() as interrupted:
             try:
                 self._make_room()
-                stream = self.model.stream_chat(self.conversation.messages, self.max_new_tokens, **self.draw)
+                stream = self.model.stream_chat(
+                    self.conversation.messages, self.max_new_tokens, **self.shape, **self.draw
+                )
                 for piece in stream:
                     pieces.append(piece)
                     write(piece)
@@ -150,7 +164,9 @@ class Session:
             )
 
     def _count(self, messages: list[Message]) -> int:
-        return len(self.model.tokenizer.encode_chat(messages))
+        shape = dict(self.shape)
+        variables = shape.pop("variables", {})
+        return len(self.model.tokenizer.encode_chat(messages, **shape, **variables))
 
 
 def _read_line() -> str | None:

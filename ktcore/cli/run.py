@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ktcore.cli import options as o
+from ktcore.cli import templating as t
 from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
+    template: t.TemplateOption = None,
+    variables: t.SetOption = None,
+    tools: t.ToolsOption = None,
+    documents: t.DocumentsOption = None,
     as_json: o.JsonOption = False,
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
@@ -57,6 +62,9 @@ def run(
         raise RequestError("the prompt is empty", 'give some text: ktcore run MODEL "Why is the sky blue?"')
     if raw and system is not None:
         raise RequestError("--system needs the chat template, which --raw leaves out", "drop one of the two")
+    shape = t.templating(template, variables, tools, documents)
+    if raw and shape:
+        raise RequestError("a chat template's options need the chat template, which --raw leaves out", "drop --raw")
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
     loading = {
         "backend": backend,
@@ -68,7 +76,7 @@ def run(
         "packed_cache": packed_cache,
     }
     with opened(model, **loading) as (loaded, load_s):
-        stream = _answer(loaded, text, system, raw, max_new_tokens, draw)
+        stream = _answer(loaded, text, system, raw, max_new_tokens, draw, shape)
         pieces = []
         for piece in stream:
             pieces.append(piece)
@@ -96,9 +104,15 @@ def run(
 
 
 def _answer(
-    model: Model, text: str, system: str | None, raw: bool, max_new_tokens: int, draw: dict[str, Any]
+    model: Model,
+    text: str,
+    system: str | None,
+    raw: bool,
+    max_new_tokens: int,
+    draw: dict[str, Any],
+    shape: dict[str, Any],
 ) -> TextStream:
-    if raw or (model.tokenizer.chat_template is None and system is None):
+    if raw or (model.tokenizer.chat_template is None and system is None and not shape):
         return model.stream(text, max_new_tokens, **draw)
     messages = [{"role": "system", "content": system}] if system is not None else []
-    return model.stream_chat([*messages, {"role": "user", "content": text}], max_new_tokens, **draw)
+    return model.stream_chat([*messages, {"role": "user", "content": text}], max_new_tokens, **shape, **draw)

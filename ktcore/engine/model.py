@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,13 +179,46 @@ class Model:
         return TextStream(self, self.tokenizer.encode(prompt), max_new_tokens, params, stop)
 
     def chat(self, messages: Seq[Message], max_new_tokens: int = 512, **options: Any) -> str:
-        """Answer a conversation `[{"role": "user", "content": "…"}, …]` through the model's own chat template."""
+        """Answer a conversation `[{"role": "user", "content": "…"}, …]` through the model's own chat template.
+
+        Args:
+            options: those of `stream_chat`.
+        """
         return "".join(self.stream_chat(messages, max_new_tokens, **options))
 
-    def stream_chat(self, messages: Seq[Message], max_new_tokens: int = 512, **options: Any) -> TextStream:
-        """Like `chat`, as an iterator of text pieces."""
+    def stream_chat(
+        self,
+        messages: Seq[Message],
+        max_new_tokens: int = 512,
+        *,
+        tools: Seq[Mapping[str, Any]] | None = None,
+        documents: Seq[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> TextStream:
+        """Like `chat`, as an iterator of text pieces.
+
+        Args:
+            tools: JSON schemas of tools that the model may call, for templates that know them.
+            documents: texts to answer from, for templates that know them.
+            template: name of one of the checkpoint's chat templates, or a Jinja source.
+            variables: further variables of the template, such as `{"enable_thinking": False}`.
+            options: those of `generate`.
+
+        Raises:
+            TokenizerError: the checkpoint has no such chat template, or a broken one.
+            RequestError: the template refuses these messages, or a variable has a name of the template's own.
+        """
         stop, params = _options(options)
-        return TextStream(self, self.tokenizer.encode_chat(list(messages)), max_new_tokens, params, stop)
+        named = dict(variables or {})
+        taken = sorted(named.keys() & {"messages", "add_generation_prompt", "tools", "documents", "template"})
+        if taken:
+            raise RequestError(
+                f"{', '.join(taken)} cannot be a variable of the chat template", "it has its own meaning"
+            )
+        ids = self.tokenizer.encode_chat(list(messages), True, tools, documents, template, **named)
+        return TextStream(self, ids, max_new_tokens, params, stop)
 
     def logits(self, ids: Seq[int] | torch.Tensor) -> torch.Tensor:
         """Logits float32 [tokens, vocab] of a sequence of token ids [tokens]; row i predicts token i + 1."""
