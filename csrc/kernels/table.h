@@ -41,8 +41,26 @@ inline void run_unpack(const PackedView& w, int panel, float* out, uint8_t* scra
 }
 
 constexpr Kernels make_table(const char* name) {
-    return {name,         run_panel,  run_panel_f32, run_panel_mixed, kHasBf16 ? round_whole_rows : nullptr, run_unpack,          quantize_row,
-            rms_norm_row, store_rows, accumulate_rows, gated_quantize_rows, gated_store_rows,
-            rope_row,     cache_row,  attend_item,     merge_parts,         uncache_row,
-            sigmoid_gate, conv_silu_row, delta_item,      sum_bytes,           peak_operations};
+    return {name,
+            run_panel,
+            run_panel_f32,
+            run_panel_mixed,
+            kHasBf16 ? round_rows : nullptr,
+            run_unpack,
+            quantize_row,
+            rms_norm_row,
+            store_rows,
+            accumulate_rows,
+            gated_quantize_rows,
+            gated_store_rows,
+            rope_row,
+            cache_row,
+            attend_item,
+            merge_parts,
+            uncache_row,
+            sigmoid_gate,
+            conv_silu_row,
+            delta_item,
+            sum_bytes,
+            peak_operations};
 }

@@ -15,11 +15,10 @@ struct ActRow {
 };
 
 // What an integer accumulator starts from: minus offset * sum of the group's activations.
-template <Format F>
-AI VI seed(const ActRow& a, int kp, int g16) {
-    constexpr int kShift = kFormats[static_cast<int>(F)].offset_shift;
-    if (kShift < 0) return seti(0);
-    return sll(bci(a.nsum(kp, g16)), kShift < 0 ? 0 : kShift);
+// Formats with a min have no offset.
+template <bool kMin>
+AI VI seed(const ActRow& a, int kp, int g16, int shift) {
+    return kMin ? seti(0) : sll(bci(a.nsum(kp, g16)), shift);
 }
 
 // Once unpacked, formats of one group size, with or without mins, share a kernel.
@@ -42,8 +41,7 @@ void tile(const Unpacked& w, int groups, int g0, const ActView& a, const uint8_t
             UNR for (int s = 0; s < 2; s++) {
                 VI dot[T][H];
                 UNR for (int t = 0; t < T; t++) {
-                    // The offset is undone by where the sum starts.
-                    const VI start = kMin ? seti(0) : sll(bci(ActRow{act + t * stride}.nsum(kp, g16 + s)), shift);
+                    const VI start = seed<kMin>(ActRow{act + t * stride}, kp, g16 + s, shift);
                     UNR for (int h = 0; h < H; h++) dot[t][h] = start;
                 }
                 UNR for (int q = 0; q < 4; q++) {
@@ -101,7 +99,7 @@ void gemv(const uint8_t* p, int blocks, const uint8_t* act, size_t stride, int k
             const uint8_t* x = act + g32 * 32;
             VI dot[2][T][2];
             UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
-                dot[s][t][0] = dot[s][t][1] = seed<F>(ActRow{act + t * stride}, kp, g32 * 2 + s);
+                dot[s][t][0] = dot[s][t][1] = seed<I.has_min>(ActRow{act + t * stride}, kp, g32 * 2 + s, I.offset_shift);
             UNR for (int i = 0; i < kAsk; i++) touch(p + kReadAhead + (g * kLines / L::kGroups + i) * 64);
             UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
                 const VI v0 = L::quad(gp, s * 4 + q, 0), v1 = L::quad(gp, s * 4 + q, 1);

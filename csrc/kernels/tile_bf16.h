@@ -22,25 +22,24 @@ constexpr Table128 e4m3_table(int shift) {
 }
 constexpr Table128 kE4m3Low = e4m3_table(0), kE4m3High = e4m3_table(8);
 
-// x [tokens][ldx] from column k on, as pairs [tokens][kBfStep / 2]; zeros behind the row's end.
-AI void round_rows(const float* x, size_t ldx, int tokens, int n, uint32_t* out) {
-    for (int t = 0; t < tokens; t++, x += ldx, out += kBfStep / 2) {
-        uint16_t* to = reinterpret_cast<uint16_t*>(out);
+// n values of each row as bfloat16, zeros up to a multiple of 32.
+inline void round_rows(const float* x, size_t ldx, int tokens, int n, uint16_t* out, size_t ldo) {
+    for (int t = 0; t < tokens; t++, x += ldx, out += ldo) {
         int i = 0;
-        for (; i + 16 <= n; i += 16) stb(to + i, ldf(x + i));
+        for (; i + 16 <= n; i += 16) stb(out + i, ldf(x + i));
         if (i < n) {
             float tail[16] = {};
             for (int j = i; j < n; j++) tail[j - i] = x[j];
-            stb(to + i, ldf(tail));
+            stb(out + i, ldf(tail));
             i += 16;
         }
-        if (i < (n + 31) / 32 * 32) stb(to + i, setf(0.f));
+        if (i < (n + 31) / 32 * 32) stb(out + i, setf(0.f));
     }
 }
 
-// sum[t][h] += pairs of w [pair][2][64] times x, whose rows lie ldx pairs apart.
+// sum[t][h] += pairs of w [pair][2][64] times rows of x, ldx apart.
 template <int T, bool kStream>
-AI void dot_pairs(const uint8_t* w, int pairs, const uint32_t* x, size_t ldx, VF (*sum)[2]) {
+AI void dot_pairs(const uint8_t* w, int pairs, const uint16_t* x, size_t ldx, VF (*sum)[2]) {
     for (int i = 0; i < pairs; i++, w += 128) {
         if (kStream) {
             touch(w + kReadAhead);
@@ -48,7 +47,7 @@ AI void dot_pairs(const uint8_t* w, int pairs, const uint32_t* x, size_t ldx, VF
         }
         const VI w0 = ldi(w), w1 = ldi(w + 64);
         UNR for (int t = 0; t < T; t++) {
-            const VI a = bci(x + t * ldx + i);
+            const VI a = bci(x + t * ldx + i * 2);
             sum[t][0] = dotbf(sum[t][0], w0, a);
             sum[t][1] = dotbf(sum[t][1], w1, a);
         }
@@ -56,7 +55,7 @@ AI void dot_pairs(const uint8_t* w, int pairs, const uint32_t* x, size_t ldx, VF
 }
 
 template <Format F, int T, bool kStream>
-void tile_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, size_t ldx, float* acc, bool first) {
+void tile_bf16(const uint8_t* w, const float* scale, int n, const uint16_t* x, size_t ldx, float* acc, bool first) {
     VF sum[T][2];
     if constexpr (F == Format::BF16) {
         UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++)
@@ -64,7 +63,7 @@ void tile_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, s
         dot_pairs<T, kStream>(w, n / 2, x, ldx, sum);
         UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) stf(acc + t * 32 + h * 16, sum[t][h]);
     } else {
-        for (int k = 0; k < n; k += 128, w += 8192, x += 64, scale += kPanelRows, first = false) {
+        for (int k = 0; k < n; k += 128, w += 8192, x += 128, scale += kPanelRows, first = false) {
             UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
             dot_pairs<T, false>(w, 64, x, ldx, sum);
             UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) {
@@ -76,7 +75,7 @@ void tile_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, s
 }
 
 template <Format F, bool kStream>
-AI void tiles_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* x, size_t ldx, int tokens, float* acc,
+AI void tiles_bf16(const uint8_t* w, const float* scale, int n, const uint16_t* x, size_t ldx, int tokens, float* acc,
                    bool first) {
     switch (tokens) {
         case 1: return tile_bf16<F, 1, kStream>(w, scale, n, x, ldx, acc, first);
@@ -94,15 +93,7 @@ AI void tiles_bf16(const uint8_t* w, const float* scale, int n, const uint32_t* 
     }
 }
 
-// Four FP8 codes a lane as bfloat16 pairs: even bytes, odd bytes. Both steps are exact, subnormals included.
-AI VI e4m3_even(VI v) {
-    VF f[2];
-    UNR for (int i = 0; i < 2; i++) {
-        const VI c = i ? srl(v, 16) : v;
-        f[i] = mulf(castf(ori(sll(andi(c, seti(0x80)), 24), sll(andi(c, seti(0x7f)), 20))), setf(0x1p120f));
-    }
-    return pairbf(f[0], f[1]);
-}
+// Four FP8 codes a lane as bfloat16 pairs: even bytes, odd bytes. Exact, subnormals included.
 AI void e4m3_pairs(VI v, VI& even, VI& odd) {
     if constexpr (kHasTables128) {
         // Both halves of each bfloat16 by table, then the sign.
@@ -111,8 +102,8 @@ AI void e4m3_pairs(VI v, VI& even, VI& odd) {
         even = ori(andi(low, mask), sll(andi(high, mask), 8));
         odd = ori(andi(srl(low, 8), mask), andi(high, seti(~0x00ff00ff)));
     } else {
-        even = e4m3_even(v);
-        odd = e4m3_even(srl(v, 8));
+        even = pairbf(e4m3_f32(v), e4m3_f32(srl(v, 16)));
+        odd = pairbf(e4m3_f32(srl(v, 8)), e4m3_f32(srl(v, 24)));
     }
 }
 
@@ -132,11 +123,11 @@ AI void unpack_fp8(const uint8_t* block, uint8_t* out) {
 template <int T>
 void gemv_fp8(const uint8_t* p, int blocks, const float* x, size_t ldx, float* acc) {
     constexpr int kBytes = packed_block_bytes(kFormats[static_cast<int>(Format::F8_E4M3_G128)]);
-    uint32_t in[T * (kBfStep / 2)];
+    uint16_t in[T * 128];
     VF total[T][2];
     UNR for (int t = 0; t < T; t++) total[t][0] = total[t][1] = setf(0.f);
     for (int b = 0; b < blocks; b++, p += kBytes, x += 128) {
-        round_rows(x, ldx, T, 128, in);
+        round_rows(x, ldx, T, 128, in, 128);
         VF sum[T][2];
         UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
         touch(p + kReadAhead);
@@ -148,7 +139,7 @@ void gemv_fp8(const uint8_t* p, int blocks, const float* x, size_t ldx, float* a
             VI w[2][2];
             UNR for (int h = 0; h < 2; h++) e4m3_pairs(ldi(codes + h * 64), w[0][h], w[1][h]);
             UNR for (int i = 0; i < 2; i++) UNR for (int t = 0; t < T; t++) {
-                const VI a = bci(in + t * (kBfStep / 2) + q * 2 + i);
+                const VI a = bci(in + t * 128 + q * 4 + i * 2);
                 UNR for (int h = 0; h < 2; h++) sum[t][h] = dotbf(sum[t][h], w[i][h], a);
             }
         }
@@ -172,7 +163,7 @@ void panel_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, i
             case 4: return gemv_fp8<4>(p, w.kblocks, x, ldx, acc);
             default: break;
         }
-    uint32_t* in = reinterpret_cast<uint32_t*>(scratch);
+    uint16_t* in = reinterpret_cast<uint16_t*>(scratch);
     uint8_t* pairs = scratch + kBfTokens * kBfStep * 2;
     float* scale = reinterpret_cast<float*>(pairs + kBfStep * kPanelRows * 2);
     const int share = (kStepBytes / 64 * kBfTokens + tokens - 1) / tokens;
@@ -190,29 +181,18 @@ void panel_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, i
         Ahead ahead{p + kStepBytes, p + 2 * kStepBytes, share};
         for (int t = 0; t < tokens; t += kBfTokens) {
             const int m = tokens - t < kBfTokens ? tokens - t : kBfTokens;
-            const uint32_t* pairs_in = in;
-            size_t ld = kBfStep / 2;
-            if (rows.rounded) {
-                pairs_in = reinterpret_cast<const uint32_t*>(rows.rounded + (t0 + t) * rows.ld_rounded + k);
-                ld = rows.ld_rounded / 2;
-            } else {
-                round_rows(x + t * ldx + k, ldx, m, left, in);
-            }
+            const bool whole = rows.rounded != nullptr;
+            const uint16_t* from = whole ? rows.rounded + (t0 + t) * rows.ld_rounded + k : in;
+            const size_t ld = whole ? rows.ld_rounded : kBfStep;
+            if (!whole) round_rows(x + t * ldx + k, ldx, m, left, in, ld);
             if (tokens <= kBfTokens && F == Format::BF16) {
-                tiles_bf16<F, true>(pair, scale, n, pairs_in, ld, m, acc, k == 0);
+                tiles_bf16<F, true>(pair, scale, n, from, ld, m, acc, k == 0);
             } else {
                 ahead.ask();
-                tiles_bf16<F, false>(pair, scale, n, pairs_in, ld, m, acc + t * 32, k == 0);
+                tiles_bf16<F, false>(pair, scale, n, from, ld, m, acc + t * 32, k == 0);
             }
         }
     }
-}
-
-// n values of each row to bfloat16, zeros up to a multiple of 32.
-inline void round_whole_rows(const float* x, size_t ldx, int tokens, int n, uint16_t* out, size_t ldo) {
-    for (int t = 0; t < tokens; t++, x += ldx, out += ldo)
-        for (int k = 0; k < n; k += kBfStep)
-            round_rows(x + k, ldx, 1, n - k < kBfStep ? n - k : kBfStep, reinterpret_cast<uint32_t*>(out + k));
 }
 
 template <Format F>

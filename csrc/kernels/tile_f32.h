@@ -43,6 +43,13 @@ AI void gemm_f32(const float* w, size_t ldw, const float* x, size_t ldx, int tok
     for (; n < cols; n += 16) rows_f32<1>(w + n, ldw, x, ldx, tokens, k, c + n, ldc, first);
 }
 
+// Floats of the FP8 E4M3 codes in the lanes' lowest bytes, subnormals included: the seven bits of a magnitude, put where a
+// float's exponent and mantissa are, are 2^-120 of its value.
+AI VF e4m3_f32(VI v) {
+    const VI bits = ori(sll(andi(v, seti(0x80)), 24), sll(andi(v, seti(0x7f)), 20));
+    return mulf(castf(bits), setf(0x1p120f));
+}
+
 // Float formats: the weights of four neighbouring k, from k4 * 4 on, of both row halves.
 template <Format F>
 AI void quad_f32(const uint8_t* panel, int k4, VF (*w)[2]) {
@@ -67,10 +74,8 @@ AI void quad_f32(const uint8_t* panel, int k4, VF (*w)[2]) {
             const VF scale = ldf(reinterpret_cast<const float*>(p) + h * 16);
             const VI v = ldi(p + 128 + (k4 % 32) * 128 + h * 64);
             UNR for (int j = 0; j < 4; j++) {
-                // As a float the seven bits are 2^-120 of their value, subnormal or not.
                 const int byte = j == 0 || j == 3 ? j : 3 - j;
-                const VI bits = ori(sll(andi(srl(v, 8 * byte), seti(0x80)), 24), sll(andi(srl(v, 8 * byte), seti(0x7f)), 20));
-                w[j][h] = mulf(mulf(castf(bits), setf(0x1p120f)), scale);
+                w[j][h] = mulf(e4m3_f32(srl(v, 8 * byte)), scale);
             }
         }
     }

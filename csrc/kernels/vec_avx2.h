@@ -21,7 +21,6 @@ AI VI seti(int x) { const __m256i r = _mm256_set1_epi32(x); return {r, r}; }
 AI VF setf(float x) { const __m256 r = _mm256_set1_ps(x); return {r, r}; }
 AI VI bci(const void* p) { int x; __builtin_memcpy(&x, p, 4); return seti(x); }
 AI void touch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-AI void touch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 AI VF bcf(const float* p) { const __m256 r = _mm256_broadcast_ss(p); return {r, r}; }
 AI VI andi(VI x, VI y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 AI VI ori(VI x, VI y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
@@ -171,6 +170,8 @@ AI void transpose16(VF* m) {
 }
 AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 4, kF32Vectors = 1;
+// Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
+constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 // bfloat16: see vec_scalar.h for what they compute.
 constexpr bool kHasBf16 = false;
 // The rounded bfloat16 in each lane's high half; the low half is undefined.

@@ -16,7 +16,6 @@ AI VI bci(const void* p) {
     return r;
 }
 AI void touch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-AI void touch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 AI VF bcf(const float* p) {
     VF r;
     asm("vbroadcastss %1,%0" : "=v"(r) : "m"(*p));
@@ -127,6 +126,8 @@ AI void transpose16(VF* m) {
 AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 // 5 x 2 tiles spill least: 0.57 to 0.61 TOPS a Zen 5 core, 6 x 2 0.55 to 0.57.
 constexpr int kTileTokens = 5, kTileHalves = 2, kF32Tokens = 6, kF32Vectors = 4;
+// Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
+constexpr int kGemvTokens = 12, kGemvTokensK = 4;
 // bfloat16: see vec_scalar.h for what they compute.
 #if defined(__AVX512BF16__)
 constexpr bool kHasBf16 = true;

@@ -16,7 +16,6 @@ AI VI seti(int x) { VI r; KT_LANES r.v[i] = x; return r; }
 AI VF setf(float x) { VF r; KT_LANES r.v[i] = x; return r; }
 AI VI bci(const void* p) { int x; __builtin_memcpy(&x, p, 4); return seti(x); }
 AI void touch(const void*) {}
-AI void touch_far(const void*) {}
 AI VF bcf(const float* p) { return setf(*p); }
 AI VI andi(VI a, VI b) { KT_LANES a.v[i] &= b.v[i]; return a; }
 AI VI ori(VI a, VI b) { KT_LANES a.v[i] |= b.v[i]; return a; }
@@ -96,6 +95,8 @@ AI void transpose16(VF* m) {
 }
 AI float sqrt1(float x) { return __builtin_sqrtf(x); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 2, kF32Vectors = 1;
+// Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
+constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 // bfloat16 by the rules of vcvtneps2bf16 and vdpbf16ps: to nearest even, subnormal numbers taken as zero; the odd
 // member of a pair is added first. kHasBf16: the CPU does it in one instruction.
 constexpr bool kHasBf16 = false;
