@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
 from ktcore.errors import CheckpointError
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
-from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import inverse_frequencies
 from ktcore_cpu import packing
 from ktcore_cpu.norm import PostNorm
@@ -98,10 +96,10 @@ class CpuAttentionModule:
             inv_freq=freq.numpy(),
             rope_scale=factor,
             softmax_scale=spec.scale,
-            norm=norm_factors(request, "norm", spec.norm, spec.hidden),
+            norm=packing.norm_weight(weights, "norm.weight", spec.norm),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
-            q_norm=norm_factors(request, "q_norm", spec.q_norm, spec.head_dim),
-            k_norm=norm_factors(request, "k_norm", spec.k_norm, spec.head_dim),
+            q_norm=packing.norm_weight(weights, "q_norm.weight", spec.q_norm),
+            k_norm=packing.norm_weight(weights, "k_norm.weight", spec.k_norm),
             qk_eps=qk_norm.eps if qk_norm else 0.0,
             q_bias=packing.vector(weights, "q.bias"),
             k_bias=packing.vector(weights, "k.bias"),
@@ -165,14 +163,6 @@ def empty_rows(shape: tuple[int, ...], width: int, kv_type: str) -> torch.Tensor
     """Uninitialised cache rows of `width` values; the last dimension counts elements of the type."""
     dtype = KV_TYPES[kv_type]
     return torch.empty((*shape, row_bytes(kv_type, width) // dtype.itemsize), dtype=dtype)
-
-
-def norm_factors(request: LoadRequest, role: str, spec: RMSNormSpec | None, width: int) -> np.ndarray | None:
-    """What the normalised values are multiplied with: the weight (from zero or one on), ones where there is none."""
-    if spec is None:
-        return None
-    weight = packing.vector(request.weights, f"{role}.weight")
-    return np.ones(width, np.float32) if weight is None else weight + np.float32(spec.offset)
 
 
 def native_step(step: StepBatch) -> _native.Step:

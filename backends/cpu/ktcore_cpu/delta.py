@@ -12,7 +12,7 @@ from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.linear_attention import GatedDeltaNetSpec
 from ktcore_cpu import packing
-from ktcore_cpu.attention import native_step, norm_factors
+from ktcore_cpu.attention import native_step
 
 LANES = 16
 """Values of a native vector: head widths are multiples of it."""
@@ -77,9 +77,9 @@ class CpuGatedDeltaNetModule:
             conv=_vector(request, "conv").reshape(channels, spec.conv_width),
             decay=-np.exp(decay) if spec.decay_log else decay,
             dt_bias=_vector(request, "dt_bias"),
-            out_norm=norm_factors(request, "out_norm", spec.out_norm, spec.value_dim),
+            out_norm=packing.norm_weight(request.weights, "out_norm.weight", spec.out_norm),
             out_eps=spec.out_norm.eps,
-            norm=norm_factors(request, "norm", spec.norm, spec.hidden),
+            norm=packing.norm_weight(request.weights, "norm.weight", spec.norm),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
             residual=spec.residual,
             exact=packing.exact(request),

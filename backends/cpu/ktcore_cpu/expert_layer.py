@@ -19,6 +19,7 @@ from ktcore_cpu.expert_layout import (
     Layout,
     MaybeNames,
     Names,
+    block_bytes,
     expert_mask,
     float_layout,
     held_count,
@@ -117,8 +118,8 @@ class ExpertLayer:
         layout = Layout(experts, hidden, intermediate, names, (False,) * 3, True)
         pieces = []
         for role, data, fmt, shape in zip(ROLES, (gate, up, down), names, layout.shapes(), strict=True):
-            block, size = _native.formats()[fmt]
-            raw, each = expert_arrays.raw_bytes(data, role), shape[0] * (shape[1] // block) * size
+            block = _native.formats()[fmt][0]
+            raw, each = expert_arrays.raw_bytes(data, role), block_bytes(fmt, shape)
             if shape[1] % block or raw.size != experts * each:
                 raise ValueError(
                     f"{role} has {raw.size} bytes; {experts} experts of {fmt} {list(shape)} take {experts * each}"

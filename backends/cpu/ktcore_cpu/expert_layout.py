@@ -62,10 +62,19 @@ def check_formats(formats: Iterable[str]) -> None:
 
 def quantized_format(name: str) -> str:
     """INT4_G128 and so on from an option such as "int4_g128"; ValueError when it is none of these."""
-    known = [f for f in _native.formats() if f.startswith(("INT4_G", "INT8_G"))]
-    if name.upper() not in known:
-        raise ValueError(f"quantize={name!r} is unknown; known: {', '.join(f.lower() for f in known)}")
-    return name.upper()
+    from ktcore.errors import CheckpointError
+    from ktcore.weights.quantize import target_format
+
+    try:
+        return target_format(name)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+
+
+def block_bytes(fmt: str, shape: tuple[int, int]) -> int:
+    """Bytes of a stored matrix of that shape."""
+    block, size = _native.formats()[fmt]
+    return shape[0] * (shape[1] // block) * size
 
 
 def float_layout(

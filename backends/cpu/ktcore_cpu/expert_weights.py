@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ktcore_cpu import _native, expert_arrays
-from ktcore_cpu.expert_layout import ROLES, Expert, Layout
+from ktcore_cpu.expert_layout import ROLES, Expert, Layout, block_bytes
 
 Progress = Callable[[int, int], None]
 """Called with the experts packed so far and all of them."""
@@ -59,8 +59,7 @@ def _parts(layout: Layout, expert: Expert, index: int, loss: Any) -> Iterator[ex
 
 def _blocks(part: Any, fmt: str, shape: tuple[int, int], what: str) -> expert_arrays.Bytes:
     raw = expert_arrays.raw_bytes(part, what)
-    block, size = _native.formats()[fmt]
-    wanted = shape[0] * (shape[1] // block) * size
+    wanted = block_bytes(fmt, shape)
     if raw.size != wanted:
         raise ValueError(f"{what} has {raw.size} bytes; {fmt} {list(shape)} takes {wanted}")
     return raw

@@ -18,9 +18,6 @@ from ktcore_cpu.numa.module import numa_plan, spread_block
 if TYPE_CHECKING:
     from ktcore_cpu import _native
 
-RELEASE_EVERY = 8
-"""Experts after whose packing the file's pages are given back, so that memory never holds a layer twice."""
-
 
 class CpuExperts(Implementation):
     """Any top-k, any batch; a token's result depends on neither its batch nor the number of threads.
@@ -110,7 +107,7 @@ class CpuExpertsModule:
 
 
 def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _native.ExpertBank:
-    """All experts in the native layout; at most `RELEASE_EVERY` of them are in memory twice.
+    """All experts in the native layout; at most `packing.RELEASE_EVERY` of them are in memory twice.
 
     Raises:
         CheckpointError: they cannot be packed.
@@ -122,14 +119,8 @@ def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _
     sizes = (spec.hidden, spec.intermediate, gate, up, down)
 
     def pack_one(bank: _native.ExpertBank, at: int, expert: int) -> None:
-        parts = [w.part(expert) for w in weights]
-        bank.pack(request.runtime.pool, at, *(part.raw() for part in parts))  # type: ignore[attr-defined]
-        for part in parts:
-            part.release()
-        if expert % RELEASE_EVERY == RELEASE_EVERY - 1:
-            for weight in weights:
-                if len(weight.ref.sources) == 1:
-                    weight.release()
+        with packing.raw_expert(weights, expert) as raws:
+            bank.pack(request.runtime.pool, at, *raws)  # type: ignore[attr-defined]
 
     def fill(expert: int) -> np.ndarray:
         bank = _native.ExpertBank(1, *sizes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -79,24 +80,37 @@ def pack_matrix(
     """
     from ktcore_cpu import _native
 
-    def fill(piece: int = 0) -> np.ndarray:
-        return packed().packed
-
     def packed() -> _native.PackedMatrix:
-        try:
-            return _native.PackedMatrix.pack(request.runtime.pool, format, rows, cols, raw())  # type: ignore[attr-defined]
-        except ValueError as error:
-            raise CheckpointError(f"{request.name}: cannot pack '{what}': {error}") from error
+        return _native.PackedMatrix.pack(request.runtime.pool, format, rows, cols, raw())  # type: ignore[attr-defined]
 
-    if request.packed is None:
-        return packed()
     try:
-        nbytes = _native.PackedMatrix.packed_bytes(format, rows, cols)
+        if request.packed is not None:
+            nbytes = _native.PackedMatrix.packed_bytes(format, rows, cols)
+            kind = f"matrix {what.rpartition('.')[2]} {format} {rows} x {cols}"
+            part = Part(f"{request.name}: {what}", LAYOUT, kind, [weight], 1, nbytes)
+            stored = request.packed.get(part, lambda _: packed().packed)
+            if stored is not None:
+                return _native.PackedMatrix.borrow(format, rows, cols, stored)
+        return packed()
     except ValueError as error:
         raise CheckpointError(f"{request.name}: cannot pack '{what}': {error}") from error
-    kind = f"matrix {what.rpartition('.')[2]} {format} {rows} x {cols}"
-    stored = request.packed.get(Part(f"{request.name}: {what}", LAYOUT, kind, [weight], 1, nbytes), fill)
-    return packed() if stored is None else _native.PackedMatrix.borrow(format, rows, cols, stored)
+
+
+RELEASE_EVERY = 8
+"""Experts after which the pages of their whole file are given back, so that memory never holds a layer twice."""
+
+
+@contextmanager
+def raw_expert(weights: Sequence[Weight], expert: int) -> Iterator[list[np.ndarray]]:
+    """The rows of one expert in each of its stacked weights, to be packed inside; their pages are given back after."""
+    parts = [weight.part(expert) for weight in weights]
+    yield [part.raw() for part in parts]
+    for part in parts:
+        part.release()
+    if expert % RELEASE_EVERY == RELEASE_EVERY - 1:
+        for weight in weights:
+            if len(weight.ref.sources) == 1:
+                weight.release()
 
 
 def vector(weights: Any, role: str) -> np.ndarray | None:

@@ -16,8 +16,7 @@ from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
 from ktcore.weights.groups import pack_int, pack_nibbles, unpack_nibbles
-from ktcore.weights.methods.gptq import SCALE_FORMATS
-from ktcore.weights.methods.integers import group_format, half_scales, repeated
+from ktcore.weights.methods.integers import group_format, group_scales, half_scales, repeated
 
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Output 8 c + n is nibble ORDER[n] of word c."""
@@ -51,18 +50,9 @@ class AwqWeight(LogicalWeight):
         if len(self._codes.shape) != 2:
             raise CheckpointError(f"{self._codes.where} has shape {list(self._codes.shape)}, expected a matrix")
         cols, out = self._codes.shape[0], self._codes.shape[1] * 8
-        self._scales = Stored(checkpoint, f"{module}.scales", SCALE_FORMATS, owner=name)
-        groups = self._scales.shape[0] if self._scales.shape else 0
-        if self._scales.shape != (groups, out) or not groups or cols % groups:
-            raise CheckpointError(
-                f"{self._scales.where} has shape {list(self._scales.shape)}; for {cols} inputs and {out} outputs "
-                f"expected [groups, {out}]"
-            )
+        given = group if isinstance(group, int) else None
+        self._scales, groups = group_scales(checkpoint, module, cols, out, given, f"{cols} inputs")
         self._stored_group = cols // groups
-        if isinstance(group, int) and self._stored_group != (cols if group <= 0 else min(group, cols)):
-            raise CheckpointError(
-                f"{self._scales.where} has {groups} groups for {cols} inputs, but config.json says group_size={group}"
-            )
         zeros = f"{module}.qzeros"
         absent = not zero_point and zeros not in checkpoint.tensors
         self._zeros = None if absent else Stored(checkpoint, zeros, ("I32",), (groups, out // 8), owner=name)

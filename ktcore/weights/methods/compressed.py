@@ -19,8 +19,8 @@ from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
 from ktcore.weights.groups import pack_int, pack_nibbles, unpack_nibbles
 from ktcore.weights.methods.fp8 import Fp8Weight, block_size
-from ktcore.weights.methods.gptq import SCALE_FORMATS, sorted_by_group
-from ktcore.weights.methods.integers import group_format, half_scales, repeated
+from ktcore.weights.methods.gptq import sorted_by_group
+from ktcore.weights.methods.integers import SCALE_FORMATS, group_format, half_scales, repeated
 from ktcore.weights.methods.mxfp4 import PackedMxfp4Weight
 from ktcore.weights.methods.schemes import Scheme, Schemes
 

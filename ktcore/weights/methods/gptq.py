@@ -17,9 +17,8 @@ from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
 from ktcore.weights.groups import pack_int, pack_nibbles, unpack_nibbles
-from ktcore.weights.methods.integers import group_format, half_scales, repeated
+from ktcore.weights.methods.integers import group_format, group_scales, half_scales, repeated
 
-SCALE_FORMATS = ("F16", "BF16", "F32")
 ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 
 
@@ -59,18 +58,8 @@ class GptqWeight(LogicalWeight):
         if len(self._codes.shape) != 2:
             raise CheckpointError(f"{where} has shape {list(self._codes.shape)}, expected a matrix")
         cols, out = self._codes.shape[0] * per_word, self._codes.shape[1]
-        self._scales = Stored(checkpoint, f"{module}.scales", SCALE_FORMATS, owner=name)
-        groups = self._scales.shape[0] if self._scales.shape else 0
-        if self._scales.shape != (groups, out) or not groups or cols % groups:
-            raise CheckpointError(
-                f"{self._scales.where} has shape {list(self._scales.shape)}; for {cols} inputs of {bits} bits and "
-                f"{out} outputs expected [groups, {out}]"
-            )
+        self._scales, groups = group_scales(checkpoint, module, cols, out, group, f"{cols} inputs of {bits} bits")
         self._stored_group = cols // groups
-        if group is not None and self._stored_group != (cols if group <= 0 else min(group, cols)):
-            raise CheckpointError(
-                f"{self._scales.where} has {groups} groups for {cols} inputs, but config.json says group_size={group}"
-            )
         self._zeros = Stored(checkpoint, f"{module}.qzeros", ("I32",), (groups, -(-out // per_word)), owner=name)
         index = f"{module}.g_idx"
         present = index in checkpoint.tensors

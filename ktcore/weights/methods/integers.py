@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ktcore.errors import CheckpointError
+from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Stored
 from ktcore.weights.groups import ORDERED, common_group, scale_values
 
 Halves = npt.NDArray[np.uint16]
+SCALE_FORMATS = ("F16", "BF16", "F32")
 
 
 def group_format(where: str, bits: int, group: int, cols: int, ordered: bool = False) -> tuple[str, int]:
@@ -28,6 +30,31 @@ def group_format(where: str, bits: int, group: int, cols: int, ordered: bool = F
             f"{where}: groups of {group} in rows of {cols} values; supported are multiples of 32, 64 or 128"
         )
     return f"INT{bits}_G{found}{ORDERED if ordered else ''}", found
+
+
+def group_scales(
+    checkpoint: Checkpoint, module: str, cols: int, out: int, given: int | None, inputs: str
+) -> tuple[Stored, int]:
+    """The tensor `scales` [groups, out] of a module whose inputs are cut into groups, and how many there are.
+
+    Args:
+        given: the configured group size, -1 for whole rows; None where the tensors alone tell.
+        inputs: the module's inputs in words.
+
+    Raises:
+        CheckpointError: another shape, or other groups than configured.
+    """
+    scales = Stored(checkpoint, f"{module}.scales", SCALE_FORMATS, owner=f"{module}.weight")
+    groups = scales.shape[0] if scales.shape else 0
+    if scales.shape != (groups, out) or not groups or cols % groups:
+        raise CheckpointError(
+            f"{scales.where} has shape {list(scales.shape)}; for {inputs} and {out} outputs expected [groups, {out}]"
+        )
+    if given is not None and cols // groups != (cols if given <= 0 else min(given, cols)):
+        raise CheckpointError(
+            f"{scales.where} has {groups} groups for {cols} inputs, but config.json says group_size={given}"
+        )
+    return scales, groups
 
 
 def half_scales(scale: Stored, values: npt.NDArray[Any]) -> tuple[Halves, bool]:

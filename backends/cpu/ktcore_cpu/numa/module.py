@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 CHECKED_PAGES = 4096
 """Pages of each bank that are looked at after packing."""
-RELEASE_EVERY = 8
-"""Experts after whose packing the file's pages are given back, so that memory never holds a layer twice."""
 
 
 def numa_plan(request: LoadRequest, spec: ExpertsSpec) -> tuple[NumaPlan, _native.NodeTeam | None]:
@@ -95,22 +93,15 @@ def pack_shares(
             banks.append(bank)
         block = packing.native_formats()[formats[2]]
         for expert in range(spec.experts):
-            parts = [w.part(expert) for w in weights]
-            raws = [part.raw() for part in parts]
-            team.pack(
-                [
-                    (bank, expert - share.experts[0], *slice_expert(raws, share.columns, block))
-                    if share.experts[0] <= expert < share.experts[1]
-                    else None
-                    for share, bank in zip(plan.shares, banks, strict=True)
-                ]
-            )
-            for part in parts:
-                part.release()
-            if expert % RELEASE_EVERY == RELEASE_EVERY - 1:
-                for weight in weights:
-                    if len(weight.ref.sources) == 1:
-                        weight.release()
+            with packing.raw_expert(weights, expert) as raws:
+                team.pack(
+                    [
+                        (bank, expert - share.experts[0], *slice_expert(raws, share.columns, block))
+                        if share.experts[0] <= expert < share.experts[1]
+                        else None
+                        for share, bank in zip(plan.shares, banks, strict=True)
+                    ]
+                )
     except ValueError as error:
         raise CheckpointError(f"{request.name}: cannot pack the experts: {error}") from error
     return banks
