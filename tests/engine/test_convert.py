@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
 import ktcore
 from ktcore.engine.convert import convert
@@ -18,34 +18,15 @@ from ktcore.weights.packed.container import MANIFEST, PARTS, read_manifest
 from ktcore.weights.packed.reader import verify
 from ktcore.weights.packed.writer import PartWriter
 
-from .test_packed_cache import llama_gguf
+from .tiny_sources import llama_gguf, tiny_moe
 
 IDS = list(range(3, 40))
 QUANTISE = "version: 1\nrules:\n  - {name: small, match: {op: moe}, use: [cpu.moe], options: {quantize: int4_g64}}\n"
 
 
-def tiny(folder: Path, **changes: Any) -> Path:
-    torch.manual_seed(changes.pop("seed", 0))
-    settings: dict[str, Any] = {
-        "vocab_size": 256,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "intermediate_size": 96,
-        "moe_intermediate_size": 64,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
-        "max_position_embeddings": 512,
-    }
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**(settings | changes))).to(torch.bfloat16).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("model"))
+    return tiny_moe(tmp_path_factory.mktemp("model"))
 
 
 def logits(path: Path, **options: Any) -> torch.Tensor:
@@ -116,7 +97,7 @@ def test_gguf_with_its_metadata(tmp_path: Path) -> None:
 
 
 def test_experts_from_another_checkpoint(source: Path, tmp_path: Path) -> None:
-    other = tiny(tmp_path / "other", seed=1)
+    other = tiny_moe(tmp_path / "other", seed=1)
     expected = logits(source, experts_from=other)
     assert not torch.equal(expected, logits(source))
     convert(source, tmp_path / "packed", experts_from=other, backend="cpu")
@@ -196,10 +177,10 @@ def test_another_models_unfinished_run_is_refused(
     unfinished(source, tmp_path / "packed", monkeypatch)
     with pytest.raises(CheckpointError, match="differs in: plan"):
         convert(source, tmp_path / "packed", experts="int4_g64", backend="cpu")
-    other = tiny(tmp_path / "other", seed=1)
+    other = tiny_moe(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match="differs in: files of the model"):
         convert(other, tmp_path / "packed", backend="cpu")
-    wider = tiny(tmp_path / "wider", num_experts=4)
+    wider = tiny_moe(tmp_path / "wider", num_experts=4)
     with pytest.raises(CheckpointError, match="differs in: files of the model, model") as error:
         convert(wider, tmp_path / "packed", backend="cpu")
     assert "delete" in str(error.value)

@@ -24,6 +24,11 @@ class Tiny:
     ids: torch.Tensor
     logits: torch.Tensor
 
+    def generated(self, prompts: torch.Tensor, new_tokens: int) -> torch.Tensor:
+        """What transformers generates greedily: prompts [n, T] and their answers, [n, T + new_tokens]."""
+        with torch.no_grad():
+            return self.model.generate(prompts, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
