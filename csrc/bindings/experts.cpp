@@ -15,6 +15,18 @@ void check_top_k(int64_t tokens, int64_t top_k) {
     check(top_k > 0 && tokens * top_k < int64_t{1} << 31, "top_k must be positive, tokens * top_k below 2^31");
 }
 
+// (alpha, limit) of a clamped activation.
+using ClampArgs = std::optional<std::pair<float, float>>;
+Clamp to_clamp(const ClampArgs& a) {
+    check(!a || a->second > 0.f, "a clamped activation needs a positive alpha and limit");
+    return a ? Clamp{a->first, a->second} : Clamp{};
+}
+
+// Any number of dimensions, flat; empty where there is none.
+Vector to_flat(const std::optional<Floats>& a) {
+    return a ? Vector(a->data(), a->data() + a->size()) : Vector{};
+}
+
 RouterConfig router_config(const py::dict& d) {
     const std::string score = py::cast<std::string>(d["score"]), group_score = py::cast<std::string>(d["group_score"]);
     check(score == "softmax" || score == "sigmoid", "unknown score '" + score + "'; known: softmax, sigmoid");
@@ -28,7 +40,9 @@ RouterConfig router_config(const py::dict& d) {
             group_score == "top2_sum",
             py::cast<bool>(d["renormalise"]),
             py::cast<float>(d["renorm_eps"]),
-            py::cast<float>(d["scale"])};
+            py::cast<float>(d["scale"]),
+            d.contains("logit_bias") ? to_vector(py::cast<std::optional<Floats>>(d["logit_bias"])) : Vector{},
+            d.contains("on_logits") && py::cast<bool>(d["on_logits"])};
 }
 
 void bind_bank(py::module_& m) {
@@ -66,6 +80,11 @@ void bind_bank(py::module_& m) {
                                    const auto& bank = self.cast<const ExpertBank&>();
                                    return as_array(bank.expert(0).gate.data, bank.nbytes(), self);
                                })
+        .def(
+            "set_biases",
+            [](ExpertBank& bank, const std::optional<Floats>& gate, const std::optional<Floats>& up,
+               const std::optional<Floats>& down) { bank.set_biases(to_flat(gate), to_flat(up), to_flat(down)); },
+            py::arg("gate"), py::arg("up"), py::arg("down"))
         .def_property_readonly("experts", &ExpertBank::experts)
         .def_property_readonly("packed", &ExpertBank::packed)
         .def_property_readonly("nbytes", &ExpertBank::nbytes);
@@ -90,9 +109,12 @@ void bind_routed(py::module_& m) {
             py::arg("x_ptr"), py::arg("ids_ptr"), py::arg("weights_ptr"), py::arg("tokens"));
 
     py::class_<ExpertsBlock>(m, "ExpertsBlock")
-        .def(py::init<EnginePtr, Bank, const std::string&, bool, bool>(), py::arg("pool").none(false),
-             py::arg("bank").none(false), py::arg("activation") = "silu", py::arg("weight_on_input") = false,
-             py::arg("exact") = false)
+        .def(py::init([](EnginePtr pool, Bank bank, const std::string& activation, bool weight_on_input, bool exact,
+                         const ClampArgs& clamp) {
+                 return std::make_unique<ExpertsBlock>(pool, bank, activation, weight_on_input, exact, to_clamp(clamp));
+             }),
+             py::arg("pool").none(false), py::arg("bank").none(false), py::arg("activation") = "silu",
+             py::arg("weight_on_input") = false, py::arg("exact") = false, py::arg("clamp") = py::none())
         .def(
             "forward",
             [](ExpertsBlock& self, uintptr_t x, uintptr_t ids, uintptr_t weights, uintptr_t out, int64_t tokens,
@@ -115,9 +137,9 @@ void bind_moe(py::module_& m) {
         .def(py::init([](EnginePtr pool, Bank bank, SharedMatrix router, const py::dict& config, SharedMatrix shared_gate_proj,
                          SharedMatrix shared_up, SharedMatrix shared_down, SharedMatrix shared_gate,
                          const std::optional<Floats>& norm, float norm_eps, const std::string& activation,
-                         bool weight_on_input, bool residual, bool exact) {
+                         bool weight_on_input, bool residual, bool exact, const ClampArgs& clamp) {
                  MoEBlock::Config c{router_config(config), to_vector(norm), norm_eps, activation,
-                                    weight_on_input,       residual,        exact};
+                                    weight_on_input,       residual,        exact,    to_clamp(clamp)};
                  return std::make_unique<MoEBlock>(pool, bank, router, shared_gate_proj, shared_up, shared_down,
                                                    shared_gate, std::move(c));
              }),
@@ -125,17 +147,18 @@ void bind_moe(py::module_& m) {
              py::arg("shared_gate_proj") = py::none(), py::arg("shared_up") = py::none(),
              py::arg("shared_down") = py::none(), py::arg("shared_gate") = py::none(), py::arg("norm") = py::none(),
              py::arg("norm_eps") = 0.0f, py::arg("activation") = "silu", py::arg("weight_on_input") = false,
-             py::arg("residual") = true, py::arg("exact") = false)
+             py::arg("residual") = true, py::arg("exact") = false, py::arg("clamp") = py::none())
         .def(
             "forward",
-            [](MoEBlock& self, uintptr_t x, uintptr_t out, int64_t tokens) {
+            [](MoEBlock& self, uintptr_t x, uintptr_t out, int64_t tokens, uintptr_t before) {
                 if (check_tokens(tokens) == 0) return;
-                const float* in = pointer(x, "x_ptr");
+                const float *in = pointer(x, "x_ptr"), *b = before ? pointer(before, "before_ptr") : nullptr;
                 float* o = pointer(out, "out_ptr");
+                check(o != b, "out must not be before");
                 NoGil nogil;
-                self.forward(in, o, tokens);
+                self.forward(in, o, tokens, b);
             },
-            py::arg("x_ptr"), py::arg("out_ptr"), py::arg("tokens"));
+            py::arg("x_ptr"), py::arg("out_ptr"), py::arg("tokens"), py::arg("before_ptr") = 0);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include "blocks/experts.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "blocks/mlp.h"
 
@@ -55,9 +56,16 @@ void ExpertPlan::add_all(const ExpertViews& w, const float* weights, int tokens,
     }
 }
 
-ExpertsBlock::ExpertsBlock(EnginePtr engine, Bank bank, const std::string& activation, bool weight_on_input, bool exact)
+void check_clamp(const Clamp& c) {
+    check(c.limit == 0.f || (c.limit > 0.f && c.alpha > 0.f && std::isfinite(c.alpha)),
+          "a clamped activation needs a positive alpha and limit");
+}
+
+ExpertsBlock::ExpertsBlock(EnginePtr engine, Bank bank, const std::string& activation, bool weight_on_input, bool exact,
+                           Clamp clamp)
     : engine_(std::move(engine)), bank_(std::move(bank)), activation_(parse_activation(activation)),
-      weight_on_input_(weight_on_input), exact_(exact) {
+      weight_on_input_(weight_on_input), exact_(exact), clamp_(clamp) {
+    check_clamp(clamp_);
     check(bank_->packed() == bank_->experts(), "only " + std::to_string(bank_->packed()) + " of " +
                                                    std::to_string(bank_->experts()) + " experts are packed");
 }
@@ -76,7 +84,7 @@ void ExpertsBlock::forward(const float* x, const int64_t* ids, const float* weig
         plan_.clear();
         plan_.assign(*bank_, ids + t0 * top_k, weights + t0 * top_k, n, static_cast<int>(top_k), exact_);
         ExpertRun run{{x, ldx, {nullptr, act_stride(k), k}}, n,          hidden, nullptr, out, nullptr, activation_,
-                      weight_on_input_,                      exact_};
+                      weight_on_input_,                      exact_, clamp_};
         Carver carver;
         carver.want(&run.in.act.base, int8 ? run.in.act.stride * static_cast<size_t>(n) : 0);
         carver.want(&run.mid, plan_.mid_bytes);

@@ -38,8 +38,16 @@ struct ExpertPlan {
     void add_group(const ExpertViews& w, int start, int count, bool exact);
 };
 
+// gpt-oss's activation in place of act(gate) * up; limit 0: not so. With g = min(gate, limit) and u = up clamped to
+// +-limit it is g * sigmoid(alpha * g) * (u + 1).
+struct Clamp {
+    float alpha = 0.f, limit = 0.f;
+};
+void check_clamp(const Clamp& c);  // throws std::invalid_argument
+
 // What run_experts computes: out = (residual +) sum over a token's rows, in the groups' order, of
-// weight * down(act(gate x) * up x). So a token's result depends neither on the batch nor on the threads.
+// weight * (down(act(gate x) * up x) + bias), where gate x and up x have their biases too. So a token's result depends
+// neither on the batch nor on the threads.
 struct ExpertRun {
     Rows in;  // in the forms that `needs` asked for
     int tokens, hidden;
@@ -48,6 +56,7 @@ struct ExpertRun {
     const float* residual;  // null: none; may equal out
     Activation activation;
     bool weight_on_input, exact;
+    Clamp clamp{};
 };
 void run_experts(Engine& e, ExpertPlan& plan, const ExpertRun& run);
 
@@ -57,7 +66,8 @@ size_t expert_scratch(int hidden, int ffn);
 
 class ExpertsBlock {
   public:
-    ExpertsBlock(EnginePtr engine, Bank bank, const std::string& activation, bool weight_on_input, bool exact);
+    ExpertsBlock(EnginePtr engine, Bank bank, const std::string& activation, bool weight_on_input, bool exact,
+                 Clamp clamp = {});
     // x, out [tokens][hidden], apart; ids, weights [tokens][top_k]. Throws std::invalid_argument on an unknown id.
     void forward(const float* x, const int64_t* ids, const float* weights, float* out, int64_t tokens, int64_t top_k);
 
@@ -66,6 +76,7 @@ class ExpertsBlock {
     Bank bank_;
     Activation activation_;
     bool weight_on_input_, exact_;
+    Clamp clamp_;
     ExpertPlan plan_;
 };
 

@@ -76,6 +76,20 @@ void scale_rows(float* acc, int rows, const float* weight) {
         for (int r = 0; r < kPanelRows; r++) acc[i * kPanelRows + r] *= weight[i];
 }
 
+void add_bias(float* acc, int rows, const float* bias) {
+    for (int i = 0; bias && i < rows; i++)
+        for (int r = 0; r < kPanelRows; r++) acc[i * kPanelRows + r] += bias[r];
+}
+
+// What makes silu(gate) * up the clamped activation: alpha * g of gate, (u + 1) / alpha of up. NaN stays.
+void clamp_rows(float* gate, float* up, int rows, const Clamp& c) {
+    const float inverse = 1.f / c.alpha;
+    for (int i = 0; i < rows * kPanelRows; i++) {
+        gate[i] = c.alpha * std::min(gate[i], c.limit);
+        up[i] = (std::min(std::max(up[i], -c.limit), c.limit) + 1.f) * inverse;
+    }
+}
+
 constexpr int kFewRows = 4;  // up to so many rows the kernels round as they go
 
 uint16_t* rounded_at(uint8_t* scratch, int hidden) {
@@ -113,6 +127,9 @@ void gate_up(Engine& e, ExpertPlan& plan, const ExpertRun& run, const ExpertPlan
             scale_rows(acc, n, weight);
             scale_rows(acc2, n, weight);
         }
+        add_bias(acc, n, g.w.gate_bias ? g.w.gate_bias + row0 : nullptr);
+        add_bias(acc2, n, g.w.up_bias ? g.w.up_bias + row0 : nullptr);
+        if (run.clamp.limit > 0.f) clamp_rows(acc, acc2, n, run.clamp);
         if (needs_float(down, run.exact))
             e.kernels.gated_store(acc, acc2, n, std::min(kPanelRows, gate.rows - row0), run.activation,
                                   reinterpret_cast<float*>(mid + g.mid_stride * static_cast<size_t>(it.row0)) + row0,
@@ -149,6 +166,7 @@ void down(Engine& e, const ExpertPlan& plan, const ExpertRun& run, const float* 
             for (int p = p0; p < p1; p++) {
                 if (p + 1 == p1 && i + 1 < plan.groups.size()) touch_ahead(plan.groups[i + 1].w.down, p0);
                 run_panel(e, w, p, in, run.exact, r0, r1, acc, scratch);
+                add_bias(acc, r1 - r0, g.w.down_bias ? g.w.down_bias + p * kPanelRows : nullptr);
                 e.kernels.accumulate(acc, r1 - r0, std::min(kPanelRows, w.rows - p * kPanelRows), run.out + p * kPanelRows,
                                      ldo, plan.token.data() + g.start + r0, weights + g.start + r0);
             }

@@ -23,27 +23,31 @@ MoEBlock::MoEBlock(EnginePtr engine, Bank bank, Weight router, Weight shared_gat
     check(!gate_ == !up_ && !gate_ == !down_, "shared experts need gate, up and down");
     check(!scale_ || gate_, "a shared gate needs shared experts");
     check(!scale_ || (scale_->view().rows == 1 && scale_->view().cols == hidden), "the shared gate must be [1, hidden]");
-    check(!c_.weight_on_input || !gate_, "weights on the input do not go with shared experts");
+    check(!c_.weight_on_input || !scale_, "weights on the input do not go with a shared gate");
+    check_clamp(c_.clamp);
+    check(c_.clamp.limit == 0.f || !gate_, "a clamped activation does not go with shared experts");
     if (!gate_) return;
     const PackedView &g = gate_->view(), &u = up_->view(), &d = down_->view();
     check(g.cols == hidden && u.cols == hidden && d.rows == hidden && g.rows == u.rows && d.cols == g.rows,
           "shared gate, up and down must be [width, hidden], the same, and [hidden, width]");
 }
 
-void MoEBlock::forward(const float* x, float* out, int64_t tokens) {
+void MoEBlock::forward(const float* x, float* out, int64_t tokens, const float* before) {
     std::lock_guard<std::mutex> hold(engine_->pool.mutex());
     engine_->pool.reserve_local(expert_scratch(bank_->hidden(), std::max(bank_->ffn(), gate_ ? gate_->view().rows : 0)));
     const size_t step = static_cast<size_t>(kExpertTokens) * static_cast<size_t>(bank_->hidden());
-    for (int64_t t = 0; t < tokens; t += kExpertTokens, x += step, out += step)
-        pass(x, out, static_cast<int>(std::min<int64_t>(kExpertTokens, tokens - t)));
+    for (int64_t t = 0; t < tokens; t += kExpertTokens, x += step, out += step) {
+        pass(x, out, static_cast<int>(std::min<int64_t>(kExpertTokens, tokens - t)), before);
+        if (before) before += step;
+    }
 }
 
-void MoEBlock::pass(const float* x, float* out, int n) {
+void MoEBlock::pass(const float* x, float* out, int n, const float* before) {
     Engine& e = *engine_;
     const int hidden = bank_->hidden(), k = padded_k(hidden), top_k = c_.router.top_k;
     const size_t count = static_cast<size_t>(n), ldx = static_cast<size_t>(hidden), experts = static_cast<size_t>(c_.router.experts);
     ExpertRun run{{x, ldx, {nullptr, act_stride(k), k}}, n, hidden, nullptr, out, c_.residual ? x : nullptr, activation_,
-                  c_.weight_on_input, c_.exact};
+                  c_.weight_on_input, c_.exact, c_.clamp};
     float *normed = nullptr, *logits = nullptr, *scratch = nullptr, *weights = nullptr, *gates = nullptr;
     int64_t* ids = nullptr;
     // The sorted rows are not known yet: room for all choices.
@@ -66,7 +70,9 @@ void MoEBlock::pass(const float* x, float* out, int n) {
 
     const Product products[2] = {{&router_->view(), logits, experts, nullptr, nullptr, 0},
                                  {scale_ ? &scale_->view() : nullptr, gates, 1, nullptr, nullptr, 0}};
-    run_products(e, run.in, n, true, products, scale_ ? 2 : 1);
+    if (before) run_products(e, {before, ldx, {}}, n, true, products, 1);
+    const int first = before ? 1 : 0, last = scale_ ? 2 : 1;
+    if (first < last) run_products(e, run.in, n, true, products + first, last - first);
     choose_experts(e, c_.router, logits, scratch, experts, n, ids, weights);
     for (size_t t = 0; scale_ && t < count; t++) gates[t] = 1.f / (1.f + std::exp(-gates[t]));
     plan_.clear();

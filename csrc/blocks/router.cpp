@@ -9,15 +9,15 @@ namespace ktcore {
 namespace {
 constexpr int kSerialTokens = 4;
 
-void scores_of(const RouterConfig& c, float* logits) {
-    if (c.sigmoid) {
-        for (int i = 0; i < c.experts; i++) logits[i] = 1.f / (1.f + std::exp(-logits[i]));
+void scores_of(bool sigmoid, float* logits, int n) {
+    if (sigmoid) {
+        for (int i = 0; i < n; i++) logits[i] = 1.f / (1.f + std::exp(-logits[i]));
         return;
     }
-    const float top = *std::max_element(logits, logits + c.experts);
+    const float top = *std::max_element(logits, logits + n);
     float sum = 0.f;
-    for (int i = 0; i < c.experts; i++) sum += logits[i] = std::exp(logits[i] - top);
-    for (int i = 0; i < c.experts; i++) logits[i] /= sum;
+    for (int i = 0; i < n; i++) sum += logits[i] = std::exp(logits[i] - top);
+    for (int i = 0; i < n; i++) logits[i] /= sum;
 }
 
 // Index of the largest entry that `taken` does not mark; always one of them, also among NaNs.
@@ -51,22 +51,27 @@ void check_router(const RouterConfig& c) {
     check(c.groups > 0 && c.experts % c.groups == 0 && c.groups_kept > 0 && c.groups_kept <= c.groups,
           "experts must lie in equal groups, of which 1 to all are kept");
     check_length(c.bias, c.experts, "router bias");
+    check_length(c.logit_bias, c.experts, "router logit_bias");
+    check(!c.on_logits || (c.bias.empty() && c.groups == 1), "a choice by logits has neither groups nor a bias");
 }
 
 void choose_experts(const RouterConfig& c, float* logits, float* scratch, int64_t* ids, float* weights) {
-    scores_of(c, logits);
+    for (size_t i = 0; i < c.logit_bias.size(); i++) logits[i] += c.logit_bias[i];
+    if (!c.on_logits) scores_of(c.sigmoid, logits, c.experts);
     float* choice = scratch;
     for (int i = 0; i < c.experts; i++) choice[i] = c.bias.empty() ? logits[i] : logits[i] + c.bias[static_cast<size_t>(i)];
     if (c.groups > 1) mask_groups(c, choice, scratch + c.experts);
-    float sum = 0.f;
     for (int k = 0; k < c.top_k; k++) {
         const int64_t* chosen = ids;
         const int best = best_of(choice, c.experts, [chosen, k](int i) {
             return std::find(chosen, chosen + k, i) != chosen + k;
         });
         ids[k] = best;
-        sum += weights[k] = logits[best];
+        weights[k] = logits[best];
     }
+    if (c.on_logits) scores_of(c.sigmoid, weights, c.top_k);
+    float sum = 0.f;
+    for (int k = 0; k < c.top_k; k++) sum += weights[k];
     const float factor = (c.renormalise ? 1.f / (sum + c.renorm_eps) : 1.f) * c.scale;
     for (int k = 0; k < c.top_k; k++) weights[k] *= factor;
 }

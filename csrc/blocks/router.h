@@ -12,6 +12,8 @@ struct RouterConfig {
     bool top2_sum;  // a group's score: sum of its best two, the rest masked to -inf; else its best, masked to 0
     bool renormalise;
     float renorm_eps, scale;
+    Vector logit_bias;  // added to the logits; empty: none
+    bool on_logits;     // chosen by logits, scores of the chosen alone; not with bias or groups
 };
 // Throws std::invalid_argument on numbers that do not fit each other.
 void check_router(const RouterConfig& c);

@@ -1,6 +1,7 @@
 // Memory of a layer's experts: gate and up panels alternate, since one work item reads both; then down's.
 #include "core/expert_bank.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <new>
 #include <stdexcept>
@@ -52,6 +53,12 @@ ExpertViews ExpertBank::expert(int e) const {
     v.gate.data = base;
     v.up.data = base + up_at_;
     v.down.data = base + down_at_;
+    const auto bias = [e](const std::vector<float>& b, const PackedView& w) {
+        return b.empty() ? nullptr : b.data() + static_cast<size_t>(e) * static_cast<size_t>(w.panels * kPanelRows);
+    };
+    v.gate_bias = bias(biases_[0], v.gate);
+    v.up_bias = bias(biases_[1], v.up);
+    v.down_bias = bias(biases_[2], v.down);
     return v;
 }
 
@@ -65,6 +72,24 @@ void ExpertBank::pack(Pool& pool, int64_t e, const Raw& gate, const Raw& up, con
     pack_panels(pool, jobs, 3);
     packed_[static_cast<size_t>(e)] = true;
     count_++;
+}
+
+void ExpertBank::set_biases(const std::vector<float>& gate, const std::vector<float>& up,
+                            const std::vector<float>& down) {
+    const std::vector<float>* from[3] = {&gate, &up, &down};
+    const PackedView* to[3] = {&shape_.gate, &shape_.up, &shape_.down};
+    const char* names[3] = {"gate_bias", "up_bias", "down_bias"};
+    const size_t count = packed_.size();
+    for (int i = 0; i < 3; i++) {
+        const size_t rows = static_cast<size_t>(to[i]->rows), padded = static_cast<size_t>(to[i]->panels * kPanelRows);
+        if (!from[i]->empty() && from[i]->size() != count * rows)
+            throw std::invalid_argument(std::string(names[i]) + " must hold " + std::to_string(count) + " x " +
+                                        std::to_string(rows) + " values, not " + std::to_string(from[i]->size()));
+        biases_[i].assign(from[i]->empty() ? 0 : count * padded, 0.f);
+        for (size_t e = 0; e < count && !from[i]->empty(); e++)
+            std::copy_n(from[i]->begin() + static_cast<ptrdiff_t>(e * rows), rows,
+                        biases_[i].begin() + static_cast<ptrdiff_t>(e * padded));
+    }
 }
 
 }  // namespace ktcore

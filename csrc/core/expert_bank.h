@@ -7,6 +7,7 @@ namespace ktcore {
 // One gated feed-forward network as the kernels see it.
 struct ExpertViews {
     PackedView gate, up, down;
+    const float *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;  // whole panels long; null: none
 };
 
 class ExpertBank {
@@ -31,6 +32,9 @@ class ExpertBank {
     // Packs expert `e`, each once. Throws std::invalid_argument.
     void pack(Pool& pool, int64_t e, const Raw& gate, const Raw& up, const Raw& down);
 
+    // Added to the products: gate, up [experts][ffn], down [experts][hidden]; empty: none. Throws std::invalid_argument.
+    void set_biases(const std::vector<float>& gate, const std::vector<float>& up, const std::vector<float>& down);
+
     int experts() const { return static_cast<int>(packed_.size()); }
     int packed() const { return count_; }
     int hidden() const { return shape_.gate.cols; }
@@ -48,6 +52,7 @@ class ExpertBank {
     const uint8_t* data_ = nullptr;
     Memory memory_;
     Keep keep_;
+    std::vector<float> biases_[3];  // of gate, up and down: an expert's rows padded to whole panels
 
     void lay_out(int64_t experts, int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,
                  const std::string& down);

@@ -18,6 +18,7 @@ from ktcore.ops import (
     ExpertsSpec,
     KVCacheSpec,
     LinearSpec,
+    MLPSpec,
     MoESpec,
     RMSNormSpec,
     RouterSpec,
@@ -65,28 +66,26 @@ def test_attention_takes(changes: dict[str, Any]) -> None:
     assert isinstance(CpuAttention().supports(replace(ATTENTION, **changes), DEVICE), Supported)
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"logit_bias": True}, "bias"), ({"on_logits": True}, "logits")])
-def test_router(changes: dict[str, Any], words: str) -> None:
-    router = replace(ROUTER, **changes)
-    for answer in (
-        CpuRouter().supports(router, DEVICE),
-        CpuMoE().supports(MoESpec(64, router, EXPERTS), DEVICE),
-    ):
+@pytest.mark.parametrize("changes", [{"choice_bias": True}, {"groups": 2}])
+def test_router(changes: dict[str, Any]) -> None:
+    for field in ({"logit_bias": True}, {"on_logits": True}):
+        assert isinstance(CpuRouter().supports(replace(ROUTER, **field), DEVICE), Supported)  # type: ignore[arg-type]
+    router = replace(ROUTER, on_logits=True, **changes)
+    for answer in (CpuRouter().supports(router, DEVICE), CpuMoE().supports(MoESpec(64, router, EXPERTS), DEVICE)):
         assert isinstance(answer, Unsupported)
-        assert words in answer.reason
+        assert "chosen by logits" in answer.reason
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"bias": True}, "biases"), ({"clamped": ClampedGLU(1.7, 7)}, "clamp")])
-def test_experts(changes: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize("changes", [{"bias": True}, {"clamped": ClampedGLU(1.7, 7)}, {"weight_on_input": True}])
+def test_experts_take(changes: dict[str, Any]) -> None:
     experts = replace(EXPERTS, **changes)
-    for answer in (
-        CpuExperts().supports(experts, DEVICE),
-        CpuMoE().supports(MoESpec(64, ROUTER, experts), DEVICE),
-    ):
-        assert isinstance(answer, Unsupported)
-        assert words in answer.reason
+    assert isinstance(CpuExperts().supports(experts, DEVICE), Supported)
+    assert isinstance(CpuMoE().supports(MoESpec(64, ROUTER, experts, early_router=True), DEVICE), Supported)
 
 
-def test_a_branch_whose_router_runs_before_attention() -> None:
-    assert isinstance(CpuMoE().supports(MoESpec(64, ROUTER, EXPERTS), DEVICE), Supported)
-    assert isinstance(CpuMoE().supports(MoESpec(64, ROUTER, EXPERTS, early_router=True), DEVICE), Unsupported)
+def test_shared_experts_beside_a_clamped_activation() -> None:
+    spec = MoESpec(64, ROUTER, EXPERTS, MLPSpec(64, 64, "silu", SQUARE, SQUARE, SQUARE))
+    assert isinstance(CpuMoE().supports(spec, DEVICE), Supported)
+    answer = CpuMoE().supports(replace(spec, experts=replace(EXPERTS, clamped=ClampedGLU(1.7, 7))), DEVICE)
+    assert isinstance(answer, Unsupported)
+    assert "activation" in answer.reason

@@ -184,10 +184,14 @@ ROUTERS: dict[str, dict[str, Any]] = {
         "renorm_eps": 1e-20,
         "scale": 2.5,
     },
+    "gpt-oss": {"logit_bias": True, "on_logits": True},
+    "llama4": {"score": "sigmoid", "on_logits": True},
+    "smallthinker": {"score": "sigmoid", "on_logits": True, "renormalise": True},
+    "biased softmax": {"logit_bias": True, "renormalise": True},
 }
 
 
-def config(spec: RouterSpec, bias: np.ndarray | None) -> dict[str, Any]:
+def config(spec: RouterSpec, bias: np.ndarray | None, logit_bias: np.ndarray | None = None) -> dict[str, Any]:
     names = (
         "experts",
         "top_k",
@@ -198,8 +202,9 @@ def config(spec: RouterSpec, bias: np.ndarray | None) -> dict[str, Any]:
         "renormalise",
         "renorm_eps",
         "scale",
+        "on_logits",
     )
-    return {name: getattr(spec, name) for name in names} | {"bias": bias}
+    return {name: getattr(spec, name) for name in names} | {"bias": bias, "logit_bias": logit_bias}
 
 
 @pytest.mark.parametrize("kind", ROUTERS)
@@ -209,11 +214,15 @@ def test_router_chooses_as_the_definition(pool: _native.Pool, kind: str, tokens:
     rng = np.random.default_rng(3)
     raw = random_blocks("F32", 32, 64, 9)
     bias = rng.standard_normal(32).astype(np.float32) * 0.1 if spec.choice_bias else None
+    on_logits = rng.standard_normal(32).astype(np.float32) if spec.logit_bias else None
     x = rng.standard_normal((tokens, 64)).astype(np.float32)
-    block = _native.RouterBlock(pool, _native.PackedMatrix.pack(pool, "F32", 32, 64, raw), config(spec, bias))
+    weight = _native.PackedMatrix.pack(pool, "F32", 32, 64, raw)
+    block = _native.RouterBlock(pool, weight, config(spec, bias, on_logits))
     ids, weights = np.full((tokens, 6), -7, np.int64), np.full((tokens, 6), np.nan, np.float32)
     block.forward(x.ctypes.data, ids.ctypes.data, weights.ctypes.data, tokens)
     logits = torch.from_numpy(x) @ torch.from_numpy(raw.view(np.float32)).T
+    if on_logits is not None:
+        logits = logits + torch.from_numpy(on_logits)
     want_ids, want = route(logits, spec, None if bias is None else torch.from_numpy(bias))
     order, want_order = ids.argsort(1), want_ids.numpy().argsort(1)
     np.testing.assert_array_equal(

@@ -339,6 +339,8 @@ class ExpertBank:
     ) -> None: ...
     def pack(self, pool: Pool, expert: int, gate: Any, up: Any, down: Any) -> None:
         """Packs one expert from GGUF rows, C-contiguous uint8 buffers; each expert once."""
+    def set_biases(self, gate: _F32 | None, up: _F32 | None, down: _F32 | None) -> None:
+        """Added to the products: gate, up [experts, intermediate], down [experts, hidden]; ValueError on others."""
     @staticmethod
     def borrow(
         experts: int,
@@ -363,14 +365,18 @@ class ExpertBank:
     def nbytes(self) -> int: ...
 
 class RouterBlock:
-    """Chooses experts. config: the fields of `ktcore.ops.moe.RouterSpec`, with `bias` float32 [experts] or None."""
+    """Chooses experts. config: as `ktcore.ops.moe.RouterSpec`, `bias` and `logit_bias` float32 [experts] or None."""
 
     def __init__(self, pool: Pool, weight: PackedMatrix, config: dict[str, Any]) -> None: ...
     def forward(self, x_ptr: int, ids_ptr: int, weights_ptr: int, tokens: int) -> None:
         """x float32 [tokens, hidden] -> ids int64 [tokens, top_k], weights float32 [tokens, top_k]."""
 
 class ExpertsBlock:
-    """Weighted sum of each token's experts; all of the bank must be packed."""
+    """Weighted sum of each token's experts; all of the bank must be packed.
+
+    Args:
+        clamp: alpha and limit of `ktcore.ops.moe.ClampedGLU` in place of the activation.
+    """
 
     def __init__(
         self,
@@ -379,6 +385,7 @@ class ExpertsBlock:
         activation: str = "silu",
         weight_on_input: bool = False,
         exact: bool = False,
+        clamp: tuple[float, float] | None = None,
     ) -> None: ...
     def forward(self, x_ptr: int, ids_ptr: int, weights_ptr: int, out_ptr: int, tokens: int, top_k: int) -> None:
         """x float32 [tokens, hidden], ids int64 and weights float32 [tokens, top_k] -> out [tokens, hidden], not x.
@@ -405,9 +412,10 @@ class MoEBlock:
         weight_on_input: bool = False,
         residual: bool = True,
         exact: bool = False,
+        clamp: tuple[float, float] | None = None,
     ) -> None: ...
-    def forward(self, x_ptr: int, out_ptr: int, tokens: int) -> None:
-        """x, out: float32 [tokens, hidden]; out may be x."""
+    def forward(self, x_ptr: int, out_ptr: int, tokens: int, before_ptr: int = 0) -> None:
+        """x, out: float32 [tokens, hidden]; out may be x. before: what the router sees instead of the normed x."""
 
 class NodeTeam:
     """A pool on each NUMA node, led by a thread of its own that sleeps when idle.

@@ -13,6 +13,7 @@ from ktcore.errors import CheckpointError
 from ktcore.ops.moe import ExpertsSpec
 from ktcore.weights.packed.parts import Part
 from ktcore_cpu import packing
+from ktcore_cpu.expert_biases import clamp_of, expert_biases
 from ktcore_cpu.numa.module import numa_plan, spread_block
 
 if TYPE_CHECKING:
@@ -31,10 +32,7 @@ class CpuExperts(Implementation):
     options = packing.OPTIONS | {"numa"}
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format; experts without biases."""
-        reason = unsupported_experts(spec)
-        if reason:
-            return Unsupported(reason)
+        """Every native weight format."""
         return packing.supports_formats(spec)
 
     def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
@@ -44,13 +42,6 @@ class CpuExperts(Implementation):
     def load(self, request: LoadRequest) -> CpuExpertsModule:
         """Pack all experts."""
         return CpuExpertsModule(request)
-
-
-def unsupported_experts(spec: ExpertsSpec) -> str:
-    """What the native experts do not know of a spec; "" when they know all."""
-    if spec.bias:
-        return "experts with biases"
-    return "the clamped activation of gpt-oss" if spec.clamped else ""
 
 
 class CpuExpertsModule:
@@ -76,6 +67,7 @@ class CpuExpertsModule:
             activation=spec.activation,
             weight_on_input=spec.weight_on_input,
             exact=packing.exact(request),
+            clamp=clamp_of(spec),
         )
 
     def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -107,7 +99,7 @@ class CpuExpertsModule:
 
 
 def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _native.ExpertBank:
-    """All experts in the native layout; at most `packing.RELEASE_EVERY` of them are in memory twice.
+    """All experts in the native layout, with their biases; at most `packing.RELEASE_EVERY` of them are in memory twice.
 
     Raises:
         CheckpointError: they cannot be packed.
@@ -140,10 +132,13 @@ def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _
             )
             stored = request.packed.get(part, fill)
             if stored is not None:
-                return _native.ExpertBank.borrow(spec.experts, *sizes, stored)
+                bank = _native.ExpertBank.borrow(spec.experts, *sizes, stored)
+                bank.set_biases(*expert_biases(request, spec, prefix))
+                return bank
         bank = _native.ExpertBank(spec.experts, *sizes)
         for expert in range(spec.experts):
             pack_one(bank, expert, expert)
+        bank.set_biases(*expert_biases(request, spec, prefix))
     except ValueError as error:
         raise CheckpointError(f"{request.name}: cannot pack the experts: {error}") from error
     return bank
@@ -152,4 +147,5 @@ def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _
 def expert_bytes(spec: ExpertsSpec, stored_bytes: int) -> int:
     """Packed bytes of a layer's experts: rows are padded to whole panels, gate's and up's more than down's."""
     widest = min(spec.intermediate, spec.hidden)
-    return packing.padded_bytes(widest, stored_bytes, spec.formats())
+    biases = spec.bias * spec.experts * 4 * (2 * spec.intermediate + spec.hidden + 3 * packing.PANEL_ROWS)
+    return packing.padded_bytes(widest, stored_bytes, spec.formats()) + biases

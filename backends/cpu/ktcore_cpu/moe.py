@@ -7,8 +7,9 @@ import torch
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
 from ktcore.ops.moe import MoESpec
 from ktcore_cpu import packing
-from ktcore_cpu.experts import pack_experts, unsupported_experts
-from ktcore_cpu.router import router_config
+from ktcore_cpu.expert_biases import clamp_of
+from ktcore_cpu.experts import pack_experts
+from ktcore_cpu.router import router_config, unsupported_router
 
 
 class CpuMoE(Implementation):
@@ -21,23 +22,19 @@ class CpuMoE(Implementation):
 
     def supports(self, spec: MoESpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format; shared experts without biases or a norm of their own."""
-        if spec.early_router:
-            return Unsupported("a router that runs before attention")
-        if spec.router.logit_bias or spec.router.on_logits:
-            return Unsupported("a router that chooses by logits or has a bias on them")
-        reason = unsupported_experts(spec.experts)
-        if reason:
-            return Unsupported(reason)
+        unknown = unsupported_router(spec.router)
+        if unknown:
+            return unknown
         shared = spec.shared
         if shared is not None:
             if shared.norm is not None or shared.residual:
                 return Unsupported("shared experts with a norm or residual of their own")
             if shared.gate.bias or shared.up.bias or shared.down.bias:
                 return Unsupported("shared experts with biases")
-            if shared.activation != spec.experts.activation:
+            if spec.experts.clamped or shared.activation != spec.experts.activation:
                 return Unsupported("shared experts with another activation than the routed ones")
-            if spec.experts.weight_on_input:
-                return Unsupported("shared experts beside weights on the experts' input")
+            if spec.experts.weight_on_input and spec.shared_gate is not None:
+                return Unsupported("a shared gate beside weights on the experts' input")
         if spec.shared_gate is not None and (shared is None or spec.shared_gate.bias):
             return Unsupported("a shared gate with a bias, or without shared experts")
         nodes = device.properties.get("numa_nodes", 1)
@@ -53,13 +50,13 @@ class CpuMoE(Implementation):
 
 
 class CpuMoEModule:
-    """float32 [T, hidden] -> float32 [T, hidden]."""
+    """float32 [T, hidden] -> float32 [T, hidden]; with an early router the second argument is what the router sees."""
 
     def __init__(self, request: LoadRequest) -> None:
         from ktcore_cpu import _native
 
         spec: MoESpec = request.spec  # type: ignore[assignment]
-        self._hidden = spec.hidden
+        self._hidden, self._early = spec.hidden, spec.early_router
         shared = {
             f"shared_{part}": packing.pack(request, f"shared.{role}.weight")
             for part, role in (("gate_proj", "gate"), ("up", "up"), ("down", "down"))
@@ -78,10 +75,17 @@ class CpuMoEModule:
             weight_on_input=spec.experts.weight_on_input,
             residual=spec.residual,
             exact=packing.exact(request),
+            clamp=clamp_of(spec.experts),
         )
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         x = packing.rows(x, self._hidden)
         out = torch.empty_like(x)
-        self._block.forward(x.data_ptr(), out.data_ptr(), x.shape[0])
+        if not self._early:
+            self._block.forward(x.data_ptr(), out.data_ptr(), x.shape[0])
+            return out
+        if before is None or before.shape != x.shape:
+            raise ValueError(f"this branch's router runs early: expected what it sees as float32 {list(x.shape)}")
+        before = packing.rows(before, self._hidden)
+        self._block.forward(x.data_ptr(), out.data_ptr(), x.shape[0], before.data_ptr())
         return out

@@ -18,10 +18,8 @@ class CpuRouter(Implementation):
     spec_type = RouterSpec
 
     def supports(self, spec: RouterSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format; choices by score, logits without bias."""
-        if spec.logit_bias or spec.on_logits:
-            return Unsupported("a bias on the router's logits" if spec.logit_bias else "experts chosen by logits")
-        return packing.supports_formats(spec)
+        """Every native weight format; a choice by logits without groups and without a bias of its own."""
+        return unsupported_router(spec) or packing.supports_formats(spec)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
         """Stored bytes, rows padded to whole panels."""
@@ -30,6 +28,13 @@ class CpuRouter(Implementation):
     def load(self, request: LoadRequest) -> CpuRouterModule:
         """Pack the weight."""
         return CpuRouterModule(request)
+
+
+def unsupported_router(spec: RouterSpec) -> Unsupported | None:
+    """What the native router does not know of a spec; None when it knows all."""
+    if spec.on_logits and (spec.choice_bias or spec.groups > 1):
+        return Unsupported("experts chosen by logits in groups or with a bias of the choice")
+    return None
 
 
 class CpuRouterModule:
@@ -67,4 +72,6 @@ def router_config(request: LoadRequest, spec: RouterSpec, prefix: str = "") -> d
         "renormalise": spec.renormalise,
         "renorm_eps": spec.renorm_eps,
         "scale": spec.scale,
+        "logit_bias": packing.vector(request.weights, f"{prefix}logit_bias") if spec.logit_bias else None,
+        "on_logits": spec.on_logits,
     }
