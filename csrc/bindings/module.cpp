@@ -5,6 +5,7 @@
 #include "bindings/numa.h"
 #include "blocks/attention.h"
 #include "blocks/mlp.h"
+#include "blocks/switch.h"
 #include "core/raw_blocks.h"
 
 namespace {
@@ -15,7 +16,22 @@ void bind_weights(py::module_& m) {
                  return std::make_shared<Engine>(threads, cpus.value_or(std::vector<int>{}));
              }),
              py::arg("threads") = 0, py::arg("cpus") = py::none())
-        .def_property_readonly("threads", [](const Engine& e) { return e.pool.threads(); });
+        .def_property_readonly("threads", [](const Engine& e) { return e.pool.threads(); })
+        .def_property_readonly("few",
+                               [](const Engine& e) {
+                                   py::dict few;
+                                   for (int f = 0; f < kFormatCount; f++) few[kFormats[f].name] = e.few[f].load();
+                                   return few;
+                               })
+        .def("set_few", &set_few, py::arg("format"), py::arg("tokens"))
+        .def(
+            "measure_few",
+            [](Engine& e, const std::string& format) {
+                const Format f = parse_format(format);
+                NoGil nogil;
+                return measure_few(e, f);
+            },
+            py::arg("format"));
 
     py::class_<PackedMatrix, std::shared_ptr<PackedMatrix>>(m, "PackedMatrix")
         .def_static(
@@ -291,6 +307,7 @@ PYBIND11_MODULE(_native, m) {
         check(width > 0 && width <= 1 << 20, "width must be positive");
         return cache_row_bytes(parse_cache_type(kv_dtype), width);
     });
+    m.attr("MOST_FEW") = kMostFew;
     bind_weights(m);
     bind_blocks(m);
     bind_delta(m);

@@ -1,6 +1,8 @@
 // Bindings of node teams, of experts that are spread over them, and of the check where a bank's pages lie.
 #include "bindings/numa.h"
 
+#include "blocks/switch.h"
+
 #include "bindings/common.h"
 #include "numa/sharded_experts.h"
 
@@ -64,6 +66,12 @@ void bind_numa(py::module_& m) {
              }),
              py::arg("cpus"), py::arg("memory"))
         .def_property_readonly("nodes", &NodeTeam::nodes)
+        .def(
+            "set_few",
+            [](const NodeTeam& team, const std::string& format, int tokens) {
+                for (int n = 0; n < team.nodes(); n++) set_few(*team.engine(n), format, tokens);
+            },
+            py::arg("format"), py::arg("tokens"))
         .def(
             "bind",
             [](const NodeTeam& team, int node, const ExpertBank& bank) {

@@ -56,7 +56,8 @@ void run_panel(const Engine& e, const PackedView& w, int panel, const Rows& rows
     else if (needs_float(w, exact))
         e.kernels.panel_mixed(w, panel, {rows.x, rows.ldx, rows.rounded, rows.ld_rounded}, t0, t1, acc, scratch);
     else
-        e.kernels.panel(w, panel, rows.act, t0, t1, acc, scratch);
+        e.kernels.panel(w, panel, rows.act, t0, t1, acc, scratch,
+                        e.few[static_cast<int>(w.format)].load(std::memory_order_relaxed));
 }
 
 void run_products(Engine& e, const Rows& rows, int tokens, bool exact, const Product* products, int count) {

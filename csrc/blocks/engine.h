@@ -1,5 +1,6 @@
 // What the blocks share: the pool, the chosen kernels, the rows that feed a matrix product, and its epilogue.
 #pragma once
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,9 +12,12 @@ namespace ktcore {
 
 // A pool with the kernels that its blocks use: the engine's native side.
 struct Engine {
-    Engine(int threads, const std::vector<int>& cpus) : kernels(select_kernels()), pool(threads, cpus) {}
+    Engine(int threads, const std::vector<int>& cpus) : kernels(select_kernels()), pool(threads, cpus) {
+        for (int f = 0; f < kFormatCount; f++) few[f] = kernels.few(static_cast<Format>(f));
+    }
     const Kernels& kernels;
     Pool pool;
+    std::atomic<int> few[kFormatCount];  // of each format, for kernels.panel; results do not depend on it
 };
 using EnginePtr = std::shared_ptr<Engine>;
 

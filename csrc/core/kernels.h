@@ -8,8 +8,11 @@ namespace ktcore {
 
 struct Kernels {
     const char* name;
-    // acc [t1-t0][32] = rows 32*panel.. of w times quantised tokens t0..t1. scratch: kPanelScratch bytes.
-    void (*panel)(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch);
+    // acc [t1-t0][32] = rows 32*panel.. of w times quantised tokens t0..t1. scratch: kPanelScratch bytes. Up to `few`
+    // tokens (see blocks/switch.h) are multiplied straight from the panel, more by tiles of it unpacked: the same sums.
+    void (*panel)(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch, int few);
+    // `few` for a format that nobody has measured.
+    int (*few)(Format format);
     // The same from float rows (any format), without quantisation.
     void (*panel_f32)(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
                       uint8_t* scratch);

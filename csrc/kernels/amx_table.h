@@ -1,6 +1,6 @@
 // Another unit's table with its matrix products put on tiles. Inside the unit's namespace, which supplies base(), the
 // table of the unit below.
-constexpr int kTilesFrom = 5;  // tokens of an integer product; below, the unpacked panel would be read too few times
+constexpr int kFewTiled = 4;  // up to so many tokens the unpacked panel would be read too few times
 
 template <int F>
 constexpr decltype(Kernels::panel) tiled_int8_of() {
@@ -16,10 +16,13 @@ constexpr Tiled tiled_tables(std::integer_sequence<int, F...>) {
 }
 constexpr Tiled kTiled = tiled_tables(std::make_integer_sequence<int, kFormatCount>());
 
-inline void panel_tiled(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch) {
-    const auto few = base().panel, many = kTiled.int8[static_cast<int>(w.format)];
-    (t1 - t0 < kTilesFrom ? few : many)(w, panel, a, t0, t1, acc, scratch);
+inline void panel_tiled(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch,
+                        int few) {
+    if (t1 - t0 <= few) return base().panel(w, panel, a, t0, t1, acc, scratch, few);
+    kTiled.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, few);
 }
+
+inline int few_tiled(Format f) { return info(f).kind == Kind::Float ? 0 : kFewTiled; }
 
 inline void panel_mixed_tiled(const PackedView& w, int panel, const FloatRows& rows, int t0, int t1, float* acc,
                               uint8_t* scratch) {
@@ -52,6 +55,7 @@ __attribute__((noinline)) inline const Kernels& tiled_kernels(const char* name) 
         Kernels t = base();
         t.name = name;
         t.panel = panel_tiled;
+        t.few = few_tiled;
         t.panel_mixed = panel_mixed_tiled;
         t.round_rows = nullptr;  // it rounds into the tiles' own order
         t.peak = peak_tiled;

@@ -1,5 +1,5 @@
 // Builds the unit's function table from the templates. Inside the unit's namespace.
-using PanelInt8 = void (*)(const PackedView&, int, const ActView&, int, int, float*, uint8_t*);
+using PanelInt8 = decltype(Kernels::panel);
 using PanelFloat = void (*)(const PackedView&, int, const float*, size_t, int, int, float*, uint8_t*);
 using PanelMixed = void (*)(const PackedView&, int, const FloatRows&, int, int, float*, uint8_t*);
 using PanelUnpack = void (*)(const PackedView&, int, float*, uint8_t*);
@@ -25,8 +25,13 @@ constexpr Tables tables_of(std::integer_sequence<int, F...>) {
 }
 constexpr Tables kTablesOf = tables_of(std::make_integer_sequence<int, kFormatCount>());
 
-inline void run_panel(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch) {
-    kTablesOf.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch);
+inline void run_panel(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch,
+                      int few) {
+    kTablesOf.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, few);
+}
+inline int few_tokens(Format f) {
+    if (info(f).kind == Kind::Codebook || info(f).kind == Kind::Float) return 0;
+    return info(f).packed_k == 256 ? kGemvTokensK : kGemvTokens;
 }
 inline void run_panel_f32(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,
                           uint8_t* scratch) {
@@ -43,6 +48,7 @@ inline void run_unpack(const PackedView& w, int panel, float* out, uint8_t* scra
 constexpr Kernels make_table(const char* name) {
     return {name,
             run_panel,
+            few_tokens,
             run_panel_f32,
             run_panel_mixed,
             kHasBf16 ? round_rows : nullptr,

@@ -189,14 +189,14 @@ AI void run_gemv(const uint8_t* p, int blocks, const ActView& a, const uint8_t* 
 }
 
 template <Format F>
-void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch) {
+void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch, int few) {
     constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
     constexpr int kBytes = packed_block_bytes(I), kStep = kChunkK / I.packed_k, kGroups = I.packed_k / 32;
     const uint8_t* p = w.data + panel * w.panel_bytes;
     const uint8_t* act = a.base + t0 * a.stride;
     const int tokens = t1 - t0;
     if constexpr (I.kind != Kind::Codebook)
-        if (tokens <= (I.packed_k == 256 ? kGemvTokensK : kGemvTokens)) return run_gemv<F>(p, w.kblocks, a, act, tokens, acc);
+        if (tokens <= few) return run_gemv<F>(p, w.kblocks, a, act, tokens, acc);
     const Unpacked u = unpacked_at(scratch);
     const int share = (kStep * kBytes / 64 * kTileTokens + tokens - 1) / tokens;
     for (int b = 0; b < w.kblocks; b += kStep) {

@@ -95,7 +95,7 @@ AI void transpose16(VF* m) {
 }
 AI float sqrt1(float x) { return __builtin_sqrtf(x); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 2, kF32Vectors = 1;
-// Up to so many tokens codes are unpacked in registers, beyond into L1: formats with one scale a block, K-quants.
+// As in vec_avx512.h.
 constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 // bfloat16 by the rules of vcvtneps2bf16 and vdpbf16ps: to nearest even, subnormal numbers taken as zero; the odd
 // member of a pair is added first. kHasBf16: the CPU does it in one instruction.

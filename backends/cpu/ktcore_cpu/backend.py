@@ -12,6 +12,7 @@ from ktcore.errors import BackendError
 from ktcore.placement.topology import Topology
 from ktcore_cpu.numa.runtime import NumaNodes
 from ktcore_cpu.plugin import DECLARED
+from ktcore_cpu.switch import Switch
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -22,6 +23,7 @@ class CpuRuntime(HostRuntime):
 
     Attributes:
         pool: native pool that every module of this runtime runs on, but for experts that are spread over NUMA nodes.
+        switch: where its products of few tokens end.
         numa: the NUMA nodes, with threads of their own where experts use them.
     """
 
@@ -32,6 +34,7 @@ class CpuRuntime(HostRuntime):
 
         try:
             self.pool: _native.Pool = _native.Pool(threads or 0)
+            self.switch = Switch(self.pool)
             self._capabilities = Capabilities(
                 backend="cpu",
                 name=DECLARED.name,

@@ -204,6 +204,7 @@ class ExpertLayer:
         if held is not None:
             self._place = np.full(self.experts, -1, np.int64)
             self._place[held] = np.arange(len(held))
+        pool.switch.use(*layout.formats)
         bank = fill(layout, source, pool.native, loss, progress)
         self.nbytes: int = bank.nbytes
         """Bytes of the packed experts."""

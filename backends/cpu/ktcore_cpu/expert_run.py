@@ -10,6 +10,7 @@ import numpy as np
 
 from ktcore_cpu import _native, expert_arrays
 from ktcore_cpu.expert_arrays import Floats
+from ktcore_cpu.switch import Switch
 
 
 class ExpertPool:
@@ -25,6 +26,7 @@ class ExpertPool:
 
     def __init__(self, threads: int = 0, cpus: Sequence[int] | None = None) -> None:
         self.native = _native.Pool(threads, None if cpus is None else list(cpus))
+        self.switch = Switch(self.native)
         self._lane: _native.Lane | None = None
         self._starting = Lock()
 

@@ -109,6 +109,7 @@ def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _
     weights = [request.weights[prefix + role] for role in ("gate", "up", "down")]
     gate, up, down = (w.format for w in weights)
     sizes = (spec.hidden, spec.intermediate, gate, up, down)
+    request.runtime.switch.use(gate, up, down)  # type: ignore[attr-defined]
 
     def pack_one(bank: _native.ExpertBank, at: int, expert: int) -> None:
         with packing.raw_expert(weights, expert) as raws:

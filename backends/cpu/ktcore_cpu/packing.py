@@ -80,6 +80,8 @@ def pack_matrix(
     """
     from ktcore_cpu import _native
 
+    request.runtime.switch.use(format)  # type: ignore[attr-defined]
+
     def packed() -> _native.PackedMatrix:
         return _native.PackedMatrix.pack(request.runtime.pool, format, rows, cols, raw())  # type: ignore[attr-defined]
 

@@ -85,6 +85,9 @@ def pack_shares(
     weights = [request.weights[role] for role in ("gate", "up", "down")]
     formats = [w.format for w in weights]
     try:
+        for format in formats:
+            request.runtime.switch.use(format)  # type: ignore[attr-defined]
+            team.set_few(format, request.runtime.pool.few[format])  # type: ignore[attr-defined]
         banks = []
         for node, share in enumerate(plan.shares):
             columns = share.columns[1] - share.columns[0]
