@@ -1,6 +1,6 @@
 // Integer kernels: unsigned codes times int8 activations. Inside the unit's namespace.
 //
-// Both kernels add up in the same order (K ascending; per weight group: integer sums of two 16-value activation
+// All kernels add up in the same order (K ascending; per weight group: integer sums of two 16-value activation
 // groups, each times its scale, then times the weight's scale, then the min's part), so a token's result does
 // not depend on the kernel or on the batch that it arrives in.
 
@@ -83,51 +83,75 @@ void tile(const Unpacked& w, int groups, int g0, const ActView& a, const uint8_t
     }
 }
 
-// The same for few tokens, straight from the packed panel: every weight byte is read once, codes stay in registers.
-template <Format F, int T>
-void gemv(const uint8_t* p, int blocks, const uint8_t* act, size_t stride, int kp, float* acc) {
+// Where `direct` takes scales and mins from: each block's header, for few tokens ...
+template <Format F>
+struct HeaderScales {
+    static constexpr bool kReadsAhead = true;
+    AI void get(const uint8_t* block, int s, int h, VF& d, VF& m) const { Layout<F>::scale(block, s, h, d, m); }
+    AI void next_block() {}
+};
+// ... or a slice's, unpacked once for many.
+template <Format F>
+struct SliceScales {
+    static constexpr bool kReadsAhead = false;
+    const float *scale, *min;
+    AI void get(const uint8_t*, int s, int h, VF& d, VF& m) const {
+        d = ldf(scale + s * 32 + h * 16);
+        m = Layout<F>::I.has_min ? ldf(min + s * 32 + h * 16) : setf(0.f);
+    }
+    AI void next_block() { scale += Layout<F>::kScales * 32, min += Layout<F>::kScales * 32; }
+};
+
+// The same straight from the packed panel: codes are taken apart in registers, by other ports of the core than those that
+// multiply them. Twice as many sums are under way as in a tile of as many tokens.
+template <Format F, int T, class Scales>
+void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_t* act, Scales scales, float* acc) {
     using L = Layout<F>;
     constexpr const FormatInfo& I = L::I;
     // Each group asks for its share of a block's lines, the header's too.
     constexpr int kLines = L::kBytes / 64, kAsk = (kLines + L::kGroups - 1) / L::kGroups;
+    const size_t stride = a.stride;
+    const int kp = a.k;
     VF sum[T][2];
-    UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
-    int g32 = 0;
-    for (int b = 0; b < blocks; b++, p += L::kBytes) {
+    UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++)
+        sum[t][h] = g0 == 0 ? setf(0.f) : ldf(acc + t * 32 + h * 16);
+    int g32 = g0;
+    for (int b = 0; b < blocks; b++, p += L::kBytes, scales.next_block()) {
         const uint8_t* gp = p + I.header;
         for (int g = 0; g < L::kGroups; g++, g32++, gp += L::kGroupBytes) {
             const uint8_t* x = act + g32 * 32;
             VI dot[2][T][2];
             UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
                 dot[s][t][0] = dot[s][t][1] = seed<I.has_min>(ActRow{act + t * stride}, kp, g32 * 2 + s, I.offset_shift);
-            UNR for (int i = 0; i < kAsk; i++) touch(p + kReadAhead + (g * kLines / L::kGroups + i) * 64);
+            if (Scales::kReadsAhead)
+                UNR for (int i = 0; i < kAsk; i++) touch(p + kReadAhead + (g * kLines / L::kGroups + i) * 64);
             UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
                 const VI v0 = L::quad(gp, s * 4 + q, 0), v1 = L::quad(gp, s * 4 + q, 1);
                 UNR for (int t = 0; t < T; t++) {
-                    const VI a = bci(x + t * stride + s * 16 + q * 4);
-                    dot[s][t][0] = dot4<L::kWide>(dot[s][t][0], v0, a);
-                    dot[s][t][1] = dot4<L::kWide>(dot[s][t][1], v1, a);
+                    const VI y = bci(x + t * stride + s * 16 + q * 4);
+                    dot[s][t][0] = dot4<L::kWide>(dot[s][t][0], v0, y);
+                    dot[s][t][1] = dot4<L::kWide>(dot[s][t][1], v1, y);
                 }
             }
             UNR for (int h = 0; h < 2; h++) {
                 VF d, m;
                 if (I.group == 32) {
-                    L::scale(p, g, h, d, m);
+                    scales.get(p, g, h, d, m);
                     UNR for (int t = 0; t < T; t++) {
-                        const ActRow a{act + t * stride};
-                        VF part = mulf(cvtif(dot[0][t][h]), bcf(a.scale(kp, g32 * 2)));
-                        part = fma(cvtif(dot[1][t][h]), bcf(a.scale(kp, g32 * 2 + 1)), part);
+                        const ActRow row{act + t * stride};
+                        VF part = mulf(cvtif(dot[0][t][h]), bcf(row.scale(kp, g32 * 2)));
+                        part = fma(cvtif(dot[1][t][h]), bcf(row.scale(kp, g32 * 2 + 1)), part);
                         sum[t][h] = fma(part, d, sum[t][h]);
-                        if (I.has_min) sum[t][h] = fma(m, bcf(a.ssum32(kp, g32)), sum[t][h]);
+                        if (I.has_min) sum[t][h] = fma(m, bcf(row.ssum32(kp, g32)), sum[t][h]);
                     }
                 } else {
                     UNR for (int s = 0; s < 2; s++) {
-                        L::scale(p, g * 2 + s, h, d, m);
+                        scales.get(p, g * 2 + s, h, d, m);
                         UNR for (int t = 0; t < T; t++) {
-                            const ActRow a{act + t * stride};
-                            const VF part = mulf(cvtif(dot[s][t][h]), bcf(a.scale(kp, g32 * 2 + s)));
+                            const ActRow row{act + t * stride};
+                            const VF part = mulf(cvtif(dot[s][t][h]), bcf(row.scale(kp, g32 * 2 + s)));
                             sum[t][h] = fma(part, d, sum[t][h]);
-                            if (I.has_min) sum[t][h] = fma(m, bcf(a.ssum(kp, g32 * 2 + s)), sum[t][h]);
+                            if (I.has_min) sum[t][h] = fma(m, bcf(row.ssum(kp, g32 * 2 + s)), sum[t][h]);
                         }
                     }
                 }
@@ -145,8 +169,8 @@ AI Unpacked unpacked_at(uint8_t* scratch) {
 
 // Lines of the next slice, asked for while tiles run: `share` of them before each.
 struct Ahead {
-    const uint8_t *next, *end;
-    int share;
+    const uint8_t *next = nullptr, *end = nullptr;
+    int share = 0;
     AI void ask() {
         for (int i = 0; i < share && next < end; i++, next += 64) touch(next);
     }
@@ -173,18 +197,23 @@ void run_tiles(const Unpacked& u, int groups, int g0, const ActView& a, const ui
     }
 }
 
-// Few tokens, straight from the panel.
-template <Format F>
-AI void run_gemv(const uint8_t* p, int blocks, const ActView& a, const uint8_t* act, int tokens, float* acc) {
-    int t = 0;
-    for (; t + 4 <= tokens; t += 4) gemv<F, 4>(p, blocks, act + t * a.stride, a.stride, a.k, acc + t * 32);
-    act += t * a.stride;
-    acc += t * 32;
-    switch (tokens - t) {
-        case 1: return gemv<F, 1>(p, blocks, act, a.stride, a.k, acc);
-        case 2: return gemv<F, 2>(p, blocks, act, a.stride, a.k, acc);
-        case 3: return gemv<F, 3>(p, blocks, act, a.stride, a.k, acc);
-        default: return;
+// All tokens, four at once, over blocks from group g0 of K on.
+template <Format F, class Scales>
+AI void run_direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_t* act, int tokens, Scales scales,
+                   float* acc, Ahead ahead) {
+    const int tiles = (tokens + kDirectTokens - 1) / kDirectTokens;
+    for (int i = 0, t = 0; i < tiles; i++) {
+        const int n = (tokens - t + tiles - i - 1) / (tiles - i);
+        ahead.ask();
+        const uint8_t* x = act + t * a.stride;
+        switch (n) {
+            case 1: direct<F, 1>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            case 2: direct<F, 2>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            case 3: direct<F, 3>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            case 4: direct<F, 4>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            default: direct<F, kDirectTokens>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+        }
+        t += n;
     }
 }
 
@@ -196,19 +225,25 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     const uint8_t* act = a.base + t0 * a.stride;
     const int tokens = t1 - t0;
     if constexpr (I.kind != Kind::Codebook)
-        if (tokens <= few) return run_gemv<F>(p, w.kblocks, a, act, tokens, acc);
+        if (tokens <= few) return run_direct<F>(p, w.kblocks, 0, a, act, tokens, HeaderScales<F>{}, acc, Ahead{});
     const Unpacked u = unpacked_at(scratch);
-    const int share = (kStep * kBytes / 64 * kTileTokens + tokens - 1) / tokens;
+    constexpr int kAtOnce = (kDirectMany && I.kind != Kind::Codebook) ? kDirectTokens : kTileTokens;
+    const int share = (kStep * kBytes / 64 * kAtOnce + tokens - 1) / tokens;
     for (int b = 0; b < w.kblocks; b += kStep) {
         const int n = w.kblocks - b < kStep ? w.kblocks - b : kStep;
         const uint8_t* slice = p + static_cast<size_t>(b) * kBytes;
+        // The next step's bytes (behind the last step lies the next panel) arrive while this one's tiles run.
+        const uint8_t* next = slice + static_cast<size_t>(n) * kBytes;
+        const Ahead ahead{next, next + kStep * kBytes, share};
+        if constexpr ((kDirectMany && I.kind != Kind::Codebook)) {
+            unpack_scales<F>(slice, n, u);
+            run_direct<F>(slice, n, b * kGroups, a, act, tokens, SliceScales<F>{u.scale, u.min}, acc, ahead);
+            continue;
+        }
         if constexpr (I.kind == Kind::Codebook)
             unpack_codebook<F>(slice, n, u);
         else
             unpack_blocks<F>(slice, n, u);
-        // The next step's bytes (behind the last step lies the next panel) arrive while this one's tiles run.
-        const uint8_t* next = slice + static_cast<size_t>(n) * kBytes;
-        run_tiles<I.group, I.has_min, wide_codes(I)>(u, n * kGroups, b * kGroups, a, act, tokens, I.offset_shift, acc,
-                                                     {next, next + kStep * kBytes, share});
+        run_tiles<I.group, I.has_min, wide_codes(I)>(u, n * kGroups, b * kGroups, a, act, tokens, I.offset_shift, acc, ahead);
     }
 }

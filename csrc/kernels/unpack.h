@@ -23,12 +23,12 @@ struct Layout {
             v = andi(q < 4 ? v : srl(v, 4), seti(0x0f0f0f0f));
             p += 512;
         } else {
-            v = two_bits(p, q, h);
+            v = two_bits(p, q, h, 0);
             p += 256;
         }
-        if (I.bits == 6) v = ori(v, sll(two_bits(p, q, h), 4));
-        if (I.bits == 5) v = ori(v, sll(one_bit(p, q, h), 4));
-        if (I.bits == 3) v = ori(v, sll(one_bit(p, q, h), 2));
+        if (I.bits == 6) v = ori(v, two_bits(p, q, h, 4));
+        if (I.bits == 5) v = ori(v, one_bit(p, q, h, 4));
+        if (I.bits == 3) v = ori(v, one_bit(p, q, h, 2));
         if (I.kind == Kind::Table) v = lookup16(v, kTables[I.table]);
         return v;
     }
@@ -85,10 +85,14 @@ struct Layout {
     }
 
   private:
-    AI static VI two_bits(const uint8_t* p, int q, int h) {
-        return andi(srl(ldi(p + ((q >> 2) * 2 + h) * 64), 2 * (q & 3)), seti(0x03030303));
+    // Of a quad's higher planes, at bit `to` of each byte.
+    AI static VI two_bits(const uint8_t* p, int q, int h, int to) {
+        return andi(moved(ldi(p + ((q >> 2) * 2 + h) * 64), 2 * (q & 3), to), seti(0x03030303 << to));
     }
-    AI static VI one_bit(const uint8_t* p, int q, int h) { return andi(srl(ldi(p + h * 64), q), seti(0x01010101)); }
+    AI static VI one_bit(const uint8_t* p, int q, int h, int to) {
+        return andi(moved(ldi(p + h * 64), q, to), seti(0x01010101 << to));
+    }
+    AI static VI moved(VI x, int from, int to) { return from > to ? srl(x, from - to) : from < to ? sll(x, to - from) : x; }
     AI static VF negate(VF x) { return mulf(x, setf(-1.f)); }
 };
 
@@ -100,11 +104,10 @@ struct Unpacked {
 };
 
 template <Format F>
-AI void unpack_blocks(const uint8_t* p, int blocks, const Unpacked& out) {
+AI void unpack_scales(const uint8_t* p, int blocks, const Unpacked& out) {
     using L = Layout<F>;
-    uint8_t* c = out.codes;
     float *sc = out.scale, *mn = out.min;
-    for (int b = 0; b < blocks; b++, p += L::kBytes) {
+    for (int b = 0; b < blocks; b++, p += L::kBytes)
         for (int s = 0; s < L::kScales; s++)
             for (int h = 0; h < 2; h++, sc += 16, mn += 16) {
                 VF d, m;
@@ -112,6 +115,14 @@ AI void unpack_blocks(const uint8_t* p, int blocks, const Unpacked& out) {
                 stf(sc, d);
                 if (L::I.has_min) stf(mn, m);
             }
+}
+
+template <Format F>
+AI void unpack_blocks(const uint8_t* p, int blocks, const Unpacked& out) {
+    using L = Layout<F>;
+    uint8_t* c = out.codes;
+    unpack_scales<F>(p, blocks, out);
+    for (int b = 0; b < blocks; b++, p += L::kBytes) {
         const uint8_t* g = p + L::I.header;
         for (int i = 0; i < L::kGroups; i++, g += L::kGroupBytes)
             UNR for (int q = 0; q < 8; q++) UNR for (int h = 0; h < 2; h++, c += 64) sti(c, L::quad(g, q, h));

@@ -170,6 +170,8 @@ AI void transpose16(VF* m) {
 }
 AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 4, kF32Vectors = 1;
+constexpr int kDirectTokens = 4;
+constexpr bool kDirectMany = false;
 // As in vec_avx512.h.
 constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 // bfloat16: see vec_scalar.h for what they compute.

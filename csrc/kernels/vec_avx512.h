@@ -126,6 +126,12 @@ AI void transpose16(VF* m) {
 AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 // 5 x 2 tiles spill least: 0.57 to 0.61 TOPS a Zen 5 core, 6 x 2 0.55 to 0.57.
 constexpr int kTileTokens = 5, kTileHalves = 2, kF32Tokens = 6, kF32Vectors = 4;
+constexpr int kDirectTokens = 4;
+#if defined(__AVX512VNNI__)
+constexpr bool kDirectMany = true;
+#else
+constexpr bool kDirectMany = false;
+#endif
 // Until it is measured (blocks/switch.h), up to so many tokens codes are unpacked in registers, beyond into L1: formats
 // with one scale a block, K-quants.
 constexpr int kGemvTokens = 12, kGemvTokensK = 12;

@@ -95,6 +95,8 @@ AI void transpose16(VF* m) {
 }
 AI float sqrt1(float x) { return __builtin_sqrtf(x); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 2, kF32Vectors = 1;
+constexpr int kDirectTokens = 4;
+constexpr bool kDirectMany = false;
 // As in vec_avx512.h.
 constexpr int kGemvTokens = 4, kGemvTokensK = 4;
 // bfloat16 by the rules of vcvtneps2bf16 and vdpbf16ps: to nearest even, subnormal numbers taken as zero; the odd

@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ktcore.demo import cache_folder
-
 if TYPE_CHECKING:
     from ktcore_cpu import _native
 
@@ -21,7 +19,8 @@ log = logging.getLogger(__name__)
 
 def switch_file() -> Path:
     """Where the figures are kept, by machine; deleting it has them measured again."""
-    return cache_folder() / "cpu-switch.json"
+    # not the engine's own function: expert layers stand alone
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ktcore" / "cpu-switch.json"
 
 
 class Switch:
