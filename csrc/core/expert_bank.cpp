@@ -64,13 +64,17 @@ ExpertViews ExpertBank::expert(int e) const {
 
 void ExpertBank::pack(Pool& pool, int64_t e, const Raw& gate, const Raw& up, const Raw& down) {
     if (e < 0 || e >= experts()) throw std::invalid_argument("there is no expert " + std::to_string(e));
-    if (packed_[static_cast<size_t>(e)]) throw std::invalid_argument("expert " + std::to_string(e) + " is packed already");
     const ExpertViews v = expert(static_cast<int>(e));
     const PackJob jobs[3] = {{v.gate, gate.data}, {v.up, up.data}, {v.down, down.data}};
     const Raw* raws[3] = {&gate, &up, &down};
     for (int i = 0; i < 3; i++) packed_shape(jobs[i].to.format, jobs[i].to.rows, jobs[i].to.cols, raws[i]->bytes);
+    {
+        std::lock_guard<std::mutex> hold(claims_);
+        if (packed_[static_cast<size_t>(e)])
+            throw std::invalid_argument("expert " + std::to_string(e) + " is packed already");
+        packed_[static_cast<size_t>(e)] = true;
+    }
     pack_panels(pool, jobs, 3);
-    packed_[static_cast<size_t>(e)] = true;
     count_++;
 }
 

@@ -1,5 +1,8 @@
 // All routed experts of a layer in one area of memory, an expert's three matrices side by side.
 #pragma once
+#include <atomic>
+#include <mutex>
+
 #include "core/packed.h"
 
 namespace ktcore {
@@ -29,7 +32,8 @@ class ExpertBank {
         const uint8_t* data;
         size_t bytes;
     };
-    // Packs expert `e`, each once. Throws std::invalid_argument.
+    // Packs expert `e`, each once; threads with pools of their own may pack different ones at a time. Throws
+    // std::invalid_argument.
     void pack(Pool& pool, int64_t e, const Raw& gate, const Raw& up, const Raw& down);
 
     // Added to the products: gate, up [experts][ffn], down [experts][hidden]; empty: none. Throws std::invalid_argument.
@@ -46,8 +50,9 @@ class ExpertBank {
   private:
     ExpertViews shape_{};
     size_t stride_ = 0, down_at_ = 0, up_at_ = 0;
-    std::vector<bool> packed_;
-    int count_ = 0;
+    std::mutex claims_;
+    std::vector<bool> packed_;  // or being packed
+    std::atomic<int> count_{0};
     ExpertBank() = default;
     const uint8_t* data_ = nullptr;
     Memory memory_;

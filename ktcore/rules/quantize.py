@@ -9,10 +9,11 @@ from ktcore.graph.node import Graph, Layer, Node
 from ktcore.ops.base import Spec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.moe import ExpertsSpec
+from ktcore.weights.groups import ORDERED
 
 OPTION = "quantize"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3_G128"})
-"""Formats that are quantised; others are already, and stay."""
+"""Formats that are quantised, with those whose columns are out of order; others are already, and stay."""
 _FIELDS: Mapping[type[Spec], Mapping[str, str]] = {
     LinearSpec: {"weight": "weight_format"},
     ExpertsSpec: {"gate": "gate_format", "up": "up_format", "down": "down_format"},
@@ -30,7 +31,7 @@ def quantized_node(node: Node, fmt: str, *, with_parts: bool) -> Node:
         CheckpointError: rows that are no whole number of the format's groups.
     """
     fields = {} if _is_gate(node.spec) else _FIELDS.get(type(node.spec), {})
-    chosen = {role: field for role, field in fields.items() if node.weights[role].format in FLOATS}
+    chosen = {role: field for role, field in fields.items() if _is_quantised(node.weights[role].format)}
     if chosen:
         refs = {role: node.weights[role].quantized(fmt) for role in chosen}
         spec = replace(node.spec, **dict.fromkeys(chosen.values(), fmt))
@@ -71,6 +72,10 @@ def with_new_nodes(graph: Graph, nodes: Mapping[str, Node]) -> Graph:
 
     layers = tuple(Layer(new(layer.attn), new(layer.ffn)) for layer in graph.layers)
     return replace(graph, embed=new(graph.embed), layers=layers, norm=new(graph.norm), head=new(graph.head))
+
+
+def _is_quantised(fmt: str) -> bool:
+    return fmt in FLOATS or fmt.endswith(ORDERED)
 
 
 def _is_gate(spec: Spec) -> bool:

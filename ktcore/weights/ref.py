@@ -244,7 +244,7 @@ class Weight:
         """float32 [some rows, cols] of what is to be quantised; of a plain matrix, a piece at a time."""
         ref, stored, cols = self._whole, self.ref.stored, self.shape[-1]
         assert stored is not None
-        if ref.rows is not None or ref.transposed:
+        if ref.rows is not None or ref.transposed or get_format(stored).ordered:
             source = replace(ref, format=stored, stored=None)
             yield Weight(self._checkpoint, source, self._item).tensor().reshape(-1, cols)
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -295,3 +296,39 @@ def test_branch_equals_its_parts_in_fp64(pool: _native.Pool, isa: str, gated: bo
         assert error(x, want.numpy()) < (5e-6 if exact else 0.03)
         whole = x if whole is None else whole
         np.testing.assert_array_equal(x, whole[:tokens])
+
+
+def test_two_pools_fill_one_bank(pool_of: Callable[..., _native.Pool]) -> None:
+    experts, hidden, width = 64, 256, 64
+    raws = [
+        [
+            random_blocks("Q4_0", *shape, 3 * e + i)
+            for i, shape in enumerate(((width, hidden),) * 2 + ((hidden, width),))
+        ]
+        for e in range(experts)
+    ]
+    bank = _native.ExpertBank(experts, hidden, width, "Q4_0", "Q4_0", "Q4_0")
+    pools = [pool_of("scalar", 1) for _ in range(2)]
+    refused = []
+
+    def fill(at: _native.Pool, order: Iterable[int]) -> None:
+        for e in order:
+            try:
+                bank.pack(at, e, *raws[e])
+            except ValueError as error:
+                refused.append(str(error))
+
+    threads = [
+        Thread(target=fill, args=(at, order)) for at, order in zip(pools, (range(64), range(63, -1, -1)), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bank.packed == experts
+    assert len(refused) == experts
+    assert all("is packed already" in text for text in refused)
+    alone = _native.ExpertBank(experts, hidden, width, "Q4_0", "Q4_0", "Q4_0")
+    for e in range(experts):
+        alone.pack(pools[0], e, *raws[e])
+    np.testing.assert_array_equal(bank.contents, alone.contents)

@@ -43,7 +43,8 @@ def supports_formats(spec: Spec) -> Supported | Unsupported:
         return Unsupported(f"the native module does not load: {error}")
     missing = [f for f in spec.formats() if f not in known]
     if missing:
-        return Unsupported(f"no native kernel for weight format {', '.join(missing)} (known: {', '.join(known)})")
+        hint = "; the option quantize: int8_g32 puts columns in order" if any("_ORDERED" in f for f in missing) else ""
+        return Unsupported(f"no native kernel for weight format {', '.join(missing)} (known: {', '.join(known)}){hint}")
     return Supported()
 
 
