@@ -21,7 +21,7 @@ demo: $(STAMP) model
 model: $(STAMP)
 	@$(BIN)/python -m ktcore.demo
 
-test: $(DEV) model lint
+test: $(DEV) model lint sanitize
 	$(BIN)/pytest
 
 lint: $(DEV)

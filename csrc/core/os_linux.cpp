@@ -26,7 +26,7 @@ namespace {
 Memory::Memory(size_t bytes) : size_(bytes) {
     void* p = nullptr;
     if (bytes == 0) return;
-    if (bytes > SIZE_MAX / 4 || posix_memalign(&p, 64, bytes) != 0 || p == nullptr) throw std::bad_alloc();
+    if (bytes > SIZE_MAX / 4 || posix_memalign(&p, 4096, bytes) != 0 || p == nullptr) throw std::bad_alloc();
     data_ = static_cast<uint8_t*>(std::memset(p, 0, bytes));
 }
 

@@ -9,9 +9,23 @@ from importlib.machinery import ExtensionFileLoader
 from types import ModuleType
 
 import ktcore_cpu
+import pytest
 
 NAME = "ktcore_cpu._native"
 PATH = os.environ["KTCORE_NATIVE"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of instruction sets that KTCORE_SANITIZE_UNITS (names, commas between) does not name."""
+    wanted = os.environ.get("KTCORE_SANITIZE_UNITS", "")
+    if not wanted:
+        return
+    kept, out = [], []
+    for item in items:
+        isa = getattr(item, "callspec", None) and item.callspec.params.get("isa")  # type: ignore[attr-defined]
+        (out if isa and isa not in wanted.split(",") else kept).append(item)
+    config.hook.pytest_deselected(items=out)
+    items[:] = kept
 
 
 def pytest_sessionfinish() -> None:
