@@ -7,7 +7,7 @@ DEV    := $(VENV)/.installed-dev
 PROMPT ?= Explain in two sentences what a mixture-of-experts language model is.
 
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
-PLUGINS := $(wildcard backends/cuda backends/rocm backends/xpu backends/npu backends/sim)
+PLUGINS := $(wildcard backends/cuda backends/rocm backends/xpu backends/npu backends/sim backends/triton)
 SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 
 # The CPU wheel of torch where pip can find one; set TORCH to choose another build.

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Triton decides when it is imported whether kernels are interpreted; TRITON_INTERPRET=0 runs them on a device.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels for every accelerator that speaks Triton; a backend brings the device, the rules and the tuning."""

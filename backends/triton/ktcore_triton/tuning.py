@@ -1,0 +1,39 @@
+"""Launch shapes: defaults that fit every target, in place of which a backend gives those it measured on its chips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a program is launched: warps of the device's own width, stages of software pipelining."""
+
+    warps: int = 4
+    stages: int = 2
+
+    def options(self) -> dict[str, Any]:
+        """As Triton's launcher takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+@dataclass(frozen=True)
+class LinearTiles:
+    """One program's tile of a linear: tokens by output features; `splits` programs share the input features."""
+
+    block_m: int
+    block_n: int
+    splits: int = 1
+    launch: Launch = Launch()
+
+
+FEW_TOKENS = 16
+"""The least rows of a matrix instruction: up to here weights are read once and their bandwidth is all that counts."""
+
+
+def linear_tiles(tokens: int, *, wide: bool = False) -> LinearTiles:
+    """The default tiles of a linear for that many tokens; `wide`: in float32, which takes twice the registers."""
+    if tokens <= FEW_TOKENS:
+        return LinearTiles(16, 32)
+    return LinearTiles(32, 32) if wide else LinearTiles(64, 64, launch=Launch(warps=8))

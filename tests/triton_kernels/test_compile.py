@@ -1,0 +1,38 @@
+"""Every kernel compiles for every target, within its shared memory and spilling hardly a register.
+
+KTCORE_TRITON_FULL=1 compiles every configuration; without it one or two represent a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .targets import TARGETS, Target
+
+SPILL = 16
+"""Bytes of stack a thread: four registers may go there."""
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parents[1] / "backends" / "triton"
+FULL = os.environ.get("KTCORE_TRITON_FULL", "") not in ("", "0")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_kernels_compile_within_the_chips_limits(target: Target) -> None:
+    command = [sys.executable, "-W", "ignore", str(HERE / "compile_all.py"), target.name, *(["full"] if FULL else [])]
+    paths = os.pathsep.join((str(PACKAGE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found
+    assert not [f for f in found if "error" in f]
+    assert not [f for f in found if f["shared"] > target.shared], target.shared
+    assert not [f for f in found if f["spilled"] > SPILL]
+    assert all(f["code"] > 1000 and f["registers"] > 0 for f in found)
