@@ -35,8 +35,8 @@ class Engine:
             slots = PageAllocator(state_slots, page_size)
         self.scheduler = Scheduler(PageAllocator(pages, page_size), chunk, slots)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence.
+    def check(self, sequence: Sequence) -> None:
+        """Refuse what can never run; any thread may ask.
 
         Raises:
             RequestError: the prompt is empty or does not fit into the context.
@@ -50,6 +50,15 @@ class Engine:
                 f"the prompt has {sequence.prompt_len} tokens, the context holds {self.context}",
                 "shorten it, or load the model with a larger context= (--context)",
             )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            RequestError: as `check` does.
+        """
+        self.check(sequence)
+        room = self.context - sequence.prompt_len
         if sequence.max_new_tokens == 0 and not sequence.all_logits:
             sequence.finish = Finish.LENGTH
             return

@@ -308,6 +308,14 @@ class TextStream:
         """Why it ended; None while it runs."""
         return self._sequence.finish
 
+    def check(self) -> None:
+        """Refuse a prompt that can never run, before it is queued.
+
+        Raises:
+            RequestError: it is empty or does not fit into the context.
+        """
+        self._model.engine.check(self._sequence)
+
     def begin(self) -> None:
         """Hand the sequence to the engine."""
         self._clock = time.perf_counter()

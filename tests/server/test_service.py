@@ -1,0 +1,222 @@
+"""The step loop under many callers: batched answers equal those alone, and nobody can hold up, break or leak."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import ktcore
+from ktcore.engine.scheduler import Scheduled
+from ktcore.engine.sequence import Finish
+from ktcore.engine.service import ClosingError, DeadlineError, Delta, QueueFullError, Request, Service
+from ktcore.errors import RequestError
+from ktcore.ops.sampling import SamplingParams
+
+Opened = Callable[..., ktcore.Model]
+GREEDY = SamplingParams(temperature=0)
+
+
+class Caller:
+    """One request and what came of it."""
+
+    def __init__(self, service: Service, ids: list[int], new: int = 16, params: SamplingParams = GREEDY, **more: Any):
+        self.deltas: queue.Queue[Delta] = queue.Queue()
+        (self.ticket,) = service.submit([(Request(ids, params, new, **more), self.deltas.put)])
+
+    def wait(self) -> tuple[str, Delta]:
+        """The whole text and the last delta."""
+        text = ""
+        while True:
+            delta = self.deltas.get(timeout=60)
+            text += delta.text
+            if delta.last:
+                return text, delta
+
+
+def _prompt(seed: int, length: int) -> list[int]:
+    return torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
+def _draws(seed: int) -> list[tuple[list[int], int, SamplingParams]]:
+    """A random mix of requests: lengths, parameters, greedy and seeded ones."""
+    draw = random.Random(seed)
+    mix = []
+    for _ in range(draw.randint(2, 8)):
+        params = GREEDY
+        if draw.random() < 0.4:
+            params = SamplingParams(
+                temperature=draw.choice([0.5, 1.0]),
+                top_k=draw.choice([0, 20]),
+                top_p=draw.choice([1.0, 0.9]),
+                min_p=draw.choice([0.0, 0.05]),
+                repetition_penalty=draw.choice([1.0, 1.2]),
+                seed=draw.randint(0, 1000),
+            )
+        mix.append((_prompt(draw.randint(0, 10**6), draw.randint(1, 70)), draw.randint(1, 24), params))
+    return mix
+
+
+@pytest.mark.parametrize("rules", ["reference", None])
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_batched_answers_equal_those_alone(opened: Opened, name: str, rules: str | None) -> None:
+    with opened(name, rules=rules, context=512) as model:
+        model.engine.scheduler.chunk = 24
+        for seed in range(8):
+            mix = _draws(seed)
+            with Service(model) as service:
+                alone = [Caller(service, ids, new, params).wait()[0] for ids, new, params in mix]
+                callers = []
+                for ids, new, params in mix:
+                    callers.append(Caller(service, ids, new, params))
+                    time.sleep(random.Random(seed).random() * 0.004)
+                together = [caller.wait()[0] for caller in callers]
+            assert together == alone
+
+
+def test_a_long_prompt_holds_a_running_answer_up_for_no_more_than_a_chunk(opened: Opened) -> None:
+    model = opened()
+    scheduler = model.engine.scheduler
+    scheduler.chunk = 16
+    batches: list[Scheduled] = []
+    plain = scheduler.next_batch
+
+    def noted() -> Scheduled | None:
+        batch = plain()
+        if batch is not None:
+            batches.append(batch)
+        return batch
+
+    scheduler.next_batch = noted  # type: ignore[method-assign]
+    with Service(model) as service:
+        first = Caller(service, _prompt(1, 8), 200)
+        first.deltas.get(timeout=60)
+        second = Caller(service, _prompt(2, 400), 2)
+        assert second.wait()[1].finish is Finish.LENGTH
+        assert first.wait()[1].finish is Finish.LENGTH
+    shared = [b for b in batches if len(b.sequences) == 2]
+    assert len(shared) > 400 / 16
+    # in each step the running answer has its token, and the newcomer what the chunk leaves
+    assert all(b.counts[0] == 1 and sum(b.counts) <= 16 for b in shared)
+    assert sum(1 for b in batches if len(b.sequences) == 1 and b.sequences[0].prompt_len == 400) == 0
+
+
+def test_cancelling_ends_within_a_step_and_frees_the_pages(opened: Opened) -> None:
+    model = opened()
+    pages = model.engine.scheduler.pages
+    with Service(model) as service:
+        caller = Caller(service, _prompt(3, 20), 900)
+        waits = Caller(service, _prompt(4, 20), 900)
+        caller.deltas.get(timeout=60)
+        assert pages.free < pages.total
+        waits.ticket.cancel()
+        assert waits.wait()[1].finish is Finish.CANCELLED
+        drawn = caller.deltas.qsize()
+        caller.ticket.cancel()
+        text, last = caller.wait()
+        assert last.finish is Finish.CANCELLED
+        assert last.stats.new_tokens < 900
+        assert len(text) <= drawn + 20
+        assert pages.free == pages.total
+        assert Caller(service, _prompt(3, 20), 4).wait()[1].finish is Finish.LENGTH
+
+
+def test_a_deadline_ends_a_running_and_a_waiting_answer(opened: Opened) -> None:
+    model = opened()
+    with Service(model) as service:
+        running = Caller(service, _prompt(5, 10), 1000, timeout_s=0.1)
+        waiting = Caller(service, _prompt(6, 10), 1000, timeout_s=0.0)
+        assert isinstance(waiting.wait()[1].error, DeadlineError)
+        assert isinstance(running.wait()[1].error, DeadlineError)
+        assert model.engine.scheduler.pages.free == model.engine.scheduler.pages.total
+
+
+def test_stop_strings_end_an_answer_and_are_left_out(opened: Opened) -> None:
+    with Service(opened()) as service:
+        whole, _ = Caller(service, _prompt(7, 10), 40).wait()
+        stop = whole[10:12]
+        text, last = Caller(service, _prompt(7, 10), 40, stop=(stop,)).wait()
+    assert last.finish is Finish.STOP
+    assert text == whole[: whole.index(stop)]
+
+
+def test_what_can_never_run_and_what_is_too_much_is_refused(opened: Opened) -> None:
+    model = opened()
+    with Service(model, queue_limit=2) as service:
+        with pytest.raises(RequestError, match="empty"):
+            Caller(service, [])
+        with pytest.raises(RequestError, match="context holds 1024"):
+            Caller(service, _prompt(1, 1025))
+        first = Caller(service, _prompt(1, 10), 1000)
+        _wait_for(lambda: service.running == 1)
+        others = [Caller(service, _prompt(1, 10), 1000) for _ in range(2)]
+        _wait_for(lambda: service.waiting == 2)
+        with pytest.raises(QueueFullError):
+            Caller(service, _prompt(1, 10), 1000)
+        for caller in (first, *others):
+            caller.ticket.cancel()
+            assert caller.wait()[1].finish is Finish.CANCELLED
+
+
+def test_a_step_that_fails_fails_its_answers_and_no_later_ones(opened: Opened) -> None:
+    model = opened()
+    plain = model.engine.model.sampler
+    with Service(model) as service:
+        expected, _ = Caller(service, _prompt(8, 10)).wait()
+
+        def broken(*words: Any) -> int:
+            raise ArithmeticError("broken on purpose")
+
+        object.__setattr__(model.engine.model, "sampler", broken)
+        _, last = Caller(service, _prompt(8, 10)).wait()
+        assert isinstance(last.error, ArithmeticError)
+        object.__setattr__(model.engine.model, "sampler", plain)
+        assert model.engine.scheduler.pages.free == model.engine.scheduler.pages.total
+        assert Caller(service, _prompt(8, 10)).wait()[0] == expected
+
+
+def test_a_caller_that_breaks_ends_its_own_answer_alone(opened: Opened) -> None:
+    with Service(opened()) as service:
+        expected, _ = Caller(service, _prompt(9, 10), 60).wait()
+        calls = []
+
+        def gone(delta: Delta) -> None:
+            calls.append(delta)
+            raise RuntimeError("the caller is gone")
+
+        service.submit([(Request(_prompt(1, 10), GREEDY, 300), gone)])
+        assert Caller(service, _prompt(9, 10), 60).wait()[0] == expected
+        _wait_for(lambda: service.running == 0)
+    # the first piece, and the notice that it is cancelled
+    assert len(calls) == 2
+
+
+def test_closing_drains_or_cancels_and_takes_no_more(opened: Opened) -> None:
+    model = opened()
+    service = Service(model)
+    with service:
+        drained = Caller(service, _prompt(1, 10), 30)
+        service.close(drain_s=30)
+        assert drained.wait()[1].finish is Finish.LENGTH
+        with pytest.raises(ClosingError):
+            Caller(service, _prompt(1, 10))
+    with Service(model) as again:
+        cut = Caller(again, _prompt(1, 10), 1000)
+        cut.deltas.get(timeout=60)
+    assert cut.wait()[1].finish is Finish.CANCELLED
+    assert not [t for t in threading.enumerate() if t.name == "ktcore-steps"]
+    # the model is its owner's again
+    assert len(model.generate("abc", 4, temperature=0)) > 0
