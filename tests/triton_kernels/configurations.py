@@ -27,7 +27,7 @@ class Configuration:
 
 def configurations(full: bool) -> list[Configuration]:
     """All of them, or those that represent their kernel."""
-    return [c for c in _linear() if full or not c.full]
+    return [c for c in (*_linear(), *_rows()) if full or not c.full]
 
 
 def _linear() -> list[Configuration]:
@@ -41,7 +41,7 @@ def _linear() -> list[Configuration]:
             (8, 32, False, "fp32"),
         ):
             if kind == "fp32" and block_m == 64:
-                block_m, block_n, warps = 32, 32, 4
+                block_m, block_n, warps = 32, 32, 8
             scale = "*fp16" if group == 128 else "*fp32"
             types = {
                 "x": f"*{kind}", "codes": "*u8", "scale": scale, "offset": scale, "bias": f"*{kind}",
@@ -59,3 +59,22 @@ def _linear() -> list[Configuration]:
                 )
             )
     return out
+
+
+def _rows() -> list[Configuration]:
+    norm = dict.fromkeys(("x", "residual", "weight", "out", "total_out"), "*bf16")
+    norm |= {"dim": "i32", "eps": "fp32", "weight_offset": "fp32"}
+    rope = {"x": "*fp16", "positions": "*i64", "frequencies": "*fp32", "out": "*fp16"}
+    return [
+        Configuration("rms_norm", "rows:rms_norm_kernel", norm,
+                      {"BLOCK": 4096, "HAS_RESIDUAL": True, "HAS_WEIGHT": True}, warps=8),
+        *(Configuration(f"rope-{int(i)}", "rows:rope_kernel",
+                        {**rope, **dict.fromkeys(("heads", "width", "pairs"), "i32"), "factor": "fp32"},
+                        {"BLOCK": 32, "REST": 64, "INTERLEAVED": i, "HAS_REST": True}, warps=1, full=i)
+          for i in (False, True)),
+        Configuration("swiglu", "rows:swiglu_kernel", {"gate": "*bf16", "up": "*bf16", "out": "*bf16", "count": "i32"},
+                      {"BLOCK": 1024}),
+        Configuration("cache_write", "rows:cache_write_kernel",
+                      {"rows": "*bf16", "slots": "*i64", "cache": "*bf16", "width": "i32", "stride": "i32",
+                       "column": "i32"}, {"BLOCK": 1024}),
+    ]  # fmt: skip

@@ -36,4 +36,4 @@ def linear_tiles(tokens: int, *, wide: bool = False) -> LinearTiles:
     """The default tiles of a linear for that many tokens; `wide`: in float32, which takes twice the registers."""
     if tokens <= FEW_TOKENS:
         return LinearTiles(16, 32)
-    return LinearTiles(32, 32) if wide else LinearTiles(64, 64, launch=Launch(warps=8))
+    return LinearTiles(32, 32, launch=Launch(warps=8)) if wide else LinearTiles(64, 64, launch=Launch(warps=8))
