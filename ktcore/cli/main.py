@@ -18,6 +18,7 @@ from ktcore.cli.new_backend import new_backend
 from ktcore.cli.options import DebugOption, State
 from ktcore.cli.plan import plan
 from ktcore.cli.run import run
+from ktcore.cli.serve import serve
 from ktcore.errors import KtcoreError
 
 HELP = """Runs mixture-of-experts language models bigger than your GPU, on whatever accelerator you own.
@@ -27,6 +28,7 @@ MODEL is always a GGUF file, or a Hugging Face folder with config.json and *.saf
 \b
   ktcore run model.gguf "Why is the sky blue?"   answer one prompt
   ktcore chat model.gguf                         hold a conversation
+  ktcore serve model.gguf                        answer clients of the OpenAI API
   ktcore plan model.gguf --backend cpu           what would run where, and why
   ktcore convert folder packed                   pack once, load quickly ever after
   ktcore doctor                                  what this machine offers
@@ -68,7 +70,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for command in (run, chat, plan, convert, doctor, bench, new_backend):
+    for command in (run, chat, serve, plan, convert, doctor, bench, new_backend):
         app.command(no_args_is_help=command is not doctor)(command)
     app.add_typer(conformance, name="conformance")
     return app

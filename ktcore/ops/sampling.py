@@ -89,4 +89,5 @@ def _candidates(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Ten
     if params.min_p > 0.0:
         # relative to the distribution that top-p left, which renormalising does not change
         keep &= probs >= params.min_p * probs[0]
+    keep[0] = True  # a top-p too small for float32 would drop even the likeliest
     return probs[keep], index[keep]

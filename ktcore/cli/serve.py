@@ -1,0 +1,137 @@
+"""`ktcore serve`: answers HTTP clients, many at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ktcore.cli import options as o
+from ktcore.errors import RequestError
+
+if TYPE_CHECKING:
+    from ktcore.engine.service import Service
+    from ktcore.server.settings import Keys, Settings
+
+KEYS_VARIABLE = "KTCORE_API_KEY"
+
+
+def serve(
+    model: o.ModelArgument,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Port to listen on.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--api-key-file",
+            metavar="FILE",
+            help=f"API keys, one a line; or set {KEYS_VARIABLE}. Needed on other addresses than loopback.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", show_default="MODEL's file name", help="What clients call the model."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Longest answer where a request names none."),
+    ] = 1024,
+    max_body: Annotated[
+        int | None,
+        typer.Option("--max-body", parser=o.parse_size, metavar="SIZE", show_default="4MiB", help="Largest request."),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option("--queue", metavar="N", min=1, help="Requests that may wait; more are told to come later.")
+    ] = 64,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=0.001, show_default="none", help="Longest time of an answer."),
+    ] = None,
+    drain: Annotated[
+        int, typer.Option("--drain", metavar="SECONDS", min=0, help="Time for answers under way when it is to stop.")
+    ] = 30,
+    backend: o.BackendOption = "auto",
+    rules: o.RulesOption = None,
+    experts_from: o.ExpertsFromOption = None,
+    threads: o.ThreadsOption = None,
+    context: o.ContextOption = None,
+    memory: o.MemoryOption = None,
+    packed_cache: o.PackedCacheOption = None,
+    debug: o.DebugOption = False,
+) -> None:
+    """Serve a model to clients of the OpenAI API, several conversations at once.
+
+    The context (--context) is shared: a request waits until its prompt and its longest answer fit into what is free.
+
+    \b
+      ktcore serve model.gguf
+      ktcore serve model.gguf --host 0.0.0.0 --api-key-file keys.txt
+    """
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise RequestError(
+            f"serving needs a package that is not installed: {error.name}", "pip install 'ktcore[server]'"
+        ) from error
+    from ktcore.cli.terminal import note, opened
+    from ktcore.engine.service import Service
+    from ktcore.server.settings import MAX_BODY, Settings
+
+    keys = _keys(api_key_file, host)
+    settings = Settings(name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout)
+    loading = {
+        "backend": backend,
+        "rules": rules,
+        "experts_from": experts_from,
+        "threads": threads,
+        "context": context,
+        "memory": memory,
+        "packed_cache": packed_cache,
+    }
+    with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service:
+        note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
+        note(f"serving on http://{host}:{port}/v1, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")
+        _listen(service, settings, host, port, drain)
+
+
+def _keys(file: Path | None, host: str) -> Keys:
+    from ktcore.server.settings import Keys, is_loopback, read_keys
+
+    if file is not None:
+        return read_keys(file)
+    key = os.environ.get(KEYS_VARIABLE, "")
+    if not key and not is_loopback(host):
+        raise RequestError(
+            f"{host} can be reached from other machines, and there is no API key",
+            f"give --api-key-file, set {KEYS_VARIABLE}, or listen on 127.0.0.1",
+        )
+    return Keys((key,) if key else ())
+
+
+def _listen(service: Service, settings: Settings, host: str, port: int, drain: int) -> None:
+    """Until Ctrl-C or SIGTERM; then no more requests are taken, and those under way get `drain` seconds."""
+    import uvicorn
+
+    from ktcore.server.app import build_app
+
+    def ended(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    # uvicorn drains on SIGTERM, then raises it again for the handler that was there before
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        uvicorn.run(
+            build_app(service, settings),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=drain,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,30 @@
+"""The application: every route over one served model, behind the gate."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from ktcore import __version__
+from ktcore.engine.service import Service
+from ktcore.server.errors import add_handlers, json_response
+from ktcore.server.guard import Guard
+from ktcore.server.openai import Served, openai_routes
+from ktcore.server.settings import Settings
+
+
+def build_app(service: Service, settings: Settings) -> FastAPI:
+    """An ASGI application over a running service, which stays its caller's to close."""
+    app = FastAPI(title="ktcore", version=__version__, docs_url=None, redoc_url=None)
+    served = Served(service, settings, int(time.time()))
+    add_handlers(app)
+    app.add_middleware(Guard, settings=settings)
+    app.include_router(openai_routes(served))
+
+    @app.get("/health")
+    async def health() -> Response:
+        return json_response({"status": "ok"})
+
+    return app

@@ -1,0 +1,141 @@
+"""Routes of the OpenAI API: models, chat completions, completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from ktcore.engine import service as engine
+from ktcore.engine.model import Stats
+from ktcore.server.answers import Answers
+from ktcore.server.errors import UnknownModelError, json_response, problem_of
+from ktcore.server.openai_replies import DONE, Reply, event
+from ktcore.server.openai_schemas import Ask, ChatAsk, CompletionAsk
+from ktcore.server.sampling import for_choice, params_for
+from ktcore.server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Served:
+    """What routes need: the running service, and what the operator has set.
+
+    Attributes:
+        since: when the model was loaded, in seconds since 1970.
+    """
+
+    service: engine.Service
+    settings: Settings
+    since: int
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model's name.
+
+        Raises:
+            UnknownModelError: it is not served.
+        """
+        if name != self.settings.name:
+            raise UnknownModelError(
+                f"there is no model {name!r} here", f"this server has {self.settings.name!r}; /v1/models lists it"
+            )
+
+
+def openai_routes(served: Served) -> APIRouter:
+    """The routes over one served model."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    card = {"id": served.settings.name, "object": "model", "created": served.since, "owned_by": "ktcore"}
+
+    @routes.get("/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [card]})
+
+    @routes.get("/models/{name:path}")
+    async def model(name: str) -> Response:
+        served.check_model(name)
+        return json_response(card)
+
+    @routes.post("/chat/completions")
+    async def chat(ask: ChatAsk, http: Request) -> Response:
+        served.check_model(ask.model)
+        messages = [message.plain for message in ask.messages]
+        tokenizer = served.service.model.tokenizer
+        # a template is the checkpoint's code, and long texts take their time: neither may hold up other answers
+        ids = await asyncio.to_thread(_encode_chat, tokenizer, messages, ask.chat_template_kwargs or {})
+        longest = ask.max_completion_tokens or ask.max_tokens
+        return await _answer(served, ask, [ids], longest, http, chat=True)
+
+    @routes.post("/completions")
+    async def completions(ask: CompletionAsk, http: Request) -> Response:
+        served.check_model(ask.model)
+        prompts = await asyncio.to_thread(_encode, served.service.model.tokenizer, ask.prompt)
+        return await _answer(served, ask, prompts, ask.max_tokens, http, chat=False)
+
+    return routes
+
+
+async def _answer(
+    served: Served, ask: Ask, prompts: list[list[int]], longest: int | None, http: Request, chat: bool
+) -> Response:
+    choices = ask.n or 1
+    answers = Answers(served.service, _requests(served.settings, ask, prompts, longest), http)
+    reply = Reply(served.settings.name, chat)
+    if ask.stream:
+        return StreamingResponse(_events(answers, reply, ask, choices, chat), media_type="text/event-stream")
+    return json_response(reply.whole(await answers.whole(), choices))
+
+
+def _requests(settings: Settings, ask: Ask, prompts: list[list[int]], longest: int | None) -> list[engine.Request]:
+    params = params_for(
+        temperature=1.0 if ask.temperature is None else ask.temperature,
+        top_p=ask.top_p or 1.0,
+        top_k=ask.top_k or 0,
+        min_p=ask.min_p or 0.0,
+        repetition_penalty=ask.repetition_penalty or 1.0,
+        seed=ask.seed,
+    )
+    new, timeout = longest or settings.default_tokens, settings.timeout(ask.timeout)
+    return [
+        engine.Request(ids, for_choice(params, choice), new, ask.stops, timeout)
+        for ids in prompts
+        for choice in range(ask.n or 1)
+    ]
+
+
+async def _events(answers: Answers, reply: Reply, ask: Ask, choices: int, chat: bool) -> AsyncIterator[str]:
+    opened: set[int] = set()
+    stats: dict[int, Stats] = {}
+    try:
+        async for index, delta in answers:
+            if chat and index not in opened:
+                opened.add(index)
+                yield event(reply.opening(index))
+            if delta.text:
+                yield event(reply.piece(index, delta.text))
+            if delta.finish is not None:
+                stats[index] = delta.stats
+                yield event(reply.end(index, delta.finish))
+        if ask.usage_in_stream:
+            yield event(reply.counts([stats[i] for i in sorted(stats)], choices))
+    except Exception as error:  # the status is sent already, so the stream itself must tell
+        yield event(problem_of(error).openai)
+    finally:
+        answers.close()
+    yield DONE
+
+
+def _encode_chat(tokenizer: Any, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[int]:
+    taken = variables.keys() & {"messages", "add_generation_prompt", "tools", "documents", "template"}
+    ids: list[int] = tokenizer.encode_chat(messages, **{k: v for k, v in variables.items() if k not in taken})
+    return ids
+
+
+def _encode(tokenizer: Any, prompt: str | list[int] | list[str] | list[list[int]]) -> list[list[int]]:
+    if isinstance(prompt, str):
+        return [tokenizer.encode(prompt)]
+    if isinstance(prompt[0], int):
+        return [prompt]
+    return [tokenizer.encode(one) if isinstance(one, str) else one for one in prompt]

@@ -1,0 +1,115 @@
+"""Real clients over a socket: the openai SDK, and one that hangs up."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra `server`")
+pytest.importorskip("fastapi", reason="needs the extra `server`")
+httpx = pytest.importorskip("httpx", reason="the test's HTTP client")
+openai = pytest.importorskip("openai", reason="the SDK is what this tests")
+
+import ktcore  # noqa: E402
+from ktcore.engine.service import Service  # noqa: E402
+from ktcore.server.app import build_app  # noqa: E402
+from ktcore.server.settings import Keys, Settings  # noqa: E402
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass
+class Server:
+    """A server on a free port."""
+
+    url: str
+    service: Service
+
+    def sdk(self, key: str = "right") -> Any:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+@pytest.fixture
+def server(opened: Callable[..., ktcore.Model]) -> Iterator[Server]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with Service(opened(context=4096)) as service:
+        app = build_app(service, Settings("tiny", Keys(("right",))))
+        made = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not made.started:
+            time.sleep(0.01)
+        yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
+        made.should_exit = True
+        thread.join(30)
+    listener.close()
+
+
+def test_the_openai_sdk_works_unmodified(server: Server) -> None:
+    sdk = server.sdk()
+    assert [m.id for m in sdk.models.list()] == ["tiny"]
+    ask = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 0}
+    whole = sdk.chat.completions.create(**ask)
+    said = whole.choices[0].message.content
+    assert said
+    assert whole.usage.completion_tokens == 12
+    chunks = list(sdk.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == said
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage == whole.usage
+    plain = sdk.completions.create(model="tiny", prompt=["one", "two"], max_tokens=4, temperature=0, n=2)
+    assert [c.index for c in plain.choices] == [0, 1, 2, 3]
+    assert plain.choices[0].text == plain.choices[1].text
+
+
+def test_the_openai_sdk_raises_its_own_errors(server: Server) -> None:
+    sdk = server.sdk()
+    with pytest.raises(openai.AuthenticationError):
+        server.sdk("wrong").models.list()
+    with pytest.raises(openai.NotFoundError):
+        sdk.chat.completions.create(model="other", messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match="context"):
+        sdk.completions.create(model="tiny", prompt="x" * 5000)
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        sdk.chat.completions.create(model="tiny", messages=HELLO, tools=[tool])
+
+
+def test_eight_at_once_get_their_own_answers(server: Server) -> None:
+    sdk = server.sdk()
+
+    def ask(number: int) -> str:
+        messages = [{"role": "user", "content": f"{number}" * (number * 20 + 1)}]
+        chunks = sdk.chat.completions.create(model="tiny", messages=messages, max_tokens=20, temperature=0, stream=True)
+        return "".join(c.choices[0].delta.content or "" for c in chunks)
+
+    alone = [ask(number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == alone
+    assert len(set(alone)) > 4
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_frees_its_place(server: Server, stream: bool) -> None:
+    pages = server.service.model.engine.scheduler.pages
+    ask = {"model": "tiny", "messages": HELLO, "max_tokens": 4000, "temperature": 0, "stream": stream}
+    headers = {"Authorization": "Bearer right"}
+    try:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json=ask, headers=headers, timeout=0.5
+        ) as response:
+            next(response.iter_text())
+            assert server.service.running == 1
+    except httpx.ReadTimeout:
+        assert not stream
+    ends = time.monotonic() + 5
+    while pages.free < pages.total:
+        assert time.monotonic() < ends, "the answer still runs"
+        time.sleep(0.01)
