@@ -27,7 +27,7 @@ class Configuration:
 
 def configurations(full: bool) -> list[Configuration]:
     """All of them, or those that represent their kernel."""
-    return [c for c in (*_linear(), *_rows()) if full or not c.full]
+    return [c for c in (*_linear(), *_rows(), *_attention()) if full or not c.full]
 
 
 def _linear() -> list[Configuration]:
@@ -78,3 +78,36 @@ def _rows() -> list[Configuration]:
                       {"rows": "*bf16", "slots": "*i64", "cache": "*bf16", "width": "i32", "stride": "i32",
                        "column": "i32"}, {"BLOCK": 1024}),
     ]  # fmt: skip
+
+
+def _attention() -> list[Configuration]:
+    out = []
+    integers = ("heads", "kv_heads", "key_stride", "value_stride", "table_stride", "page_size", "window", "chunk",
+                "splits", "tokens")  # fmt: skip
+    for name, kind, group, key, value, (block_m, block_n, warps), split, full in (
+        ("decode", "bf16", 4, 128, 128, (16, 16, 8), True, False),
+        ("prefill", "fp16", 4, 128, 128, (32, 32, 8), False, False),
+        ("latent", "bf16", 128, 576, 512, (16, 16, 8), True, False),
+        ("prefill-192", "bf16", 1, 192, 128, (32, 32, 8), False, True),
+        ("decode-64", "fp16", 8, 64, 64, (16, 16, 8), True, True),
+    ):
+        parts = "*fp32" if split else f"*{kind}"
+        types = {
+            "q": f"*{kind}", "keys": f"*{kind}", "values": f"*{kind}", "sinks": "*fp32", "out": parts, "lse": parts,
+            "q_start": "*i32", "context_lens": "*i32", "table": "*i32", "scale": "fp32",
+            **dict.fromkeys(integers, "i32"),
+        }  # fmt: skip
+        latent = name == "latent"
+        constants = {
+            "GROUP": group, "KEY_DIM": key, "MAIN": 512 if latent else 256 if key == 192 else key, "VALUE_DIM": value,
+            "REST": 64 if latent else 16, "BLOCK_V": value, "BLOCK_M": block_m, "BLOCK_N": block_n, "LATENT": latent,
+            "HAS_SINKS": False, "SPLIT": split,
+        }  # fmt: skip
+        out.append(Configuration(f"attention-{name}", "attention:attention_kernel", types, constants, warps, 1, full,
+                                 {"COMPUTE": kind}))  # fmt: skip
+    merge = {"parts": "*fp32", "lse": "*fp32", "sinks": "*fp32", "out": "*bf16", "rows": "i32", "heads": "i32"}
+    for width in (128, 512):
+        constants = {"VALUE_DIM": width, "BLOCK_V": width, "BLOCK_S": 8, "HAS_SINKS": True}
+        out.append(Configuration(f"merge-{width}", "attention:merge_kernel", {**merge, "splits": "i32"}, constants,
+                                 full=width == 128))  # fmt: skip
+    return out

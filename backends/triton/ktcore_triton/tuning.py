@@ -37,3 +37,22 @@ def linear_tiles(tokens: int, *, wide: bool = False) -> LinearTiles:
     if tokens <= FEW_TOKENS:
         return LinearTiles(16, 32)
     return LinearTiles(32, 32, launch=Launch(warps=8)) if wide else LinearTiles(64, 64, launch=Launch(warps=8))
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """One program's tile of attention: rows (queries times the heads of a key head) by keys; splits of the keys."""
+
+    block_m: int
+    block_n: int
+    splits: int = 1
+    launch: Launch = Launch()
+
+
+def attention_tiles(rows: int, value_dim: int) -> AttentionTiles:
+    """The default tiles for sequences of at most `rows` query rows a key head; few rows share keys in splits."""
+    if value_dim > 256:
+        return AttentionTiles(16, 16, 8, Launch(warps=8, stages=1))
+    if rows <= 64:
+        return AttentionTiles(16, 16, 8, Launch(warps=8, stages=1))
+    return AttentionTiles(32, 32, 1, Launch(warps=8, stages=1))
