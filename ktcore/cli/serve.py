@@ -62,7 +62,7 @@ def serve(
     packed_cache: o.PackedCacheOption = None,
     debug: o.DebugOption = False,
 ) -> None:
-    """Serve a model to clients of the OpenAI API, several conversations at once.
+    """Serve a model to clients of the OpenAI and Ollama APIs, several conversations at once.
 
     The context (--context) is shared: a request waits until its prompt and its longest answer fit into what is free.
 
@@ -72,6 +72,7 @@ def serve(
     """
     try:
         import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise RequestError(

@@ -126,6 +126,11 @@ class Model:
         return self._tokenizer
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """The open file or folder."""
+        return self._checkpoint
+
+    @property
     def context(self) -> int:
         """Tokens that the KV cache holds."""
         return self.engine.context

@@ -1,1 +1,1 @@
-"""HTTP over a loaded model: the OpenAI API, with keys, limits and streaming; needs the extra `server`."""
+"""HTTP over a loaded model: the OpenAI and Ollama APIs, metrics, keys, limits; needs the extra `server`."""

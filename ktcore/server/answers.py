@@ -12,6 +12,7 @@ from fastapi import Request as HttpRequest
 from ktcore.engine.model import Stats
 from ktcore.engine.sequence import Finish
 from ktcore.engine.service import Deliver, Delta, Request, Service
+from ktcore.server.metrics import Metrics
 
 
 @dataclass
@@ -30,13 +31,16 @@ class Answers:
         KtcoreError: what `Service.submit` refuses.
     """
 
-    def __init__(self, service: Service, requests: Seq[Request], http: HttpRequest) -> None:
+    def __init__(self, service: Service, requests: Seq[Request], http: HttpRequest, metrics: Metrics) -> None:
         self._count = len(requests)
         self._deltas: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def deliver_to(index: int) -> Deliver:
+            observer = metrics.observer()
+
             def deliver(delta: Delta) -> None:
+                observer.note(delta)
                 loop.call_soon_threadsafe(self._deltas.put_nowait, (index, delta))
 
             return deliver

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from fastapi import FastAPI
 from starlette.responses import Response
 
@@ -11,20 +9,28 @@ from ktcore import __version__
 from ktcore.engine.service import Service
 from ktcore.server.errors import add_handlers, json_response
 from ktcore.server.guard import Guard
-from ktcore.server.openai import Served, openai_routes
+from ktcore.server.metrics import Metrics
+from ktcore.server.ollama import ollama_routes
+from ktcore.server.openai import openai_routes
+from ktcore.server.served import Served
 from ktcore.server.settings import Settings
 
 
 def build_app(service: Service, settings: Settings) -> FastAPI:
     """An ASGI application over a running service, which stays its caller's to close."""
     app = FastAPI(title="ktcore", version=__version__, docs_url=None, redoc_url=None)
-    served = Served(service, settings, int(time.time()))
+    served = Served(service, settings, Metrics(service))
     add_handlers(app)
     app.add_middleware(Guard, settings=settings)
     app.include_router(openai_routes(served))
+    app.include_router(ollama_routes(served))
 
     @app.get("/health")
     async def health() -> Response:
         return json_response({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app

@@ -14,7 +14,7 @@ class Guard:
     """Lets a request through, with its body read, or answers 401, 403 or 413 itself.
 
     Without keys only requests to a loopback name pass: a page in a browser could otherwise reach the server under a
-    name of its own that resolves to this machine.
+    name of its own that resolves to this machine. For the like reason other sites' pages are refused by their Origin.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -42,9 +42,9 @@ class Guard:
             return None
         headers = dict(scope["headers"])
         if not self._settings.keys:
-            host = headers.get(b"host", b"").decode("latin-1").rsplit("]", 1)
-            name = host[0] if len(host) == 2 else host[0].split(":")[0]
-            if is_loopback(name):
+            origin = headers.get(b"origin", b"").decode("latin-1").partition("://")
+            called = [headers.get(b"host", b"").decode("latin-1"), *([origin[2]] if any(origin) else [])]
+            if all(is_loopback(_name(host)) for host in called):
                 return None
             return Problem(403, "this server answers to loopback names alone; give it API keys to be reached otherwise")
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -71,6 +71,12 @@ class Guard:
                 return b"", too_large
             more = message.get("more_body", False)
         return b"".join(parts), None
+
+
+def _name(host: str) -> str:
+    """A host without its port."""
+    bracketed, closed, _ = host.partition("]")
+    return bracketed if closed else host.split(":")[0]
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:

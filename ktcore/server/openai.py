@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,41 +12,23 @@ from starlette.responses import Response, StreamingResponse
 from ktcore.engine import service as engine
 from ktcore.engine.model import Stats
 from ktcore.server.answers import Answers
-from ktcore.server.errors import UnknownModelError, json_response, problem_of
+from ktcore.server.errors import json_response, problem_of
 from ktcore.server.openai_replies import DONE, Reply, event
 from ktcore.server.openai_schemas import Ask, ChatAsk, CompletionAsk
 from ktcore.server.sampling import for_choice, params_for
+from ktcore.server.served import Served
 from ktcore.server.settings import Settings
-
-
-@dataclass(frozen=True)
-class Served:
-    """What routes need: the running service, and what the operator has set.
-
-    Attributes:
-        since: when the model was loaded, in seconds since 1970.
-    """
-
-    service: engine.Service
-    settings: Settings
-    since: int
-
-    def check_model(self, name: str) -> None:
-        """Refuse another model's name.
-
-        Raises:
-            UnknownModelError: it is not served.
-        """
-        if name != self.settings.name:
-            raise UnknownModelError(
-                f"there is no model {name!r} here", f"this server has {self.settings.name!r}; /v1/models lists it"
-            )
 
 
 def openai_routes(served: Served) -> APIRouter:
     """The routes over one served model."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
-    card = {"id": served.settings.name, "object": "model", "created": served.since, "owned_by": "ktcore"}
+    card = {
+        "id": served.settings.name,
+        "object": "model",
+        "created": int(served.since.timestamp()),
+        "owned_by": "ktcore",
+    }
 
     @routes.get("/models")
     async def models() -> Response:
@@ -81,7 +62,7 @@ async def _answer(
     served: Served, ask: Ask, prompts: list[list[int]], longest: int | None, http: Request, chat: bool
 ) -> Response:
     choices = ask.n or 1
-    answers = Answers(served.service, _requests(served.settings, ask, prompts, longest), http)
+    answers = served.answers(_requests(served.settings, ask, prompts, longest), http)
     reply = Reply(served.settings.name, chat)
     if ask.stream:
         return StreamingResponse(_events(answers, reply, ask, choices, chat), media_type="text/event-stream")

@@ -212,6 +212,8 @@ def test_without_keys_only_loopback_names_answer(opened: Opened) -> None:
         app = build_app(service, Settings("tiny"))
         for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("evil.example", 403)):
             assert Client(app, host=host)("GET", "/v1/models").status_code == status
+        for origin, status in (("http://localhost:3000", 200), ("https://evil.example", 403), ("null", 403)):
+            assert Client(app)("GET", "/v1/models", headers={"Origin": origin}).status_code == status
 
 
 def test_more_than_may_wait_is_told_to_come_later(opened: Opened) -> None:

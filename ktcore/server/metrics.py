@@ -1,0 +1,69 @@
+"""Counts and times for Prometheus, of one server: nothing is registered for the whole process."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ktcore.engine.service import DeadlineError, Delta, Service
+
+FIRST_TOKEN = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+BETWEEN = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+
+
+class Metrics:
+    """The metrics over a service."""
+
+    def __init__(self, service: Service) -> None:
+        self._registry = CollectorRegistry()
+        place = self._registry
+        Gauge("ktcore_waiting", "Requests that are not admitted yet", registry=place).set_function(
+            lambda: service.waiting
+        )
+        Gauge("ktcore_running", "Answers that take part in steps", registry=place).set_function(lambda: service.running)
+        pages = service.model.engine.scheduler.pages
+        Gauge("ktcore_kv_pages", "KV pages in all", registry=place).set(pages.total)
+        Gauge("ktcore_kv_pages_free", "KV pages nobody owns", registry=place).set_function(lambda: pages.free)
+        self.ended = Counter("ktcore_answers", "Answers that ended, by how", ["finish"], registry=place)
+        self.prompt = Counter("ktcore_prompt_tokens", "Prompt tokens of answers that ended", registry=place)
+        self.drawn = Counter("ktcore_generated_tokens", "Drawn tokens of answers that ended", registry=place)
+        self.first = Histogram(
+            "ktcore_first_text_seconds",
+            "Until an answer's first text, waiting included",
+            buckets=FIRST_TOKEN,
+            registry=place,
+        )
+        self.between = Histogram(
+            "ktcore_between_texts_seconds", "Between two texts of an answer", buckets=BETWEEN, registry=place
+        )
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' format."""
+        return generate_latest(self._registry)
+
+    def observer(self) -> Observer:
+        """What watches the deltas of one answer that begins now."""
+        return Observer(self)
+
+
+class Observer:
+    """Notes one answer's deltas, on the step loop's thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._clock = time.perf_counter()
+        self._spoke = False
+
+    def note(self, delta: Delta) -> None:
+        """Count a delta."""
+        metrics = self._metrics
+        if delta.text:
+            now = time.perf_counter()
+            (metrics.between if self._spoke else metrics.first).observe(now - self._clock)
+            self._clock, self._spoke = now, True
+        if delta.last:
+            how = "deadline" if isinstance(delta.error, DeadlineError) else "error"
+            metrics.ended.labels(delta.finish.value if delta.finish else how).inc()
+            metrics.prompt.inc(delta.stats.prompt_tokens)
+            metrics.drawn.inc(delta.stats.new_tokens)

@@ -1,0 +1,173 @@
+"""Routes of the Ollama API: generate, chat, and what models there are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response, StreamingResponse
+
+from ktcore import __version__
+from ktcore.engine import service as engine
+from ktcore.engine.model import Stats
+from ktcore.engine.sequence import Finish
+from ktcore.server.answers import Answers
+from ktcore.server.errors import json_response, problem_of
+from ktcore.server.ollama_schemas import GenerateAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
+from ktcore.server.sampling import params_for
+from ktcore.server.served import Served
+
+Ask = TypeVar("Ask", bound=BaseModel)
+_LATEST = ":latest"
+
+
+def ollama_routes(served: Served) -> APIRouter:
+    """The routes over one served model."""
+    routes = APIRouter(prefix="/api", tags=["Ollama"])
+
+    @routes.get("/version")
+    async def version() -> Response:
+        return json_response({"version": __version__})
+
+    @routes.get("/tags")
+    async def tags() -> Response:
+        return json_response({"models": [_card(served)]})
+
+    @routes.get("/ps")
+    async def running() -> Response:
+        return json_response({"models": [{**_card(served), "context_length": served.model.context}]})
+
+    @routes.post("/show")
+    async def show(http: Request) -> Response:
+        ask = await _read(http, ShowAsk)
+        served.check_model((ask.model or ask.name).removesuffix(_LATEST))
+        card = _card(served)
+        template = served.model.tokenizer.chat_template
+        return json_response(
+            {
+                "modified_at": card["modified_at"],
+                "details": card["details"],
+                "template": template or "",
+                "model_info": {"general.architecture": card["details"]["family"]},
+                "capabilities": ["completion"],
+            }
+        )
+
+    @routes.post("/generate")
+    async def generate(http: Request) -> Response:
+        began = time.perf_counter()
+        ask = await _read(http, GenerateAsk)
+        served.check_model(ask.model.removesuffix(_LATEST))
+        if not ask.prompt:
+            return json_response({**_base(ask), "response": "", "done": True, "done_reason": "load"})
+        system = [{"role": "system", "content": ask.system}] if ask.system else []
+        messages = [*system, {"role": "user", "content": ask.prompt}]
+        plain = ask.raw or (served.model.tokenizer.chat_template is None and not system)
+        ids = await asyncio.to_thread(_encode, served, ask, messages, ask.prompt if plain else None)
+        return await _answer(served, ask, ids, http, began, chat=False)
+
+    @routes.post("/chat")
+    async def chat(http: Request) -> Response:
+        began = time.perf_counter()
+        ask = await _read(http, OllamaChatAsk)
+        served.check_model(ask.model.removesuffix(_LATEST))
+        if not ask.messages:
+            return json_response({**_base(ask), **_said(True, ""), "done": True, "done_reason": "load"})
+        messages = [{"role": m.role, "content": m.content} for m in ask.messages]
+        ids = await asyncio.to_thread(_encode, served, ask, messages, None)
+        return await _answer(served, ask, ids, http, began, chat=True)
+
+    return routes
+
+
+async def _read(http: Request, kind: type[Ask]) -> Ask:
+    """The body, whatever type it claims to have: `curl -d` claims that it is a form."""
+    try:
+        return kind.model_validate_json(await http.body())
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def _encode(served: Served, ask: OllamaAsk, messages: list[dict[str, Any]], plain: str | None) -> list[int]:
+    if plain is not None:
+        return served.model.tokenizer.encode(plain)
+    variables: dict[str, Any] = {} if ask.think is None else {"enable_thinking": False}
+    return served.model.tokenizer.encode_chat(messages, **variables)
+
+
+async def _answer(served: Served, ask: OllamaAsk, ids: list[int], http: Request, began: float, chat: bool) -> Response:
+    o = ask.options or Options.model_validate({})
+    params = params_for(o.temperature, o.top_p, o.top_k, o.min_p, o.repeat_penalty, o.seed)
+    longest = served.settings.default_tokens if o.num_predict is None else o.num_predict
+    if longest < 0:
+        longest = served.model.context
+    request = engine.Request(ids, params, longest, o.stops, served.settings.timeout(None))
+    answers = served.answers([request], http)
+    if ask.stream:
+        return StreamingResponse(_lines(answers, ask, began, chat), media_type="application/x-ndjson")
+    (answer,) = await answers.whole()
+    return json_response({**_base(ask), **_said(chat, answer.text), **_end(answer.finish, answer.stats, began)})
+
+
+async def _lines(answers: Answers, ask: OllamaAsk, began: float, chat: bool) -> AsyncIterator[str]:
+    try:
+        async for _, delta in answers:
+            if delta.text:
+                yield json.dumps({**_base(ask), **_said(chat, delta.text), "done": False}) + "\n"
+            if delta.finish is not None:
+                yield json.dumps({**_base(ask), **_said(chat, ""), **_end(delta.finish, delta.stats, began)}) + "\n"
+    except Exception as error:  # the status is sent already, so the stream itself must tell
+        yield json.dumps({"error": problem_of(error).message}) + "\n"
+    finally:
+        answers.close()
+
+
+def _base(ask: OllamaAsk) -> dict[str, Any]:
+    return {"model": ask.model, "created_at": _iso(datetime.now(timezone.utc))}
+
+
+def _said(chat: bool, text: str) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
+
+
+def _end(finish: Finish, stats: Stats, began: float) -> dict[str, Any]:
+    """The last piece's figures; durations are in nanoseconds, and the model was loaded before."""
+    return {
+        "done": True,
+        "done_reason": "length" if finish is Finish.LENGTH else "stop",
+        "total_duration": round((time.perf_counter() - began) * 1e9),
+        "load_duration": 0,
+        "prompt_eval_count": stats.prompt_tokens,
+        "prompt_eval_duration": round(stats.prefill_s * 1e9),
+        "eval_count": stats.new_tokens,
+        "eval_duration": round(stats.decode_s * 1e9),
+    }
+
+
+def _card(served: Served) -> dict[str, Any]:
+    checkpoint = served.model.checkpoint
+    config = checkpoint.config
+    family = str(config.get("general.architecture") or config.get("model_type") or "")
+    changed = datetime.fromtimestamp(checkpoint.path.stat().st_mtime, timezone.utc)
+    return {
+        "name": served.settings.name,
+        "model": served.settings.name,
+        "modified_at": _iso(changed),
+        "size": checkpoint.nbytes,
+        "details": {
+            "format": "gguf" if checkpoint.kind == "gguf" else "safetensors",
+            "family": family,
+            "families": [family],
+        },
+    }
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,86 @@
+"""Requests of the Ollama API. What would change an answer and is not supported is refused; the rest is ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ktcore.server.openai_schemas import Seed, Stop
+
+Nothing = Annotated[list[Any], Field(max_length=0)]
+
+
+class Options(BaseModel):
+    """Sampling, with Ollama's own defaults; `num_predict` below 0 is as long as the context allows."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    num_predict: int | None = Field(None, ge=-2)
+    temperature: float = Field(0.8, ge=0, le=100)
+    top_k: int = Field(40, ge=0, le=2**31)
+    top_p: float = Field(0.9, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, lt=1)
+    repeat_penalty: float = Field(1.0, ge=0.01, le=100)
+    seed: Seed | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    mirostat: Literal[0] | None = None
+    typical_p: Literal[1] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class OllamaAsk(BaseModel):
+    """What generate and chat have in common."""
+
+    model: str
+    stream: bool = True
+    options: Options | None = None
+    think: Literal[False] | None = None
+
+    format: Literal[""] | None = None
+    logprobs: Literal[False] | None = None
+
+
+class GenerateAsk(OllamaAsk):
+    """POST /api/generate."""
+
+    prompt: str = ""
+    system: str = ""
+    raw: bool = False
+
+    suffix: Literal[""] | None = None
+    template: Literal[""] | None = None
+    context: Nothing | None = None
+    images: Nothing | None = None
+
+
+class OllamaMessage(BaseModel):
+    """A turn of the conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = ""
+
+    images: Nothing | None = None
+    tool_calls: Nothing | None = None
+
+
+class OllamaChatAsk(OllamaAsk):
+    """POST /api/chat."""
+
+    messages: list[OllamaMessage] = Field(default_factory=list)
+
+    tools: Nothing | None = None
+
+
+class ShowAsk(BaseModel):
+    """POST /api/show; `name` is the older word."""
+
+    model: str = ""
+    name: str = ""
