@@ -27,7 +27,7 @@ class Configuration:
 
 def configurations(full: bool) -> list[Configuration]:
     """All of them, or those that represent their kernel."""
-    return [c for c in (*_linear(), *_rows(), *_attention()) if full or not c.full]
+    return [c for c in (*_linear(), *_rows(), *_attention(), *_experts()) if full or not c.full]
 
 
 def _linear() -> list[Configuration]:
@@ -110,4 +110,26 @@ def _attention() -> list[Configuration]:
         constants = {"VALUE_DIM": width, "BLOCK_V": width, "BLOCK_S": 8, "HAS_SINKS": True}
         out.append(Configuration(f"merge-{width}", "attention:merge_kernel", {**merge, "splits": "i32"}, constants,
                                  full=width == 128))  # fmt: skip
+    return out
+
+
+def _experts() -> list[Configuration]:
+    out = []
+    router = {"logits": "*fp32", "bias": "*fp32", "ids": "*i64", "weights": "*fp32", "experts": "i32",
+              "renorm_eps": "fp32", "scale": "fp32"}  # fmt: skip
+    for groups, each, kept, sigmoid in ((8, 32, 4, True), (1, 128, 1, False)):
+        constants = {
+            "GROUPS": groups, "EACH": each, "BLOCK_G": groups, "BLOCK_E": each, "TOP_K": 8, "BLOCK_K": 8, "KEPT": kept,
+            "SIGMOID": sigmoid, "HAS_BIAS": sigmoid, "TWO_BEST": sigmoid, "RENORMALISE": True, "ON_LOGITS": False,
+        }  # fmt: skip
+        out.append(Configuration(f"router-{groups}", "experts:router_kernel", router, constants, 1, full=groups == 1))
+    for gated, bits, group in ((True, 4, 32), (False, 8, 16)):
+        types = {"x": "*bf16", "codes": "*u8", "scale": "*fp32", "offset": "*fp32", "up_codes": "*u8",
+                 "up_scale": "*fp32", "up_offset": "*fp32", "weights": "*fp32", "out": "*bf16" if gated else "*fp32",
+                 "order": "*i32", "experts": "*i32", "firsts": "*i32", "lasts": "*i32", "n": "i32",
+                 "cols": "i32"}  # fmt: skip
+        constants = {"BITS": bits, "ZERO": 0 if gated else 32, "GROUP": group, "SPAN": 64, "HAS_OFFSET": gated,
+                     "BLOCK_M": 16, "BLOCK_N": 32, "SHARE": 8 if gated else 1, "GATED": gated}  # fmt: skip
+        out.append(Configuration(f"experts-{'up' if gated else 'down'}", "experts:experts_kernel", types, constants,
+                                 full=not gated, compute={"COMPUTE": "bf16"}))  # fmt: skip
     return out
