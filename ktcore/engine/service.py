@@ -71,13 +71,18 @@ Deliver = Callable[[Delta], None]
 
 
 class Ticket:
-    """A request under way."""
+    """A request under way.
+
+    Attributes:
+        begun: whether the engine has it; the step loop's own note.
+    """
 
     def __init__(self, stream: TextStream, deliver: Deliver, timeout_s: float | None) -> None:
         self._stream = stream
         self._deliver = deliver
         self._ends = None if timeout_s is None else time.monotonic() + timeout_s
         self._cancelled = threading.Event()
+        self.begun = False
 
     def cancel(self) -> None:
         """End the answer before the next step; from any thread, and more than once."""
@@ -164,24 +169,29 @@ class Service:
     def _run(self) -> None:
         with self.model._running():
             while self._next():
-                self._drop_ended()
+                # whatever breaks must not end the thread: callers would wait for ever
                 try:
-                    self.model.engine.step()
+                    self._turn()
                 except Exception as error:
                     log.exception("a step failed; the answers under way are lost")
                     self._fail(error)
-                else:
-                    self._hand_out()
+
+    def _turn(self) -> None:
+        for ticket in self._active:
+            if not ticket.begun:
+                ticket.begun = True
+                ticket._stream.begin()
+        self._drop_ended()
+        self.model.engine.step()
+        self._hand_out()
 
     def _next(self) -> bool:
         """Wait for work and take in what is new; False when there will be none."""
         with self._changed:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._inbox or self._active or self._closing)
-            new, self._inbox = self._inbox, []
-            self._active += new
-        for ticket in new:
-            ticket._stream.begin()
+            self._active += self._inbox
+            self._inbox = []
         return bool(self._active) or not self._closing
 
     def _drop_ended(self) -> None:

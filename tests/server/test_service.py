@@ -188,6 +188,17 @@ def test_a_step_that_fails_fails_its_answers_and_no_later_ones(opened: Opened) -
         assert Caller(service, _prompt(8, 10)).wait()[0] == expected
 
 
+def test_text_that_cannot_be_made_fails_its_answers_and_no_later_ones(opened: Opened) -> None:
+    model = opened()
+    with Service(model) as service:
+        expected, _ = Caller(service, _prompt(8, 10)).wait()
+        caller = Caller(service, _prompt(8, 10), 400)
+        caller.deltas.get(timeout=60)
+        caller.ticket._stream.collect = None  # type: ignore[assignment,method-assign]
+        assert isinstance(caller.wait()[1].error, TypeError)
+        assert Caller(service, _prompt(8, 10)).wait()[0] == expected
+
+
 def test_a_caller_that_breaks_ends_its_own_answer_alone(opened: Opened) -> None:
     with Service(opened()) as service:
         expected, _ = Caller(service, _prompt(9, 10), 60).wait()
