@@ -14,6 +14,7 @@ from ktcore.server.ollama import ollama_routes
 from ktcore.server.openai import openai_routes
 from ktcore.server.served import Served
 from ktcore.server.settings import Settings
+from ktcore.server.tokens import token_routes
 
 
 def build_app(service: Service, settings: Settings) -> FastAPI:
@@ -24,6 +25,7 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     app.add_middleware(Guard, settings=settings)
     app.include_router(openai_routes(served))
     app.include_router(ollama_routes(served))
+    app.include_router(token_routes(served))
 
     @app.get("/health")
     async def health() -> Response:

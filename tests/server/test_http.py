@@ -184,6 +184,16 @@ def test_the_models_are_listed(client: Client) -> None:
     assert client("GET", "/nothing").json()["error"]["message"] == "Not Found"
 
 
+def test_text_becomes_tokens_and_text_again(client: Client) -> None:
+    text = "Größe: 5 €<|end|>"
+    found = client("POST", "/tokenize", json={"prompt": text}).json()
+    # a byte is a token here, and a control token is one
+    assert found["count"] == len(found["tokens"]) == len("Größe: 5 €".encode()) + 1
+    assert client("POST", "/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": text}
+    assert client("POST", "/detokenize", json={"tokens": [-1]}).status_code == 400
+    assert client("POST", "/detokenize", json={"tokens": [2**31 - 1]}).json() == {"prompt": ""}
+
+
 def test_a_body_beyond_the_limit_is_refused(client: Client) -> None:
     async def drops() -> AsyncIterator[bytes]:
         for _ in range(100):
