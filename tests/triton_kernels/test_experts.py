@@ -68,7 +68,10 @@ def test_experts_of_many_formats(name: str, down: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize(
     "ids",
     [
-        torch.tensor([[2, 0]]), torch.full((20, 1), 2), torch.tensor([[-1, 1], [-1, -1], [2, -1]]), torch.full((2, 2), -1),
+        torch.tensor([[2, 0]]),
+        torch.full((20, 1), 2),
+        torch.tensor([[-1, 1], [-1, -1], [2, -1]]),
+        torch.full((2, 2), -1),
     ],
     ids=["one token", "all to one", "some elsewhere", "all elsewhere"],
 )  # fmt: skip
