@@ -21,7 +21,6 @@ KNOWN_SPILLS = {
     ("gfx1100", "attention-latent"): 1024,
     ("gfx1100", "attention-prefill-192"): 512,
     ("gfx1201", "attention-latent"): 64,
-    ("sm_80", "linear-8bit-g32-fp32-32x32"): 64,
 }
 """Where the default launch shape takes more: a backend for such a chip brings a shape of its own."""
 
