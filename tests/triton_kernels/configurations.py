@@ -52,7 +52,7 @@ def _linear() -> list[Configuration]:
                 "BLOCK_M": block_m, "BLOCK_N": block_n, "HAS_OFFSET": offset, "HAS_BIAS": False,
             }  # fmt: skip
             name = f"linear-{bits}bit-g{group}-{kind}-{block_m}x{block_n}"
-            shown = (block_m, bits, group) in ((16, 4, 32), (16, 4, 128), (64, 8, 16))
+            shown = (block_m, bits, group) in ((16, 4, 128), (64, 8, 16))
             out.append(
                 Configuration(
                     name, "linear:linear_kernel", types, constants, warps, full=not shown, compute={"COMPUTE": kind}
