@@ -60,27 +60,12 @@ def bench(
     if compare_quality:
         from ktcore.cli import quality
 
-        loading = {
-            "backend": backend,
-            "rules": rules,
-            "experts_from": experts_from,
-            "threads": threads,
-            "memory": memory,
-            "packed_cache": packed_cache,
-        }
+        loading = o.loading(backend, rules, experts_from, threads, None, memory, packed_cache)
         found = quality.quality(model, text, loading)
         write_json(found) if as_json else quality.show(found)
         return
     size = context or prompt + new + 1
-    loading = {
-        "backend": backend,
-        "rules": rules,
-        "experts_from": experts_from,
-        "threads": threads,
-        "context": size,
-        "memory": memory,
-        "packed_cache": packed_cache,
-    }
+    loading = o.loading(backend, rules, experts_from, threads, size, memory, packed_cache)
     with opened(model, **loading) as (loaded, load_s):
         host = measure.host_runtime(loaded)
         timer = measure.Timer(loaded, prompt, new)

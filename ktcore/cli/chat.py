@@ -58,15 +58,7 @@ def chat(
 
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
     shape = t.templating(template, variables, tools, documents)
-    loading = {
-        "backend": backend,
-        "rules": rules,
-        "experts_from": experts_from,
-        "threads": threads,
-        "context": context,
-        "memory": memory,
-        "packed_cache": packed_cache,
-    }
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache)
     with opened(model, **loading) as (loaded, _):
         if loaded.tokenizer.chat_template is None and template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")

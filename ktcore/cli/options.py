@@ -57,6 +57,27 @@ def sampling(
     return {**vars(params), "stop": stop or []}
 
 
+def loading(
+    backend: str,
+    rules: str | None,
+    experts_from: Path | None,
+    threads: int | None,
+    context: int | None,
+    memory: Any,
+    packed_cache: Path | None,
+) -> dict[str, Any]:
+    """The options that load a model, as `ktcore.load` takes them."""
+    return {
+        "backend": backend,
+        "rules": rules,
+        "experts_from": experts_from,
+        "threads": threads,
+        "context": context,
+        "memory": memory,
+        "packed_cache": packed_cache,
+    }
+
+
 def _note_debug(context: typer.Context, given: bool) -> bool:
     if given:
         context.find_root().obj.debug = True

@@ -66,15 +66,7 @@ def run(
     if raw and shape:
         raise RequestError("a chat template's options need the chat template, which --raw leaves out", "drop --raw")
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
-    loading = {
-        "backend": backend,
-        "rules": rules,
-        "experts_from": experts_from,
-        "threads": threads,
-        "context": context,
-        "memory": memory,
-        "packed_cache": packed_cache,
-    }
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache)
     with opened(model, **loading) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw, shape)
         pieces = []

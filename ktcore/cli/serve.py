@@ -84,15 +84,7 @@ def serve(
 
     keys = _keys(api_key_file, host)
     settings = Settings(name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout)
-    loading = {
-        "backend": backend,
-        "rules": rules,
-        "experts_from": experts_from,
-        "threads": threads,
-        "context": context,
-        "memory": memory,
-        "packed_cache": packed_cache,
-    }
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache)
     with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service:
         note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
         note(f"serving on http://{host}:{port}/v1, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")

@@ -19,6 +19,7 @@ from ktcore.engine.packed_cache import load_cached
 from ktcore.engine.sequence import Finish, Sequence
 from ktcore.engine.text import TextBuilder
 from ktcore.engine.tokenizer import Tokenizer, load_tokenizer
+from ktcore.engine.tokenizer_chat import RESERVED
 from ktcore.errors import RequestError, TokenizerError
 from ktcore.ops.sampling import SamplingParams
 from ktcore.rules.plan import Plan
@@ -217,7 +218,7 @@ class Model:
         """
         stop, params = _options(options)
         named = dict(variables or {})
-        taken = sorted(named.keys() & {"messages", "add_generation_prompt", "tools", "documents", "template"})
+        taken = sorted(named.keys() & RESERVED)
         if taken:
             raise RequestError(
                 f"{', '.join(taken)} cannot be a variable of the chat template", "it has its own meaning"

@@ -10,6 +10,8 @@ from typing import Any
 from ktcore.errors import RequestError, TokenizerError
 
 DEFAULT = "default"
+RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents", "template"})
+"""Names that callers cannot give a template's variable: they are arguments of their own."""
 # Taken for conversations with tools where a checkpoint has it; transformers chooses so too.
 _WITH_TOOLS = "tool_use"
 

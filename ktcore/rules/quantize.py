@@ -9,7 +9,7 @@ from ktcore.graph.node import Graph, Layer, Node
 from ktcore.ops.base import Spec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.moe import ExpertsSpec
-from ktcore.weights.groups import ORDERED
+from ktcore.weights.formats import get_format
 
 OPTION = "quantize"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3_G128"})
@@ -75,7 +75,7 @@ def with_new_nodes(graph: Graph, nodes: Mapping[str, Node]) -> Graph:
 
 
 def _is_quantised(fmt: str) -> bool:
-    return fmt in FLOATS or fmt.endswith(ORDERED)
+    return fmt in FLOATS or get_format(fmt).ordered
 
 
 def _is_gate(spec: Spec) -> bool:

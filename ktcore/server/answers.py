@@ -78,11 +78,13 @@ class Answers:
     def close(self) -> None:
         """End what is still under way."""
         self._watch.cancel()
-        for ticket in self._tickets:
-            ticket.cancel()
+        self._cancel()
 
     async def _cancel_when_gone(self, http: HttpRequest) -> None:
         while (await http.receive())["type"] != "http.disconnect":
             pass
+        self._cancel()
+
+    def _cancel(self) -> None:
         for ticket in self._tickets:
             ticket.cancel()

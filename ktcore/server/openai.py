@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ktcore.engine import service as engine
 from ktcore.engine.model import Stats
+from ktcore.engine.tokenizer_chat import RESERVED
 from ktcore.server.answers import Answers
 from ktcore.server.errors import json_response, problem_of
 from ktcore.server.openai_replies import DONE, Reply, event
@@ -109,8 +110,7 @@ async def _events(answers: Answers, reply: Reply, ask: Ask, choices: int, chat: 
 
 
 def _encode_chat(tokenizer: Any, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[int]:
-    taken = variables.keys() & {"messages", "add_generation_prompt", "tools", "documents", "template"}
-    ids: list[int] = tokenizer.encode_chat(messages, **{k: v for k, v in variables.items() if k not in taken})
+    ids: list[int] = tokenizer.encode_chat(messages, **{k: v for k, v in variables.items() if k not in RESERVED})
     return ids
 
 

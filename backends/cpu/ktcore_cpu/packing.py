@@ -15,6 +15,7 @@ from ktcore.backend import LoadRequest, Supported, Unsupported
 from ktcore.errors import CheckpointError
 from ktcore.ops.base import Spec
 from ktcore.ops.norm import RMSNormSpec
+from ktcore.weights.groups import ORDERED
 from ktcore.weights.packed.parts import Part
 from ktcore.weights.ref import Weight
 
@@ -43,7 +44,8 @@ def supports_formats(spec: Spec) -> Supported | Unsupported:
         return Unsupported(f"the native module does not load: {error}")
     missing = [f for f in spec.formats() if f not in known]
     if missing:
-        hint = "; the option quantize: int8_g32 puts columns in order" if any("_ORDERED" in f for f in missing) else ""
+        unordered = any(f.endswith(ORDERED) for f in missing)
+        hint = "; the option quantize: int8_g32 puts columns in order" if unordered else ""
         return Unsupported(f"no native kernel for weight format {', '.join(missing)} (known: {', '.join(known)}){hint}")
     return Supported()
 

@@ -55,14 +55,10 @@ def _machine() -> str:
     """What the figures depend on: the processor, the instruction set in use, and these kernels."""
     from ktcore_cpu import _native
 
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(named, "") or platform.processor() or platform.machine()
     return f"{model}; {_native.isa_selected()}; ktcore-cpu {version('ktcore')}"
 
 

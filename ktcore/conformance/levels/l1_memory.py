@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 
 import psutil
 import torch
@@ -14,7 +15,6 @@ MIB = 1 << 20
 BLOCK = 4 * MIB
 ROUNDS = 48
 ALLOWED = 64 * MIB
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc: other C libraries lack it
 
 
 def cases() -> list[Case]:
@@ -37,8 +37,9 @@ def _case(name: str, about: str, run: Check) -> Case:
 def resident() -> int:
     """Bytes of this process in memory, without what its heap holds free: a leak could grow into that unseen."""
     gc.collect()
-    if _trim is not None:
-        _trim(0)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # glibc has it, other C libraries do not
+        trim(0)
     return int(psutil.Process().memory_info().rss)
 
 

@@ -85,8 +85,8 @@ def pack_shares(
     weights = [request.weights[role] for role in ("gate", "up", "down")]
     formats = [w.format for w in weights]
     try:
+        request.runtime.switch.use(*formats)  # type: ignore[attr-defined]
         for format in formats:
-            request.runtime.switch.use(format)  # type: ignore[attr-defined]
             team.set_few(format, request.runtime.pool.few[format])  # type: ignore[attr-defined]
         banks = []
         for node, share in enumerate(plan.shares):
