@@ -227,7 +227,8 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     if constexpr (I.kind != Kind::Codebook)
         if (tokens <= few) return run_direct<F>(p, w.kblocks, 0, a, act, tokens, HeaderScales<F>{}, acc, Ahead{});
     const Unpacked u = unpacked_at(scratch);
-    constexpr int kAtOnce = (kDirectMany && I.kind != Kind::Codebook) ? kDirectTokens : kTileTokens;
+    constexpr bool kDirect = kDirectMany && I.kind != Kind::Codebook;
+    constexpr int kAtOnce = kDirect ? kDirectTokens : kTileTokens;
     const int share = (kStep * kBytes / 64 * kAtOnce + tokens - 1) / tokens;
     for (int b = 0; b < w.kblocks; b += kStep) {
         const int n = w.kblocks - b < kStep ? w.kblocks - b : kStep;
@@ -235,15 +236,15 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
         // The next step's bytes (behind the last step lies the next panel) arrive while this one's tiles run.
         const uint8_t* next = slice + static_cast<size_t>(n) * kBytes;
         const Ahead ahead{next, next + kStep * kBytes, share};
-        if constexpr ((kDirectMany && I.kind != Kind::Codebook)) {
+        if constexpr (kDirect) {
             unpack_scales<F>(slice, n, u);
             run_direct<F>(slice, n, b * kGroups, a, act, tokens, SliceScales<F>{u.scale, u.min}, acc, ahead);
-            continue;
+        } else {
+            if constexpr (I.kind == Kind::Codebook)
+                unpack_codebook<F>(slice, n, u);
+            else
+                unpack_blocks<F>(slice, n, u);
+            run_tiles<I.group, I.has_min, wide_codes(I)>(u, n * kGroups, b * kGroups, a, act, tokens, I.offset_shift, acc, ahead);
         }
-        if constexpr (I.kind == Kind::Codebook)
-            unpack_codebook<F>(slice, n, u);
-        else
-            unpack_blocks<F>(slice, n, u);
-        run_tiles<I.group, I.has_min, wide_codes(I)>(u, n * kGroups, b * kGroups, a, act, tokens, I.offset_shift, acc, ahead);
     }
 }

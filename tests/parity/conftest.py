@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +28,6 @@ class Tiny:
         """What transformers generates greedily: prompts [n, T] and their answers, [n, T + new_tokens]."""
         with torch.no_grad():
             return self.model.generate(prompts, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors here are too small for more, and threads that wait for each other cost most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

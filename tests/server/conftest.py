@@ -45,13 +45,9 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors here are too small for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """In every test here, and in none after them."""
 
 
 @pytest.fixture(scope="session")
