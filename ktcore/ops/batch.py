@@ -27,6 +27,8 @@ class StepBatch:
         block_table: int32 [n, max_blocks] on the CPU: page of each block of a sequence, -1 where there is none.
         page_size: tokens a page.
         state_slots: n places in the recurrent states, one a sequence; empty for models without such states.
+        mirrors: keeps device copies of the step's data at fixed addresses (`ktcore.backend.mirror.Mirrors`), for steps
+            that are captured; None: copies are the step's own.
     """
 
     token_ids: torch.Tensor
@@ -36,6 +38,7 @@ class StepBatch:
     block_table: torch.Tensor
     page_size: int
     state_slots: tuple[int, ...] = ()
+    mirrors: object | None = field(default=None, repr=False, compare=False)
     _derived: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -7,10 +7,11 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
+from ktcore.backend.mirror import mirrored
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.mla import MLASpec
-from ktcore_sim.base import FLOAT_BYTES, SimImplementation, mirrored, weight
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation, weight
 
 
 class SimAttention(SimImplementation):

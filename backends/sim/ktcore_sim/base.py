@@ -1,15 +1,12 @@
-"""What the implementations share: how weights get to the device, and how host data of a step does."""
+"""What the implementations share: how weights get to the device, and what they support."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
-from ktcore.backend.runtime import DeviceRuntime
-from ktcore.ops.batch import StepBatch
 from ktcore.weights.formats import known_formats
 
 FLOAT_BYTES = 4
@@ -34,16 +31,6 @@ def kernels() -> Any:
     return torch.ops.ktcore_sim
 
 
-def upload(runtime: DeviceRuntime, host: torch.Tensor) -> torch.Tensor:
-    """A copy of `host` on the device; the host thread does not wait for it.
-
-    It is in order with the current stream. Host memory is staged in a pinned buffer, which the copy keeps alive.
-    """
-    staged = runtime.pinned_buffer(tuple(host.shape), host.dtype)
-    staged.copy_(host)
-    return staged.to(runtime.device, non_blocking=True)
-
-
 def weight(request: LoadRequest, role: str) -> torch.Tensor:
     """A weight in float32 on the device."""
     return request.weights[role].tensor().to(request.runtime.device)
@@ -52,11 +39,3 @@ def weight(request: LoadRequest, role: str) -> torch.Tensor:
 def optional_weight(request: LoadRequest, role: str) -> torch.Tensor | None:
     """The same; None when the node has no such weight."""
     return weight(request, role) if role in request.weights else None
-
-
-def mirrored(
-    runtime: DeviceRuntime, step: StepBatch, what: str, make: Callable[[StepBatch], torch.Tensor]
-) -> torch.Tensor:
-    """Host data of a step on the device: made and copied once a step, used by every layer."""
-    made: torch.Tensor = step.derived(f"{what}@{runtime.device}", lambda s: upload(runtime, make(s)))
-    return made

@@ -7,10 +7,11 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
+from ktcore.backend.mirror import mirrored
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
-from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels, mirrored
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
 from ktcore_sim.capabilities import PAGE_SIZES
 
 

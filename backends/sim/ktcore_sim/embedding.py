@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ktcore.backend import LoadRequest
+from ktcore.backend.mirror import upload
 from ktcore.ops.embedding import EmbeddingSpec
-from ktcore_sim.base import FLOAT_BYTES, SimImplementation, upload, weight
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation, weight
 
 
 class SimEmbedding(SimImplementation):

@@ -7,8 +7,9 @@ from typing import cast
 import torch
 
 from ktcore.backend import LoadRequest
+from ktcore.backend.mirror import upload
 from ktcore.ops.rope import RopeSpec, inverse_frequencies
-from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels, upload
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
 
 
 class SimRope(SimImplementation):
