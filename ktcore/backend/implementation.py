@@ -65,12 +65,15 @@ class Implementation(ABC):
         spec_type: the operator spec that it implements.
         fused: True when it runs a composite with all of its parts; False when the parts are chosen one by one.
         options: names of the rule options that `load` understands.
+        capturable: calls of its modules may be recorded in a device graph and replayed: they take what changes from
+            step to step from device memory (`ktcore.backend.mirror.mirrored`) and never wait for the device.
     """
 
     id: str
     spec_type: type[Spec]
     fused: bool = False
     options: frozenset[str] = frozenset()
+    capturable: bool = False
 
     @abstractmethod
     def supports(self, spec: Any, device: Capabilities) -> Support:

@@ -42,6 +42,7 @@ def bench(
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
     packed_cache: o.PackedCacheOption = None,
+    graphs: o.GraphsOption = True,
     debug: o.DebugOption = False,
 ) -> None:
     """Measure prefill and decode, load time and peak memory.
@@ -60,12 +61,12 @@ def bench(
     if compare_quality:
         from ktcore.cli import quality
 
-        loading = o.loading(backend, rules, experts_from, threads, None, memory, packed_cache)
+        loading = o.loading(backend, rules, experts_from, threads, None, memory, packed_cache, graphs)
         found = quality.quality(model, text, loading)
         write_json(found) if as_json else quality.show(found)
         return
     size = context or prompt + new + 1
-    loading = o.loading(backend, rules, experts_from, threads, size, memory, packed_cache)
+    loading = o.loading(backend, rules, experts_from, threads, size, memory, packed_cache, graphs)
     with opened(model, **loading) as (loaded, load_s):
         host = measure.host_runtime(loaded)
         timer = measure.Timer(loaded, prompt, new)
@@ -94,6 +95,8 @@ def bench(
             "model": str(model),
             "backend": loaded.plan.backend,
             "devices": list(loaded.plan.devices),
+            "decode_graphs": loaded.engine.graphs is not None,
+            "no_decode_graphs": "" if loaded.engine.graphs else loaded.engine.model.no_graphs or "not asked for",
             **_host_facts(host[1] if host else None),
         }
     if as_json:
@@ -145,6 +148,9 @@ def _show(result: dict[str, Any]) -> None:
         )
     out = console()
     out.print(table)
+    if len(result["devices"]) > 1 or result["decode_graphs"]:
+        why = "captured as a graph" if result["decode_graphs"] else f"not captured: {result['no_decode_graphs']}"
+        out.print(f"decode steps {why}", style="dim", markup=False)
     out.print(
         f"{result['threads']} threads, {result['isa']}, median of {len(result['rounds'])}", style="dim", markup=False
     )

@@ -44,6 +44,7 @@ def chat(
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
     packed_cache: o.PackedCacheOption = None,
+    graphs: o.GraphsOption = True,
     debug: o.DebugOption = False,
 ) -> None:
     """Hold a conversation; the model sees all of it, through its own chat template.
@@ -58,7 +59,7 @@ def chat(
 
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
     shape = t.templating(template, variables, tools, documents)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache)
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs)
     with opened(model, **loading) as (loaded, _):
         if loaded.tokenizer.chat_template is None and template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")

@@ -65,6 +65,7 @@ def loading(
     context: int | None,
     memory: Any,
     packed_cache: Path | None,
+    graphs: bool = True,
 ) -> dict[str, Any]:
     """The options that load a model, as `ktcore.load` takes them."""
     return {
@@ -75,6 +76,7 @@ def loading(
         "context": context,
         "memory": memory,
         "packed_cache": packed_cache,
+        "graphs": graphs,
     }
 
 
@@ -165,6 +167,14 @@ PackedCacheOption = Annotated[
         metavar="DIR",
         rich_help_panel=_LOADING,
         help="Leave packed weights there, and map them from there the next time.",
+    ),
+]
+GraphsOption = Annotated[
+    bool,
+    typer.Option(
+        "--graphs/--no-graphs",
+        rich_help_panel=_LOADING,
+        help="Run whole decode steps as captured device graphs, where device and plan allow it.",
     ),
 ]
 NewTokensOption = Annotated[

@@ -44,6 +44,7 @@ def run(
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
     packed_cache: o.PackedCacheOption = None,
+    graphs: o.GraphsOption = True,
     debug: o.DebugOption = False,
 ) -> None:
     """Answer a prompt; the text streams to stdout, speeds go to stderr.
@@ -66,7 +67,7 @@ def run(
     if raw and shape:
         raise RequestError("a chat template's options need the chat template, which --raw leaves out", "drop --raw")
     draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache)
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs)
     with opened(model, **loading) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw, shape)
         pieces = []

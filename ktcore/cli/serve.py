@@ -60,6 +60,7 @@ def serve(
     context: o.ContextOption = None,
     memory: o.MemoryOption = None,
     packed_cache: o.PackedCacheOption = None,
+    graphs: o.GraphsOption = True,
     debug: o.DebugOption = False,
 ) -> None:
     """Serve a model to clients of the OpenAI and Ollama APIs, several conversations at once.
@@ -84,7 +85,7 @@ def serve(
 
     keys = _keys(api_key_file, host)
     settings = Settings(name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache)
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs)
     with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service:
         note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
         note(f"serving on http://{host}:{port}/v1, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")

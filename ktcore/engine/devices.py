@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from ktcore.backend.host import HostRuntime
 from ktcore.backend.lane import Lane
 from ktcore.backend.runtime import DeviceRuntime, Stream
-from ktcore.engine.handoff import Experts, HandOff
+from ktcore.engine.handoff import Experts, HandOff, HandOffTicket
 
 
 class Devices:
@@ -65,6 +65,15 @@ class Devices:
         """Wait for all devices; raises errors that surface late."""
         for runtime in self._runtimes.values():
             runtime.synchronize()
+
+    def take_over(self) -> list[HandOffTicket]:
+        """The outstanding tickets of all hand-offs, for the owner of a graph that was captured with them."""
+        return [ticket for hand_off in self._hand_offs for ticket in hand_off.take_over()]
+
+    @property
+    def hands_off(self) -> bool:
+        """Whether experts of this engine run on a host device."""
+        return bool(self._hand_offs)
 
     def check(self) -> None:
         """Raise what host experts raised; called when a step's result has reached the host."""

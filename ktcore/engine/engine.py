@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
+from ktcore.engine.decode_graph import DecodeGraphs
 from ktcore.engine.pages import PageAllocator
 from ktcore.engine.runner import LoadedModel
 from ktcore.engine.scheduler import Scheduled, Scheduler
@@ -20,19 +23,31 @@ class Engine:
         page_size: tokens a page, as the plan negotiated it.
         chunk: most tokens of one step; longer prompts run in several.
         state_slots: most sequences at once, where the model has recurrent states.
+        graphs: capture decode steps as device graphs where the model allows it (`LoadedModel.no_graphs` says why not).
     """
 
     def __init__(
-        self, model: LoadedModel, context: int, page_size: int, chunk: int = STEP_TOKENS, state_slots: int = STATE_SLOTS
+        self,
+        model: LoadedModel,
+        context: int,
+        page_size: int,
+        chunk: int = STEP_TOKENS,
+        state_slots: int = STATE_SLOTS,
+        graphs: bool = True,
     ) -> None:
         self.model = model
         self.context = context
         pages = -(-context // page_size)
-        model.allocate_pages(pages, page_size)
+        captures = int(graphs and model.graph_device is not None)
+        # captured steps need a page, and a state, that no sequence owns
+        model.allocate_pages(pages + captures, page_size)
         slots = None
         if model.states:
-            model.allocate_states(state_slots)
+            model.allocate_states(state_slots + captures)
             slots = PageAllocator(state_slots, page_size)
+        self.graphs = None
+        if captures:
+            self.graphs = DecodeGraphs(model, pages, state_slots if model.states else None, page_size, pages)
         self.scheduler = Scheduler(PageAllocator(pages, page_size), chunk, slots)
 
     def check(self, sequence: Sequence) -> None:
@@ -71,9 +86,14 @@ class Engine:
         if batch is None:
             return False
         with torch.inference_mode(), self.model.running():
-            hidden = self.model.hidden(batch.step)
-            self.scheduler.ran(batch)
-            self._sample(batch, hidden)
+            logits = self.graphs.logits(batch.step) if self.graphs is not None and batch.decodes else None
+            if logits is not None:
+                self.scheduler.ran(batch)
+                self._append(batch.sequences, logits)
+            else:
+                hidden = self.model.hidden(batch.step)
+                self.scheduler.ran(batch)
+                self._sample(batch, hidden)
         self.scheduler.retire()
         return True
 
@@ -96,6 +116,9 @@ class Engine:
         if not ready:
             return
         last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
-        logits = self.model.logits(last)
-        for row, sequence in zip(logits, ready, strict=True):
+        self._append(ready, self.model.logits(last))
+
+    def _append(self, sequences: Iterable[Sequence], logits: torch.Tensor) -> None:
+        """Draw the next token of each sequence from its row of logits [n, vocab]."""
+        for row, sequence in zip(logits, sequences, strict=True):
             sequence.append(self.model.sampler(row, sequence.params, sequence.tokens, sequence.generator))

@@ -60,6 +60,14 @@ class HandOffTicket:
     block: _Block
     device: torch.device
 
+    @property
+    def error(self) -> BaseException | None:
+        """What the experts raised when they last ran."""
+        error = self.job.error
+        if not error:
+            return None
+        return RuntimeError(f"host experts failed: {error}") if isinstance(error, str) else error
+
 
 class HandOff:
     """Routed experts on the host, called from an accelerator's stream (`SubmittedExperts`).
@@ -150,20 +158,20 @@ class HandOff:
     def check(self) -> None:
         """Raise what experts raised since the last call; the engine calls it once a step's result is on the host."""
         still = []
-        failed: BaseException | str | None = None
+        failed: BaseException | None = None
         for ticket in self._outstanding:
             if ticket.job.done:
-                failed = failed or ticket.job.error
+                failed = failed or ticket.error
             else:
                 still.append(ticket)
         self._outstanding = still
         if failed:
-            raise failed if isinstance(failed, BaseException) else RuntimeError(f"host experts failed: {failed}")
+            raise failed
 
     def take_over(self) -> list[HandOffTicket]:
         """The outstanding tickets, for the owner of a captured graph: a replay runs their jobs again.
 
-        They must live as long as the graph; the owner looks at `ticket.job.error` after each replay.
+        They must live as long as the graph; the owner looks at `ticket.error` after each replay.
         """
         taken, self._outstanding = self._outstanding, []
         for ticket in taken:

@@ -11,6 +11,7 @@ import torch
 from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module, StateOwner
 from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry
+from ktcore.engine.decode_graph import graph_device
 from ktcore.engine.devices import Devices
 from ktcore.engine.runner import LoadedModel
 from ktcore.engine.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
@@ -66,6 +67,8 @@ def load_modules(
             deferred=loader.chain,
             losses=loader.losses,
         )
+        device, why_not = graph_device(plan, model.devices)
+        model = replace(model, graph_device=device, no_graphs=why_not)
         # weights were packed on the devices' own streams, steps run on the engine's
         loader.devices.synchronize()
         return model

@@ -60,6 +60,7 @@ def load(
     memory: int | None = None,
     progress: Progress | None = None,
     packed_cache: str | Path | None = None,
+    graphs: bool = True,
 ) -> Model:
     """Load a GGUF file or a Hugging Face folder.
 
@@ -73,6 +74,7 @@ def load(
         progress: called with (node name, bytes loaded, bytes in all).
         packed_cache: a folder where packed weights are left, and mapped from when the same model is loaded with the
             same plan again; None keeps them in memory only.
+        graphs: run whole decode steps as captured device graphs where device and plan allow it.
 
     Raises:
         CheckpointError, ArchitectureError, RuleError, BackendError, PlanError: what is wrong, where, what to do.
@@ -86,7 +88,7 @@ def load(
         else:
             modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
         size = context or plan.default_context()
-        engine = Engine(modules, size, plan.page_size)
+        engine = Engine(modules, size, plan.page_size, graphs=graphs)
         return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)
     except BaseException:
         checkpoint.close()

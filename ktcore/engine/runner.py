@@ -21,6 +21,8 @@ class LoadedModel:
 
     Attributes:
         early: layers whose FFN also takes the layer's input, for a router that reads it.
+        graph_device: the device whose graphs can hold a whole decode step; None where there is none.
+        no_graphs: why not, in words; empty where there is one.
     """
 
     embed: Callable[[torch.Tensor], torch.Tensor]
@@ -35,6 +37,8 @@ class LoadedModel:
     deferred: DeferralChain
     losses: Mapping[str, Loss] = field(default_factory=dict)
     """What quantising while loading has cost, by operator."""
+    graph_device: str | None = None
+    no_graphs: str = ""
 
     def running(self) -> AbstractContextManager[None]:
         """Within the context, work goes to the streams that the hand-offs are ordered by."""
@@ -42,9 +46,12 @@ class LoadedModel:
 
     def hidden(self, step: StepBatch) -> torch.Tensor:
         """Last hidden states float32 [T, hidden], before the final norm."""
+        return self.through_layers(self.embed(step.token_ids), step)
+
+    def through_layers(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        """The same, from embeddings x float32 [T, hidden]."""
         # a step that failed half-way must not leave its debts to this one
         self.deferred.owed = None
-        x = self.embed(step.token_ids)
         for i, (attention, ffn) in enumerate(self.layers):
             before = (x,) if i in self.early else ()
             x = attention(x, step)

@@ -20,6 +20,11 @@ class Scheduled:
     counts: tuple[int, ...]
     step: StepBatch
 
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence runs its last token, behind others, and gives the next one."""
+        return all(s.pending == 1 and s.cached and not s.all_logits for s in self.sequences)
+
 
 class Scheduler:
     """First come, first served; a sequence is admitted when pages for its longest possible length are free.

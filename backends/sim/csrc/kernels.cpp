@@ -90,22 +90,31 @@ Tensor attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scal
 }
 
 // rows [slots, width] holds key and value of every head, or (latent) one row whose first `value_dim` are the value.
-Tensor attend(const Tensor& q, const Tensor& rows, const Tensor& slots, std::vector<int64_t> q_start,
-              std::vector<int64_t> context, double scale, int64_t kv_heads, int64_t value_dim, bool latent, int64_t window) {
-  TORCH_CHECK(q_start.size() == context.size() + 1 && q.dim() == 3 && q.size(0) == q_start.back(), "attend: q ", q.sizes());
+// What changes from step to step is device memory, so that a captured launch reads it anew: sequence i has the queries
+// q_start[i] .. q_start[i + 1] and context[i] cached tokens, in the pages table[i].
+Tensor attend(const Tensor& q, const Tensor& rows, const Tensor& table, const Tensor& q_start, const Tensor& context,
+              int64_t page_size, double scale, int64_t kv_heads, int64_t value_dim, bool latent, int64_t window) {
+  TORCH_CHECK(q.dim() == 3 && table.dim() == 2 && q_start.numel() == context.numel() + 1 &&
+                  table.size(0) == context.numel() && page_size > 0, "attend: q ", q.sizes(), ", table ", table.sizes());
+  for (auto& t : {table, q_start, context}) TORCH_CHECK(t.scalar_type() == at::kInt && t.is_contiguous(), "attend: int32");
   auto out = new_tensor({q.size(0), q.size(1), value_dim}, at::kFloat, q.device().index());
   std::vector<Use> uses;
-  auto a = alias(q, uses), r = alias(rows, uses), s = alias(slots, uses), o = alias(out, uses);
+  auto a = alias(q, uses), r = alias(rows, uses), t = alias(table, uses), s = alias(q_start, uses),
+       c = alias(context, uses), o = alias(out, uses);
   launch(q.device().index(), "attend", std::move(uses), [=] {
-    int64_t at_slot = 0, dk = a.size(2);
-    for (size_t i = 0; i < context.size(); i++) {
-      auto part = r.index_select(0, s.slice(0, at_slot, at_slot + context[i])).to(at::kFloat);
-      at_slot += context[i];
-      auto k = latent ? part.unsqueeze(1) : part.slice(1, 0, kv_heads * dk).view({context[i], kv_heads, dk});
+    int64_t dk = a.size(2);
+    auto starts = s.const_data_ptr<int>(), lengths = c.const_data_ptr<int>();
+    TORCH_CHECK(starts[c.numel()] == a.size(0), "attend: ", starts[c.numel()], " queries of ", a.size(0));
+    for (int64_t i = 0; i < c.numel(); i++) {
+      int64_t length = lengths[i];
+      auto position = at::arange(length);
+      auto page = t[i].to(at::kLong).index_select(0, position.div(page_size, "floor"));
+      auto part = r.index_select(0, page * page_size + position.remainder(page_size)).to(at::kFloat);
+      auto k = latent ? part.unsqueeze(1) : part.slice(1, 0, kv_heads * dk).view({length, kv_heads, dk});
       auto v = latent ? part.slice(1, 0, value_dim).unsqueeze(1)
-                      : part.slice(1, kv_heads * dk).view({context[i], kv_heads, value_dim});
-      auto query = a.slice(0, q_start[i], q_start[i + 1]).to(at::kFloat);
-      if (query.size(0)) o.slice(0, q_start[i], q_start[i + 1]).copy_(attend_one(query, k, v, scale, window));
+                      : part.slice(1, kv_heads * dk).view({length, kv_heads, value_dim});
+      auto query = a.slice(0, starts[i], starts[i + 1]).to(at::kFloat);
+      if (query.size(0)) o.slice(0, starts[i], starts[i + 1]).copy_(attend_one(query, k, v, scale, window));
     }
   });
   return out;
@@ -153,8 +162,8 @@ TORCH_LIBRARY(ktcore_sim, m) {
   m.def("rope(Tensor x, Tensor positions, Tensor freq, float factor, bool interleaved) -> Tensor");
   m.def("gated(Tensor gate, Tensor up, str activation) -> Tensor");
   m.def("append(Tensor(a!) rows, Tensor slots, Tensor first, Tensor second) -> ()");
-  m.def("attend(Tensor q, Tensor rows, Tensor slots, int[] q_start, int[] context, float scale, int kv_heads, "
-        "int value_dim, bool latent, int window) -> Tensor");
+  m.def("attend(Tensor q, Tensor rows, Tensor table, Tensor q_start, Tensor context, int page_size, float scale, "
+        "int kv_heads, int value_dim, bool latent, int window) -> Tensor");
   m.def("experts(Tensor x, Tensor ids, Tensor weights, Tensor gate, Tensor up, Tensor down, str activation, "
         "bool weight_on_input) -> Tensor");
 }

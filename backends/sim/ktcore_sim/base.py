@@ -16,6 +16,8 @@ ACTIVATIONS = ("silu", "relu", "gelu_tanh")
 class SimImplementation(Implementation):
     """Every weight format that can be dequantised, held in float32."""
 
+    capturable = True
+
     def supports(self, spec: Any, device: Capabilities) -> Supported | Unsupported:
         """Formats and activations that the kernels know."""
         unknown = [name for name in spec.formats() if name not in known_formats()]

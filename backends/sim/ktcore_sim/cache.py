@@ -70,13 +70,13 @@ class SimKVCacheModule:
         """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
         self._check(step)
         s = self.spec
-        slots = mirrored(self._runtime, step, "sim.context", context_slots)
         result = kernels().attend(
             q,
             self._rows,
-            slots,
-            step.q_start,
-            step.context_lens,
+            mirrored(self._runtime, step, "sim.table", lambda b: b.block_table),
+            mirrored(self._runtime, step, "sim.q_start", lambda b: torch.tensor(b.q_start, dtype=torch.int32)),
+            mirrored(self._runtime, step, "sim.context", lambda b: torch.tensor(b.context_lens, dtype=torch.int32)),
+            step.page_size,
             scale,
             s.kv_heads,
             s.value_dim,
@@ -93,16 +93,6 @@ class SimKVCacheModule:
         highest: int = step.derived("sim.highest page", _highest_page)
         if highest >= self._pages:
             raise BackendError(f"{self._name}: the step uses KV page {highest}, {self._pages} were allocated")
-
-
-def context_slots(step: StepBatch) -> torch.Tensor:
-    """int64 [sum of context lengths]: slots of all cached tokens of every sequence, one sequence after another."""
-    size = step.page_size
-    found = []
-    for row, length in zip(step.block_table.long(), step.context_lens, strict=True):
-        position = torch.arange(length)
-        found.append(row[position // size] * size + position % size)
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def _highest_page(step: StepBatch) -> int:
