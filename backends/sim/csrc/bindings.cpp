@@ -137,6 +137,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("errors", [](int index) { return device(index).errors(); });
   m.def("memory", &memory_of);
   m.def("set_cap", [](int index, size_t bytes) { device(index).memory.set_cap(bytes); });
+  m.def("poison_again", [](int index) { device(index).memory.poison_again(); });
   m.def("reset_peak", [](int index) { device(index).memory.reset_peak(); });
   m.def("counters", &counters);
   m.def("pinned_bytes", &pinned_bytes);

@@ -216,6 +216,13 @@ void Memory::reset_peak() {
   peak_ = live_;
 }
 
+void Memory::poison_again() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  evict(true);
+  for (auto& [room, blocks] : free_)
+    for (Block* b : blocks) b->poisoned = false;
+}
+
 int Memory::classify(const void* address) const {
   auto at = static_cast<const char*>(address);
   if (guarded_ && at >= guarded_ && at < guarded_ + span_) return 1;

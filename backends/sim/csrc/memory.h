@@ -68,6 +68,8 @@ class Memory {
   void set_cap(size_t bytes);
   MemoryStats stats();
   void reset_peak();
+  // Forgets what late work has written to memory that was given back.
+  void poison_again();
   // Where a faulting address lies: 0 nowhere, 1 guarded, 2 private. Safe in a signal handler.
   int classify(const void* address) const;
   bool open_page(const void* address);        // for counted host touches; safe in a signal handler
