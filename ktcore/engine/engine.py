@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from ktcore.engine.decode_graph import DecodeGraphs
 from ktcore.engine.pages import PageAllocator
 from ktcore.engine.runner import LoadedModel
+from ktcore.engine.sampler import draw
 from ktcore.engine.scheduler import Scheduled, Scheduler
 from ktcore.engine.sequence import Finish, Sequence
 from ktcore.errors import RequestError
@@ -89,7 +88,7 @@ class Engine:
             logits = self.graphs.logits(batch.step) if self.graphs is not None and batch.decodes else None
             if logits is not None:
                 self.scheduler.ran(batch)
-                self._append(batch.sequences, logits)
+                draw(self.model.sampler, batch.sequences, logits)
             else:
                 hidden = self.model.hidden(batch.step)
                 self.scheduler.ran(batch)
@@ -116,9 +115,4 @@ class Engine:
         if not ready:
             return
         last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
-        self._append(ready, self.model.logits(last))
-
-    def _append(self, sequences: Iterable[Sequence], logits: torch.Tensor) -> None:
-        """Draw the next token of each sequence from its row of logits [n, vocab]."""
-        for row, sequence in zip(logits, sequences, strict=True):
-            sequence.append(self.model.sampler(row, sequence.params, sequence.tokens, sequence.generator))
+        draw(self.model.sampler, ready, self.model.logits(last))

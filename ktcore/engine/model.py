@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -15,8 +16,9 @@ import torch
 
 from ktcore.engine.engine import Engine
 from ktcore.engine.loader import Progress, load_modules
+from ktcore.engine.output import PLAIN, Output
 from ktcore.engine.packed_cache import load_cached
-from ktcore.engine.sequence import Finish, Sequence
+from ktcore.engine.sequence import Chosen, Finish, Sequence
 from ktcore.engine.text import TextBuilder
 from ktcore.engine.tokenizer import Tokenizer, load_tokenizer
 from ktcore.engine.tokenizer_chat import RESERVED
@@ -156,8 +158,8 @@ class Model:
 
         Args:
             prompt: text; a list of texts, which run as one batch; or int64 ids [batch, seq].
-            options: temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty, seed, and stop, a list of
-                strings that end the answer.
+            options: those of `ktcore.SamplingParams`, such as temperature (0 is greedy), top_p or seed, and stop, a
+                list of strings that end the answer.
 
         Returns:
             The new text, a list of new texts, or, as in transformers, ids [batch, seq + new] with the prompt in front
@@ -295,13 +297,22 @@ class TextStream:
     """
 
     def __init__(
-        self, model: Model, ids: list[int], max_new_tokens: int, params: SamplingParams, stop: tuple[str, ...]
+        self,
+        model: Model,
+        ids: list[int],
+        max_new_tokens: int,
+        params: SamplingParams,
+        stop: tuple[str, ...],
+        output: Output = PLAIN,
     ) -> None:
         self.stats = Stats(prompt_tokens=len(ids))
         self._model = model
-        self._sequence = Sequence(ids, params, max_new_tokens, model.tokenizer.stop_ids)
+        ends = output.ends(model.tokenizer.stop_ids)
+        self._sequence = Sequence(ids, params, max_new_tokens, ends, top_logprobs=output.logprobs)
         self._text = TextBuilder(model.tokenizer, stop)
         self._pieces: list[str] = []
+        self._shown = 0
+        self._chosen: deque[Chosen] = deque()
         self._seen = 0
         self._clock = 0.0
         self._flushed = False
@@ -336,6 +347,8 @@ class TextStream:
             self._note_time()
             if token in self._sequence.stop_ids:
                 break
+            if self._sequence.chosen:
+                self._chosen.append(replace(self._sequence.chosen[self._seen - 1], offset=self._text.received))
             piece = self._text.push(token)
             if piece:
                 self._pieces.append(piece)
@@ -352,7 +365,16 @@ class TextStream:
             if rest:
                 self._pieces.append(rest)
         pieces, self._pieces = self._pieces, []
+        self._shown += sum(map(len, pieces))
         return pieces
+
+    def drain_chosen(self) -> tuple[Chosen, ...]:
+        """Tokens whose text `drain` has given away, where logprobs are wanted; none of a stop string's."""
+        ended = self._flushed and not self._text.stopped
+        ready = []
+        while self._chosen and (ended or self._chosen[0].offset < self._shown):
+            ready.append(self._chosen.popleft())
+        return tuple(ready)
 
     def close(self) -> None:
         """End the answer early and free its pages."""

@@ -18,6 +18,22 @@ class Finish(Enum):
     CANCELLED = "cancelled"
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A drawn token beside what the model thought of it, before biases, penalties and temperature.
+
+    Attributes:
+        logprob: natural logarithm of its probability.
+        top: (token, logprob) of the likeliest tokens, in falling order.
+        offset: characters of the answer before the token's own, once text is made of it.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    offset: int = 0
+
+
 @dataclass(eq=False)
 class Sequence:
     """State of one request inside the engine.
@@ -30,6 +46,7 @@ class Sequence:
         state_slot: its place in the recurrent states, while it runs in a model that has some.
         stop_ids: drawing one of these ends the sequence; it is kept as the last token.
         all_logits: keep logits of every position (for `logits`), not only of the last.
+        top_logprobs: how many of the likeliest tokens to note in `chosen` at each place; None notes nothing.
     """
 
     tokens: list[int]
@@ -44,6 +61,8 @@ class Sequence:
     finish: Finish | None = None
     generator: torch.Generator | None = None
     logits: list[torch.Tensor] = field(default_factory=list)
+    top_logprobs: int | None = None
+    chosen: list[Chosen] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.tokens)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ktcore.engine.model import Model, Stats, TextStream
-from ktcore.engine.sequence import Finish
+from ktcore.engine.output import PLAIN, Output
+from ktcore.engine.sequence import Chosen, Finish
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 
@@ -45,6 +46,7 @@ class Request:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None
+    output: Output = PLAIN
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Delta:
 
     Attributes:
         stats: counts and times so far; the engine's own object, complete with the last delta.
+        chosen: the text's tokens, where logprobs are wanted.
     """
 
     text: str
     stats: Stats
     finish: Finish | None = None
     error: Exception | None = None
+    chosen: tuple[Chosen, ...] = ()
 
     @property
     def last(self) -> bool:
@@ -141,7 +145,9 @@ class Service:
         tickets = []
         for request, deliver in requests:
             self.model._check_ids(request.ids)
-            stream = TextStream(self.model, list(request.ids), request.max_new_tokens, request.params, request.stop)
+            stream = TextStream(
+                self.model, list(request.ids), request.max_new_tokens, request.params, request.stop, request.output
+            )
             stream.check()
             tickets.append(Ticket(stream, deliver, request.timeout_s))
         with self._changed:
@@ -209,10 +215,11 @@ class Service:
             stream = ticket._stream
             stream.collect()
             text = "".join(stream.drain())
+            chosen = stream.drain_chosen()
             if stream.finish is not None:
-                self._end(ticket, Delta(text, stream.stats, finish=stream.finish))
+                self._end(ticket, Delta(text, stream.stats, finish=stream.finish, chosen=chosen))
             elif text:
-                self._give(ticket, Delta(text, stream.stats))
+                self._give(ticket, Delta(text, stream.stats, chosen=chosen))
 
     def _fail(self, error: Exception) -> None:
         for ticket in list(self._active):

@@ -11,6 +11,9 @@ class TextBuilder:
     """Feeds drawn tokens through the tokenizer's stream decoder and watches for stop strings.
 
     Text that could still become a stop string is held back until that is settled.
+
+    Attributes:
+        received: characters of the tokens so far, those of a stop string included.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Seq[str]) -> None:
@@ -18,6 +21,7 @@ class TextBuilder:
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False
+        self.received = 0
 
     def push(self, token: int) -> str:
         """The text that is certain after this token, possibly none."""
@@ -32,6 +36,7 @@ class TextBuilder:
         return piece + held
 
     def _settle(self, piece: str) -> str:
+        self.received += len(piece)
         if self.stopped:
             return ""
         text = self._held + piece

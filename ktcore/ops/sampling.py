@@ -1,9 +1,10 @@
-"""Sampling the next token: temperature, repetition penalty, top-k, top-p and min-p, in transformers' order."""
+"""Sampling the next token: biases, penalties, temperature and filters, in the order of transformers' processors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,10 +12,13 @@ import torch
 from ktcore.errors import RequestError
 from ktcore.ops.base import Spec
 
+# The likeliest tokens that are sorted first: where they settle top-p and min-p, the others need no sorting.
+_FIRST = 1024
+
 
 @dataclass(frozen=True)
 class SamplingSpec(Spec):
-    """Call: logits float32 [vocab], parameters, ids seen so far, generator -> token id."""
+    """Call: logits float32 [vocab], parameters, ids seen so far, generator, prompt's length in them -> token id."""
 
     op: ClassVar[str] = "sampling"
     vocab: int
@@ -22,7 +26,8 @@ class SamplingSpec(Spec):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is drawn.
+    """How the next token is drawn. The fields take effect in this order: logit_bias, the penalties, temperature, top_k,
+    top_p, min_p, typical_p.
 
     Attributes:
         temperature: 0 is greedy and deterministic.
@@ -31,6 +36,11 @@ class SamplingParams:
         min_p: drop what is less likely than min_p times the likeliest; 0 drops nothing.
         repetition_penalty: divides positive and multiplies negative logits of seen tokens (Keskar et al., 2019).
         seed: the same seed gives the same text; None draws a fresh one.
+        typical_p: keep the smallest set of tokens of typical information content whose probability reaches p (Meister
+            et al., 2022); 1 keeps all.
+        presence_penalty: taken from the logit of every token that the answer holds (OpenAI's definition).
+        frequency_penalty: taken from a token's logit once for each time that the answer holds it (OpenAI's definition).
+        logit_bias: token id -> what is added to its logit.
     """
 
     temperature: float = 0.7
@@ -39,6 +49,10 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         checks = {
@@ -48,25 +62,31 @@ class SamplingParams:
             "min_p": (0 <= self.min_p < 1, "must be at least 0 and below 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "must be above 0 (1 is off)"),
             "seed": (self.seed is None or -(2**63) <= self.seed < 2**63, "must fit into 64 bits"),
+            "typical_p": (0 < self.typical_p <= 1, "must be above 0 and at most 1"),
+            "presence_penalty": (math.isfinite(self.presence_penalty), "must be finite (0 is off)"),
+            "frequency_penalty": (math.isfinite(self.frequency_penalty), "must be finite (0 is off)"),
+            "logit_bias": (all(map(math.isfinite, self.logit_bias.values())), "must hold finite numbers"),
         }
         for name, (fine, rule) in checks.items():
             if not fine:
                 raise RequestError(f"{name}={getattr(self, name)} {rule}")
 
 
-def sample(logits: torch.Tensor, params: SamplingParams, seen: Sequence[int], generator: torch.Generator | None) -> int:
+def sample(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    seen: Sequence[int],
+    generator: torch.Generator | None,
+    prompt_len: int = 0,
+) -> int:
     """Draw one token id from logits float32 [vocab].
 
     Args:
-        seen: ids of prompt and answer so far, for the repetition penalty.
+        seen: ids of prompt and answer so far, for the penalties.
         generator: on the logits' device; may be None only with temperature 0.
+        prompt_len: how many of `seen` are the prompt: presence and frequency count in the answer alone.
     """
-    if params.repetition_penalty != 1.0 and seen:
-        repeated = torch.tensor(sorted(set(seen)), device=logits.device)
-        values = logits[repeated]
-        penalty = params.repetition_penalty
-        logits = logits.clone()
-        logits[repeated] = torch.where(values > 0, values / penalty, values * penalty)
+    logits = penalised(logits, params, seen, prompt_len)
     if params.temperature == 0:
         return int(logits.argmax())
     probs, index = _candidates(logits / params.temperature, params)
@@ -74,15 +94,35 @@ def sample(logits: torch.Tensor, params: SamplingParams, seen: Sequence[int], ge
     return int(choice if index is None else index[choice])
 
 
+def penalised(logits: torch.Tensor, params: SamplingParams, seen: Sequence[int], prompt_len: int = 0) -> torch.Tensor:
+    """Logits float32 [vocab] with biases and penalties; the tensor itself where there are none.
+
+    Formulas: transformers' SequenceBiasLogitsProcessor and RepetitionPenaltyLogitsProcessor; presence and frequency as
+    OpenAI's API reference has them.
+    """
+    given = logits
+    if params.logit_bias:
+        logits = logits.clone()
+        ids = torch.tensor(list(params.logit_bias), device=logits.device)
+        logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+    if params.repetition_penalty != 1.0 and seen:
+        logits = logits.clone() if logits is given else logits
+        ids = torch.tensor(list(set(seen)), device=logits.device)
+        values, penalty = logits[ids], params.repetition_penalty
+        logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
+    if (params.presence_penalty or params.frequency_penalty) and len(seen) > prompt_len:
+        logits = logits.clone() if logits is given else logits
+        answer = torch.tensor(seen[prompt_len:], device=logits.device)
+        ids, counts = torch.unique(answer, return_counts=True)
+        logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
+    return logits
+
+
 def _candidates(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Unnormalised probabilities of what may be drawn, and their token ids (None: all ids in order)."""
-    if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
+    if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0 and params.typical_p == 1.0:
         return logits.softmax(-1), None
-    if 0 < params.top_k < logits.shape[-1]:
-        logits, index = logits.topk(params.top_k)
-    else:
-        logits, index = logits.sort(descending=True)
-    probs = logits.softmax(-1)
+    probs, index = _likeliest(logits, params)
     keep = torch.ones_like(probs, dtype=torch.bool)
     if params.top_p < 1.0:
         keep &= probs.cumsum(-1) - probs < params.top_p
@@ -90,4 +130,37 @@ def _candidates(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Ten
         # relative to the distribution that top-p left, which renormalising does not change
         keep &= probs >= params.min_p * probs[0]
     keep[0] = True  # a top-p too small for float32 would drop even the likeliest
-    return probs[keep], index[keep]
+    probs, index = probs[keep], index[keep]
+    if params.typical_p < 1.0:
+        typical = _typical(probs, params.typical_p)
+        probs, index = probs[typical], index[typical]
+    return probs, index
+
+
+def _likeliest(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities in falling order and their ids: as many as the filters can keep, if that is known to be few."""
+    vocab = logits.shape[-1]
+    if 0 < params.top_k < vocab:
+        values, index = logits.topk(params.top_k)
+        return values.softmax(-1), index
+    total = logits.logsumexp(-1)
+    if vocab > 4 * _FIRST and (params.top_p < 1.0 or params.min_p > 0.0):
+        values, index = logits.topk(_FIRST)
+        probs = (values - total).exp()
+        settled = params.top_p < 1.0 and bool(probs[:-1].sum() >= params.top_p)
+        if settled or probs[-1] < params.min_p * probs[0]:
+            return probs, index
+    values, index = logits.sort(descending=True)
+    return (values - total).exp(), index
+
+
+def _typical(probs: torch.Tensor, mass: float) -> torch.Tensor:
+    """Which of some unnormalised probabilities are of typical information content, as transformers'
+    TypicalLogitsWarper has it."""
+    logs = (probs / probs.sum()).log()
+    entropy = -(logs * logs.exp()).nansum()
+    strange = (-logs - entropy).abs()
+    ordered, order = strange.sort()
+    cumulative = logs[order].exp().cumsum(-1)
+    last = (cumulative < mass).sum().clamp(max=len(probs) - 1)
+    return strange <= ordered[last]

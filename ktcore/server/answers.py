@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastapi import Request as HttpRequest
 
 from ktcore.engine.model import Stats
-from ktcore.engine.sequence import Finish
+from ktcore.engine.sequence import Chosen, Finish
 from ktcore.engine.service import Deliver, Delta, Request, Service
 from ktcore.server.metrics import Metrics
 
@@ -22,6 +22,7 @@ class Answer:
     text: str
     finish: Finish
     stats: Stats
+    chosen: tuple[Chosen, ...] = ()
 
 
 class Answers:
@@ -67,13 +68,10 @@ class Answers:
 
     async def whole(self) -> list[Answer]:
         """All answers, complete, in order of their prompts."""
-        texts: list[list[str]] = [[] for _ in range(self._count)]
-        ends: dict[int, Delta] = {}
+        deltas: list[list[Delta]] = [[] for _ in range(self._count)]
         async for index, delta in self:
-            texts[index].append(delta.text)
-            if delta.finish is not None:
-                ends[index] = delta
-        return [Answer("".join(t), ends[i].finish or Finish.STOP, ends[i].stats) for i, t in enumerate(texts)]
+            deltas[index].append(delta)
+        return [_joined(each) for each in deltas]
 
     def close(self) -> None:
         """End what is still under way."""
@@ -88,3 +86,9 @@ class Answers:
     def _cancel(self) -> None:
         for ticket in self._tickets:
             ticket.cancel()
+
+
+def _joined(deltas: list[Delta]) -> Answer:
+    last = deltas[-1]
+    chosen = tuple(one for delta in deltas for one in delta.chosen)
+    return Answer("".join(d.text for d in deltas), last.finish or Finish.STOP, last.stats, chosen)

@@ -23,6 +23,18 @@ class UnknownModelError(RequestError):
     """A request names a model that is not served here."""
 
 
+class FieldError(RequestError):
+    """A request's field holds what cannot be served.
+
+    Args:
+        param: the field's name.
+    """
+
+    def __init__(self, param: str, message: str, hint: str = "") -> None:
+        super().__init__(f"{param}: {message}", hint)
+        self.param = param
+
+
 @dataclass(frozen=True)
 class Problem:
     """An error as clients see it, in OpenAI's terms."""
@@ -62,7 +74,8 @@ def problem_of(error: Exception) -> Problem:
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
             assert isinstance(error, KtcoreError)
-            return Problem(status, error.message + (f" ({error.hint})" if error.hint else ""), name, code)
+            param = error.param if isinstance(error, FieldError) else None
+            return Problem(status, error.message + (f" ({error.hint})" if error.hint else ""), name, code, param)
     log.error("a request failed", exc_info=error)
     return Problem(500, "the server failed to answer this; its log says why", "server_error")
 

@@ -17,9 +17,11 @@ from starlette.responses import Response, StreamingResponse
 from ktcore import __version__
 from ktcore.engine import service as engine
 from ktcore.engine.model import Stats
+from ktcore.engine.output import Output
 from ktcore.engine.sequence import Finish
 from ktcore.server.answers import Answers
 from ktcore.server.errors import json_response, problem_of
+from ktcore.server.logprobs import ollama_logprobs as logprobs
 from ktcore.server.ollama_schemas import GenerateAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
 from ktcore.server.sampling import params_for
 from ktcore.server.served import Served
@@ -104,23 +106,37 @@ def _encode(served: Served, ask: OllamaAsk, messages: list[dict[str, Any]], plai
 
 async def _answer(served: Served, ask: OllamaAsk, ids: list[int], http: Request, began: float, chat: bool) -> Response:
     o = ask.options or Options.model_validate({})
-    params = params_for(o.temperature, o.top_p, o.top_k, o.min_p, o.repeat_penalty, o.seed)
+    params = params_for(
+        served.model.plan.graph.vocab,
+        temperature=o.temperature,
+        top_p=o.top_p,
+        top_k=o.top_k,
+        min_p=o.min_p,
+        typical_p=o.typical_p,
+        repetition_penalty=o.repeat_penalty,
+        presence_penalty=o.presence_penalty,
+        frequency_penalty=o.frequency_penalty,
+        seed=o.seed,
+    )
     longest = served.settings.default_tokens if o.num_predict is None else o.num_predict
     if longest < 0:
         longest = served.model.context
-    request = engine.Request(ids, params, longest, o.stops, served.settings.timeout(None))
+    timeout = served.settings.timeout(None)
+    request = engine.Request(ids, params, longest, o.stops, timeout, Output(logprobs=ask.top))
     answers = served.answers([request], http)
     if ask.stream:
-        return StreamingResponse(_lines(answers, ask, began, chat), media_type="application/x-ndjson")
+        return StreamingResponse(_lines(served, answers, ask, began, chat), media_type="application/x-ndjson")
     (answer,) = await answers.whole()
-    return json_response({**_base(ask), **_said(chat, answer.text), **_end(answer.finish, answer.stats, began)})
+    told = logprobs(served.model.tokenizer, answer.chosen)
+    return json_response({**_base(ask), **_said(chat, answer.text), **told, **_end(answer.finish, answer.stats, began)})
 
 
-async def _lines(answers: Answers, ask: OllamaAsk, began: float, chat: bool) -> AsyncIterator[str]:
+async def _lines(served: Served, answers: Answers, ask: OllamaAsk, began: float, chat: bool) -> AsyncIterator[str]:
     try:
         async for _, delta in answers:
-            if delta.text:
-                yield json.dumps({**_base(ask), **_said(chat, delta.text), "done": False}) + "\n"
+            if delta.text or delta.chosen:
+                told = logprobs(served.model.tokenizer, delta.chosen)
+                yield json.dumps({**_base(ask), **_said(chat, delta.text), **told, "done": False}) + "\n"
             if delta.finish is not None:
                 yield json.dumps({**_base(ask), **_said(chat, ""), **_end(delta.finish, delta.stats, began)}) + "\n"
     except Exception as error:  # the status is sent already, so the stream itself must tell

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ktcore.server.openai_schemas import Seed, Stop
+from ktcore.server.openai_schemas import MAX_LOGPROBS, Penalty, Seed, Stop
 
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
@@ -25,10 +25,11 @@ class Options(BaseModel):
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
 
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    typical_p: float | None = Field(None, gt=0, le=1)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+
     mirostat: Literal[0] | None = None
-    typical_p: Literal[1] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -44,8 +45,15 @@ class OllamaAsk(BaseModel):
     options: Options | None = None
     think: Literal[False] | None = None
 
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
     format: Literal[""] | None = None
-    logprobs: Literal[False] | None = None
+
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None tells no logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
 
 
 class GenerateAsk(OllamaAsk):

@@ -18,7 +18,6 @@ from ktcore.server.openai_replies import DONE, Reply, event
 from ktcore.server.openai_schemas import Ask, ChatAsk, CompletionAsk
 from ktcore.server.sampling import for_choice, params_for
 from ktcore.server.served import Served
-from ktcore.server.settings import Settings
 
 
 def openai_routes(served: Served) -> APIRouter:
@@ -63,25 +62,30 @@ async def _answer(
     served: Served, ask: Ask, prompts: list[list[int]], longest: int | None, http: Request, chat: bool
 ) -> Response:
     choices = ask.n or 1
-    answers = served.answers(_requests(served.settings, ask, prompts, longest), http)
-    reply = Reply(served.settings.name, chat)
+    answers = served.answers(_requests(served, ask, prompts, longest), http)
+    reply = Reply(served.settings.name, chat, served.model.tokenizer)
     if ask.stream:
         return StreamingResponse(_events(answers, reply, ask, choices, chat), media_type="text/event-stream")
     return json_response(reply.whole(await answers.whole(), choices))
 
 
-def _requests(settings: Settings, ask: Ask, prompts: list[list[int]], longest: int | None) -> list[engine.Request]:
+def _requests(served: Served, ask: Ask, prompts: list[list[int]], longest: int | None) -> list[engine.Request]:
     params = params_for(
+        served.model.plan.graph.vocab,
         temperature=1.0 if ask.temperature is None else ask.temperature,
-        top_p=ask.top_p or 1.0,
-        top_k=ask.top_k or 0,
-        min_p=ask.min_p or 0.0,
-        repetition_penalty=ask.repetition_penalty or 1.0,
+        top_p=ask.top_p,
+        top_k=ask.top_k,
+        min_p=ask.min_p,
+        typical_p=ask.typical_p,
+        repetition_penalty=ask.repetition_penalty,
+        presence_penalty=ask.presence_penalty,
+        frequency_penalty=ask.frequency_penalty,
+        logit_bias=ask.logit_bias,
         seed=ask.seed,
     )
-    new, timeout = longest or settings.default_tokens, settings.timeout(ask.timeout)
+    new, timeout = longest or served.settings.default_tokens, served.settings.timeout(ask.timeout)
     return [
-        engine.Request(ids, for_choice(params, choice), new, ask.stops, timeout)
+        engine.Request(ids, for_choice(params, choice), new, ask.stops, timeout, ask.output)
         for ids in prompts
         for choice in range(ask.n or 1)
     ]
@@ -95,8 +99,8 @@ async def _events(answers: Answers, reply: Reply, ask: Ask, choices: int, chat: 
             if chat and index not in opened:
                 opened.add(index)
                 yield event(reply.opening(index))
-            if delta.text:
-                yield event(reply.piece(index, delta.text))
+            if delta.text or delta.chosen:
+                yield event(reply.piece(index, delta.text, delta.chosen))
             if delta.finish is not None:
                 stats[index] = delta.stats
                 yield event(reply.end(index, delta.finish))

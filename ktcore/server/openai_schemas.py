@@ -6,11 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from ktcore.engine.output import Output
+from ktcore.server.errors import FieldError
+
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
+MAX_LOGPROBS = 20
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(BaseModel):
@@ -34,14 +41,15 @@ class Ask(BaseModel):
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[Id, Bias], Field(max_length=1024)] | None = None
+    stop_token_ids: Annotated[list[Id], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     timeout: float | None = Field(None, gt=0, le=1e6)
-
-    # known to OpenAI's API and not supported: only what changes nothing is taken
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -52,6 +60,16 @@ class Ask(BaseModel):
     def usage_in_stream(self) -> bool:
         """Whether a stream ends with its counts."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def output(self) -> Output:
+        """What is wanted besides text, and what ends it."""
+        return Output(frozenset(self.stop_token_ids or ()), bool(self.ignore_eos), self.top)
+
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None tells no logprobs."""
+        return None
 
 
 class TextPart(BaseModel):
@@ -90,7 +108,19 @@ class ChatAsk(Ask):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None tells no logprobs.
+
+        Raises:
+            FieldError: a number is given, and logprobs are not asked for.
+        """
+        if self.top_logprobs and not self.logprobs:
+            raise FieldError("top_logprobs", "needs logprobs to be true")
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionAsk(Ask):
@@ -106,4 +136,9 @@ class CompletionAsk(Ask):
     suffix: Literal[""] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
-    logprobs: None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens to tell at each place; None tells no logprobs."""
+        return self.logprobs

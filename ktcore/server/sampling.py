@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ktcore.ops.sampling import SamplingParams
+from ktcore.server.errors import FieldError
 
 # Dividing logits by less could overflow float32; so close to 0 the likeliest token is drawn anyway.
 _COLDEST = 1e-6
 
 
-def params_for(
-    temperature: float, top_p: float, top_k: int, min_p: float, repetition_penalty: float, seed: int | None
-) -> SamplingParams:
-    """Checked parameters; a temperature next to 0 is 0.
+def params_for(vocab: int, **given: Any) -> SamplingParams:
+    """Checked parameters; what is None keeps its default, and a temperature next to 0 is 0.
+
+    Args:
+        vocab: size of the model's vocabulary.
+        given: fields of `SamplingParams`.
 
     Raises:
         RequestError: a value is out of range.
     """
-    temperature = 0.0 if temperature < _COLDEST else temperature
-    return SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    known = {name: value for name, value in given.items() if value is not None}
+    if known.get("temperature", 1.0) < _COLDEST:
+        known["temperature"] = 0.0
+    bad = next((i for i in known.get("logit_bias", ()) if not 0 <= i < vocab), None)
+    if bad is not None:
+        raise FieldError("logit_bias", f"token id {bad} is outside of the vocabulary of {vocab}")
+    return SamplingParams(**known)
 
 
 def for_choice(params: SamplingParams, choice: int) -> SamplingParams:

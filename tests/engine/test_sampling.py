@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from ktcore.errors import RequestError
-from ktcore.ops.sampling import SamplingParams, _candidates, sample
+from ktcore.ops.sampling import SamplingParams, _candidates, penalised, sample
 
 
 def _probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -40,6 +44,59 @@ def test_distribution_equals_transformers_warpers(temperature: float, top_k: int
     torch.testing.assert_close(ours, scores.softmax(-1)[0], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("vocab", [100, 50_000])
+@pytest.mark.parametrize("typical_p", [0.2, 0.9])
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(0, 1.0, 0.0), (40, 1.0, 0.0), (0, 0.9, 0.01)])
+def test_typical_equals_transformers_after_the_other_filters(
+    vocab: int, typical_p: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(top_k)) * 3
+    scores = logits[None]
+    chain = [TopKLogitsWarper(top_k)] if top_k else []
+    chain += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    chain += [MinPLogitsWarper(min_p)] if min_p else []
+    for warper in [*chain, TypicalLogitsWarper(typical_p)]:
+        scores = warper(torch.zeros(1, 1, dtype=torch.long), scores)
+    ours = _probabilities(logits, SamplingParams(1.0, top_k, top_p, min_p, typical_p=typical_p))
+    torch.testing.assert_close(ours, scores.softmax(-1)[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+@pytest.mark.parametrize(("top_p", "min_p"), [(0.9, 0.0), (0.9999, 0.0), (1.0, 0.05), (1.0, 1e-9), (0.95, 1e-4)])
+def test_large_vocabularies_are_filtered_alike(spread: float, top_p: float, min_p: float) -> None:
+    """Whether the likeliest thousand settle it or all have to be sorted."""
+    logits = torch.randn(50_000, generator=torch.Generator().manual_seed(1)) * spread
+    scores = logits[None]
+    for warper in [TopPLogitsWarper(top_p)] * (top_p < 1) + [MinPLogitsWarper(min_p)] * (min_p > 0):
+        scores = warper(torch.zeros(1, 1, dtype=torch.long), scores)
+    ours = _probabilities(logits, SamplingParams(1.0, 0, top_p, min_p))
+    theirs = scores.softmax(-1)[0]
+    # sums of 50 000 float32 in another order: the last few tokens kept may differ
+    assert int((ours > 0).sum()) == pytest.approx(int((theirs > 0).sum()), rel=1e-2, abs=1)
+    assert float((ours - theirs).abs().sum()) < 2e-3
+
+
+def test_penalties_and_biases_follow_transformers_and_openai() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 2
+    prompt, answer = [3, 3, 7, 40], [5, 7, 7, 7]
+    bias = {5: -2.0, 8: 100.0, 3: 0.5}
+    ids = torch.tensor([prompt + answer])
+    expected = SequenceBiasLogitsProcessor([[[i], b] for i, b in bias.items()])(ids, logits[None].clone())
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, expected)[0].double()
+    for token in range(50):
+        count = answer.count(token)
+        # mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence
+        expected[token] -= count * 0.25 + float(count > 0) * -0.5
+    params = SamplingParams(
+        repetition_penalty=1.3, presence_penalty=-0.5, frequency_penalty=0.25, logit_bias=bias, temperature=0
+    )
+    before = logits.clone()
+    found = penalised(logits, params, prompt + answer, len(prompt))
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(logits, before)
+    assert sample(logits, params, prompt + answer, None, len(prompt)) == 8
+
+
 def test_repetition_penalty_equals_transformers() -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
     seen = [3, 3, 7, 40]
@@ -63,8 +120,13 @@ def test_same_seed_draws_the_same_and_frequencies_follow_the_distribution() -> N
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": 1}, {"repetition_penalty": 0}]
+    "bad",
+    [
+        *({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": 1}, {"repetition_penalty": 0}),
+        *({"typical_p": 0}, {"typical_p": 1.1}, {"presence_penalty": float("nan")}),
+        *({"frequency_penalty": float("inf")}, {"logit_bias": {3: float("nan")}}),
+    ],
 )
-def test_out_of_range_parameters_are_refused_by_name(bad: dict[str, float]) -> None:
+def test_out_of_range_parameters_are_refused_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=next(iter(bad))):
-        SamplingParams(**bad)  # type: ignore[arg-type]
+        SamplingParams(**bad)

@@ -110,6 +110,10 @@ class ReferenceSampling(ReferenceImplementation):
 
 
 def _sample(
-    logits: torch.Tensor, params: SamplingParams, seen: Sequence[int] = (), generator: torch.Generator | None = None
+    logits: torch.Tensor,
+    params: SamplingParams,
+    seen: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    prompt_len: int = 0,
 ) -> Any:
-    return sample(logits, params, seen, generator)
+    return sample(logits, params, seen, generator, prompt_len)

@@ -1,0 +1,26 @@
+"""What a request wants of its answer besides text: when it ends, and what is told about its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Output:
+    """Attributes:
+    stop_ids: further token ids that end the answer.
+    ignore_eos: go on past the model's own end tokens.
+    logprobs: tell each token's logprob, and those of so many of the likeliest; None tells nothing.
+    """
+
+    stop_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def ends(self, own: frozenset[int]) -> frozenset[int]:
+        """The ids that end the answer, of a model that has its `own`."""
+        return self.stop_ids if self.ignore_eos else self.stop_ids | own
+
+
+PLAIN = Output()
+"""Text alone, until the model ends it."""
