@@ -12,6 +12,7 @@ from ktcore.server.guard import Guard
 from ktcore.server.metrics import Metrics
 from ktcore.server.ollama import ollama_routes
 from ktcore.server.openai import openai_routes
+from ktcore.server.page.routes import page_routes
 from ktcore.server.served import Served
 from ktcore.server.settings import Settings
 from ktcore.server.tokens import token_routes
@@ -26,6 +27,7 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     app.include_router(openai_routes(served))
     app.include_router(ollama_routes(served))
     app.include_router(token_routes(served))
+    app.include_router(page_routes())
 
     @app.get("/health")
     async def health() -> Response:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ktcore.server.errors import Problem
 from ktcore.server.settings import Settings, is_loopback
 
 OPEN = "/health"
+PAGE = "/"
 
 
 class Guard:
@@ -33,7 +37,11 @@ class Guard:
         if problem is None:
             body, problem = await self._read(scope, receive)
         if problem is not None:
-            await problem.response(scope["path"])(scope, receive, send)
+            response = problem.response(scope["path"])
+            if problem.status == 401 and scope["path"] == PAGE:
+                # the browser asks for user and password then, and sends them along with what the page asks for
+                response.headers["WWW-Authenticate"] = 'Basic realm="ktcore: the API key is the password"'
+            await response(scope, receive, send)
             return
         await self._app(scope, _replaying(body, receive), send)
 
@@ -50,6 +58,9 @@ class Guard:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer" and self._settings.keys.admit(given.strip()):
             return None
+        if scheme.lower() == b"basic" and self._settings.keys.admit(_password(given)):
+            # a browser sends these by itself, so a page of another site could make it ask
+            return None if _same_origin(headers) else Problem(403, "another site's page may not ask with this key")
         return Problem(401, "no valid API key was given: send Authorization: Bearer KEY", code="invalid_api_key")
 
     async def _read(self, scope: Scope, receive: Receive) -> tuple[bytes, Problem | None]:
@@ -71,6 +82,20 @@ class Guard:
                 return b"", too_large
             more = message.get("more_body", False)
         return b"".join(parts), None
+
+
+def _password(credentials: bytes) -> bytes:
+    """The password of HTTP basic authentication (RFC 7617); empty where there is none."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
+
+
+def _same_origin(headers: dict[bytes, bytes]) -> bool:
+    """Whether a request comes from a page of this very server, or from no page."""
+    origin = headers.get(b"origin")
+    return origin is None or origin.partition(b"://")[2] == headers.get(b"host", b"")
 
 
 def _name(host: str) -> str:
