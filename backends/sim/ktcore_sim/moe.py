@@ -6,8 +6,8 @@ from typing import cast
 
 import torch
 
-from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
-from ktcore.backend.experts import submit_experts, wait_experts
+from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.branches import moe_branch
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
 from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels, optional_weight, weight
 
@@ -120,26 +120,6 @@ class SimMoE(SimImplementation):
         """Branches whose router sees what the experts see."""
         return Unsupported("a router before attention") if spec.early_router else super().supports(spec, device)
 
-    def load(self, request: LoadRequest) -> SimMoEModule:
+    def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""
-        return SimMoEModule(request)
-
-
-class SimMoEModule:
-    """float32 [T, hidden] -> float32 [T, hidden]."""
-
-    def __init__(self, request: LoadRequest) -> None:
-        self._spec = cast(MoESpec, request.spec)
-        self._parts = request.children
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        s, parts = self._spec, self._parts
-        n = parts["norm"](x) if s.norm else x
-        ids, weights = parts["router"](n)
-        ticket = submit_experts(parts["experts"], n, ids, weights)
-        shared = parts["shared"](n) if s.shared else None
-        if shared is not None and s.shared_gate:
-            shared = shared * torch.sigmoid(parts["shared_gate"](n))
-        y = wait_experts(parts["experts"], ticket)
-        y = y if shared is None else y + shared
-        return cast(torch.Tensor, x + y if s.residual else y)
+        return moe_branch(request)

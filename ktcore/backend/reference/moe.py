@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from ktcore.backend.experts import submit_experts, wait_experts
+from ktcore.backend.branches import moe_branch
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.linear import linear
@@ -56,21 +56,7 @@ class ReferenceMoE(ReferenceImplementation):
     spec_type = MoESpec
 
     def load(self, request: LoadRequest) -> Module:
-        spec = cast(MoESpec, request.spec)
-        parts = request.children
-
-        def run(x: torch.Tensor, before: torch.Tensor | None = None) -> Any:
-            n = parts["norm"](x) if spec.norm else x
-            # experts on another device run beside the shared part
-            ticket = submit_experts(parts["experts"], n, *parts["router"](before if spec.early_router else n))
-            shared = parts["shared"](n) if spec.shared else None
-            if shared is not None and spec.shared_gate:
-                shared = shared * parts["shared_gate"](n).sigmoid()
-            y = wait_experts(parts["experts"], ticket)
-            y = y if shared is None else y + shared
-            return x + y if spec.residual else y
-
-        return run
+        return moe_branch(request)
 
 
 def _by_expert(request: LoadRequest, role: str) -> torch.Tensor:

@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import torch
 
+from ktcore.backend.branches import mlp_branch
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.embedding import EmbeddingSpec, embedding
 from ktcore.ops.linear import LinearSpec, linear
-from ktcore.ops.mlp import MLPSpec, gated
+from ktcore.ops.mlp import MLPSpec
 from ktcore.ops.norm import RMSNormSpec, rms_norm
 from ktcore.ops.rope import RopeSpec, inverse_frequencies, rope
 from ktcore.ops.sampling import SamplingParams, SamplingSpec, sample
@@ -87,16 +88,7 @@ class ReferenceMLP(ReferenceImplementation):
     spec_type = MLPSpec
 
     def load(self, request: LoadRequest) -> Module:
-        spec = cast(MLPSpec, request.spec)
-        parts = request.children
-
-        def run(x: torch.Tensor) -> Any:
-            n = parts["norm"](x) if spec.norm else x
-            y = parts["down"](gated(parts["gate"](n), parts["up"](n), spec.activation))
-            y = parts["post_norm"](y) if spec.post_norm else y
-            return x + y if spec.residual else y
-
-        return run
+        return mlp_branch(request)
 
 
 class ReferenceSampling(ReferenceImplementation):

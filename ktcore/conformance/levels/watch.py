@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ktcore.backend.reference as reference
 
 _REFERENCE_FOLDER = str(Path(reference.__file__ or "").parent)
-_HELPERS = frozenset({"positions_on", "up_projections", "loaded", "<genexpr>"})
+_HELPERS = frozenset({"up_projections", "loaded", "<genexpr>"})
 _SMALL = 64
 """Host tensors up to so many values are bookkeeping (positions, page tables), not work."""
 

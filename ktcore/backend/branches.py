@@ -1,0 +1,125 @@
+"""Residual branches composed of their parts, whoever made those: attention, latent attention, MLP, mixture of experts.
+
+A backend that has no fused kernel for a branch loads it from here; what it computes itself it hands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+
+from ktcore.backend.experts import submit_experts, wait_experts
+from ktcore.backend.implementation import LoadRequest
+from ktcore.backend.mirror import mirrored
+from ktcore.backend.runtime import DeviceRuntime
+from ktcore.ops.attention import AttentionSpec, tempered
+from ktcore.ops.batch import StepBatch
+from ktcore.ops.mla import MLASpec
+from ktcore.ops.mlp import MLPSpec, gated
+from ktcore.ops.moe import MoESpec
+
+Attend = Callable[[StepBatch, torch.Tensor, torch.Tensor], torch.Tensor]
+Gated = Callable[[torch.Tensor, torch.Tensor, str], torch.Tensor]
+
+
+def step_positions(runtime: DeviceRuntime, step: StepBatch) -> torch.Tensor:
+    """The step's positions int64 [T] on the runtime's device, copied once a step."""
+    if runtime.device.type == "cpu":
+        return step.positions
+    return mirrored(runtime, step, "positions", lambda s: s.positions)
+
+
+def attention_branch(request: LoadRequest, sinks: torch.Tensor | None = None) -> Callable[..., torch.Tensor]:
+    """x float32 [T, hidden], step -> [T, hidden], as `AttentionSpec` says.
+
+    Args:
+        sinks: [heads] on the device, where the spec has sinks.
+    """
+    spec, parts, runtime = cast(AttentionSpec, request.spec), request.children, request.runtime
+    more = () if sinks is None else (sinks,)
+
+    def normed(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return parts["q_norm"](q) if spec.q_norm else q, parts["k_norm"](k) if spec.k_norm else k
+
+    def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        n = parts["norm"](x) if spec.norm else x
+        q = parts["q"](n).view(-1, spec.heads, spec.head_dim)
+        k = parts["k"](n).view(-1, spec.kv_heads, spec.head_dim)
+        v = parts["v"](n).view(-1, spec.kv_heads, spec.head_dim)
+        if not spec.norm_after_rope:
+            q, k = normed(q, k)
+        positions = step_positions(runtime, step)
+        if spec.rope:
+            q, k = parts["rope"](q, positions), parts["rope"](k, positions)
+        if spec.norm_after_rope:
+            q, k = normed(q, k)
+        if spec.temperature:
+            q = tempered(q, positions, spec.temperature)
+        parts["cache"].append(step, k, v)
+        seen = parts["cache"].attend(step, q, spec.scale, *more).reshape(x.shape[0], -1)
+        y = parts["o"](seen * torch.sigmoid(parts["gate"](n)) if spec.gate else seen)
+        y = parts["post_norm"](y) if spec.post_norm else y
+        return cast(torch.Tensor, x + y if spec.residual else y)
+
+    return run
+
+
+def mla_branch(request: LoadRequest, attend: Attend) -> Callable[..., torch.Tensor]:
+    """x float32 [T, hidden], step -> [T, hidden], as `MLASpec` says.
+
+    Args:
+        attend: (step, q_nope [T, heads, N], q_rope [T, heads, R]) -> [T, heads, V], after the step's rows were stored.
+    """
+    spec, parts, runtime = cast(MLASpec, request.spec), request.children, request.runtime
+
+    def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        n = parts["norm"](x) if spec.norm else x
+        low = parts["q_a_norm"](parts["q_a"](n)) if spec.q_a else n
+        q = parts["q_b" if spec.q_a else "q"](low).view(-1, spec.heads, spec.nope_dim + spec.rope_dim)
+        q_nope, q_rope = q.split((spec.nope_dim, spec.rope_dim), -1)
+        latent, k_rope = parts["kv_a"](n).split((spec.latent, spec.rope_dim), -1)
+        positions = step_positions(runtime, step)
+        q_rope = parts["rope"](q_rope.contiguous(), positions)
+        k_rope = parts["rope"](k_rope[:, None, :].contiguous(), positions)[:, 0]
+        parts["cache"].append(step, parts["kv_a_norm"](latent.contiguous()), k_rope)
+        y = parts["o"](attend(step, q_nope, q_rope).reshape(x.shape[0], -1))
+        return cast(torch.Tensor, x + y if spec.residual else y)
+
+    return run
+
+
+def mlp_branch(request: LoadRequest, gate: Gated = gated) -> Callable[[torch.Tensor], torch.Tensor]:
+    """float32 [T, hidden] -> [T, hidden], as `MLPSpec` says.
+
+    Args:
+        gate: (gate, up, activation) -> act(gate) * up.
+    """
+    spec, parts = cast(MLPSpec, request.spec), request.children
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        n = parts["norm"](x) if spec.norm else x
+        y = parts["down"](gate(parts["gate"](n), parts["up"](n), spec.activation))
+        y = parts["post_norm"](y) if spec.post_norm else y
+        return cast(torch.Tensor, x + y if spec.residual else y)
+
+    return run
+
+
+def moe_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
+    """x float32 [T, hidden] (and, with an early router, what it reads) -> [T, hidden], as `MoESpec` says."""
+    spec, parts = cast(MoESpec, request.spec), request.children
+
+    def run(x: torch.Tensor, before: torch.Tensor | None = None) -> Any:
+        n = parts["norm"](x) if spec.norm else x
+        # experts on another device run beside the shared part
+        ticket = submit_experts(parts["experts"], n, *parts["router"](before if spec.early_router else n))
+        shared = parts["shared"](n) if spec.shared else None
+        if shared is not None and spec.shared_gate:
+            shared = shared * torch.sigmoid(parts["shared_gate"](n))
+        y = wait_experts(parts["experts"], ticket)
+        y = y if shared is None else y + shared
+        return x + y if spec.residual else y
+
+    return run
