@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -19,6 +20,7 @@ from ktcore.engine.loader import Progress, load_modules
 from ktcore.engine.output import PLAIN, Output
 from ktcore.engine.packed_cache import load_cached
 from ktcore.engine.sequence import Chosen, Finish, Sequence
+from ktcore.engine.structure import Structures
 from ktcore.engine.text import TextBuilder
 from ktcore.engine.tokenizer import Tokenizer, load_tokenizer
 from ktcore.engine.tokenizer_chat import RESERVED
@@ -129,6 +131,15 @@ class Model:
                 "call generate() or logits() with token ids, or add the tokenizer files to the checkpoint",
             )
         return self._tokenizer
+
+    @cached_property
+    def structures(self) -> Structures:
+        """Makes forms that answers must have, such as a JSON schema; needs the package llguidance.
+
+        Raises:
+            TokenizerError: the checkpoint has no tokenizer.
+        """
+        return Structures(self.tokenizer, self.plan.graph.vocab)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -308,8 +319,9 @@ class TextStream:
         self.stats = Stats(prompt_tokens=len(ids))
         self._model = model
         ends = output.ends(model.tokenizer.stop_ids)
-        self._sequence = Sequence(ids, params, max_new_tokens, ends, top_logprobs=output.logprobs)
-        self._text = TextBuilder(model.tokenizer, stop)
+        guide = None if output.structure is None else output.structure.begin()
+        self._sequence = Sequence(ids, params, max_new_tokens, ends, top_logprobs=output.logprobs, guide=guide)
+        self._text = TextBuilder(model.tokenizer, stop, output.shown)
         self._pieces: list[str] = []
         self._shown = 0
         self._chosen: deque[Chosen] = deque()
@@ -326,6 +338,11 @@ class TextStream:
     def finish(self) -> Finish | None:
         """Why it ended; None while it runs."""
         return self._sequence.finish
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended it early, if that was its own fault."""
+        return self._sequence.error
 
     def check(self) -> None:
         """Refuse a prompt that can never run, before it is queued.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ktcore.engine.structure import Structure
+
 
 @dataclass(frozen=True)
 class Output:
@@ -11,11 +13,15 @@ class Output:
     stop_ids: further token ids that end the answer.
     ignore_eos: go on past the model's own end tokens.
     logprobs: tell each token's logprob, and those of so many of the likeliest; None tells nothing.
+    structure: the form that the answer must have.
+    shown: control tokens that belong to the text, because something is read from them.
     """
 
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None
+    structure: Structure | None = None
+    shown: frozenset[int] = frozenset()
 
     def ends(self, own: frozenset[int]) -> frozenset[int]:
         """The ids that end the answer, of a model that has its `own`."""

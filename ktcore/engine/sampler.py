@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ktcore.engine.sequence import Chosen, Sequence
+from ktcore.engine.sequence import Chosen, Finish, Sequence
+from ktcore.errors import RequestError
 
 
 def draw(sampler: Callable[..., int], sequences: Iterable[Sequence], logits: torch.Tensor) -> None:
@@ -18,10 +19,21 @@ def draw(sampler: Callable[..., int], sequences: Iterable[Sequence], logits: tor
         sampler: the model's sampling operator (`ktcore.ops.sampling.SamplingSpec`).
     """
     for row, sequence in zip(logits, sequences, strict=True):
-        token = sampler(row, sequence.params, sequence.tokens, sequence.generator, sequence.prompt_len)
-        if sequence.top_logprobs is not None:
-            sequence.chosen.append(_noted(row, token, sequence.top_logprobs))
-        sequence.append(token)
+        try:
+            _next(sampler, sequence, row)
+        except RequestError as error:  # its form cannot be followed: no other answer's concern
+            sequence.fail(error)
+
+
+def _next(sampler: Callable[..., int], sequence: Sequence, row: torch.Tensor) -> None:
+    guide = sequence.guide
+    free = row if guide is None else guide.allowed(row)
+    token = sampler(free, sequence.params, sequence.tokens, sequence.generator, sequence.prompt_len)
+    if sequence.top_logprobs is not None:
+        sequence.chosen.append(_noted(row, token, sequence.top_logprobs))
+    sequence.append(token)
+    if guide is not None and sequence.finish is not Finish.STOP and guide.accept(token):
+        sequence.finish = Finish.STOP
 
 
 def _noted(row: torch.Tensor, token: int, count: int) -> Chosen:

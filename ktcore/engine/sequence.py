@@ -7,6 +7,7 @@ from enum import Enum
 
 import torch
 
+from ktcore.engine.structure import Guide
 from ktcore.ops.sampling import SamplingParams
 
 
@@ -46,6 +47,8 @@ class Sequence:
         state_slot: its place in the recurrent states, while it runs in a model that has some.
         stop_ids: drawing one of these ends the sequence; it is kept as the last token.
         all_logits: keep logits of every position (for `logits`), not only of the last.
+        guide: decides which tokens may come next, where the answer has a form.
+        error: why it ended early, if by its own fault.
         top_logprobs: how many of the likeliest tokens to note in `chosen` at each place; None notes nothing.
     """
 
@@ -61,6 +64,8 @@ class Sequence:
     finish: Finish | None = None
     generator: torch.Generator | None = None
     logits: list[torch.Tensor] = field(default_factory=list)
+    guide: Guide | None = None
+    error: Exception | None = None
     top_logprobs: int | None = None
     chosen: list[Chosen] = field(default_factory=list)
 
@@ -87,6 +92,11 @@ class Sequence:
     def longest(self) -> int:
         """Most tokens that it can ever hold in the cache."""
         return self.prompt_len + self.max_new_tokens
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error of its own."""
+        self.error = error
+        self.finish = Finish.CANCELLED
 
     def append(self, token: int) -> None:
         """Add a drawn token and notice the end."""

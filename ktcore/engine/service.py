@@ -216,7 +216,9 @@ class Service:
             stream.collect()
             text = "".join(stream.drain())
             chosen = stream.drain_chosen()
-            if stream.finish is not None:
+            if stream.error is not None:
+                self._end(ticket, Delta(text, stream.stats, error=stream.error, chosen=chosen))
+            elif stream.finish is not None:
                 self._end(ticket, Delta(text, stream.stats, finish=stream.finish, chosen=chosen))
             elif text:
                 self._give(ticket, Delta(text, stream.stats, chosen=chosen))

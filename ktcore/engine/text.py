@@ -12,12 +12,15 @@ class TextBuilder:
 
     Text that could still become a stop string is held back until that is settled.
 
+    Args:
+        shown: control tokens whose spelling belongs to the text.
+
     Attributes:
         received: characters of the tokens so far, those of a stop string included.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Seq[str]) -> None:
-        self._decoder = tokenizer.stream_decoder()
+    def __init__(self, tokenizer: Tokenizer, stop: Seq[str], shown: frozenset[int] = frozenset()) -> None:
+        self._decoder = tokenizer.stream_decoder(shown=shown)
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False

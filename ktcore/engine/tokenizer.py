@@ -120,9 +120,13 @@ class Tokenizer:
         """The bytes a token adds to the text: perhaps a part of a character, none for an id outside the vocabulary."""
         return b"" if skip_special and token_id in self._hidden else self._bytes(token_id)
 
-    def stream_decoder(self, skip_special: bool = True) -> StreamDecoder:
-        """A decoder that takes ids one at a time."""
-        return StreamDecoder(self, skip_special, self._bytes.leading_spaces)
+    def stream_decoder(self, skip_special: bool = True, shown: frozenset[int] = frozenset()) -> StreamDecoder:
+        """A decoder that takes ids one at a time.
+
+        Args:
+            shown: control tokens that are not skipped.
+        """
+        return StreamDecoder(self, skip_special, self._bytes.leading_spaces, shown)
 
     def apply_chat_template(
         self,
@@ -193,13 +197,17 @@ class StreamDecoder:
     The pieces of all :meth:`push` calls and one :meth:`flush` make up what :meth:`Tokenizer.decode` gives at once.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool, leading_spaces: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, skip_special: bool, leading_spaces: int, shown: frozenset[int] = frozenset()
+    ) -> None:
         self._tokenizer, self._skip, self._leading = tokenizer, skip_special, leading_spaces
+        self._shown = shown
         self._text = Utf8Stream(leading_spaces)
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; empty while a character is unfinished."""
-        return self._text.push(self._tokenizer.token_bytes(token_id, self._skip))
+        skip = self._skip and token_id not in self._shown
+        return self._text.push(self._tokenizer.token_bytes(token_id, skip))
 
     def flush(self) -> str:
         """What is still held back, as U+FFFD if it never became a character. The decoder is as new afterwards."""

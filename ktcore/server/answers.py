@@ -12,27 +12,42 @@ from fastapi import Request as HttpRequest
 from ktcore.engine.model import Stats
 from ktcore.engine.sequence import Chosen, Finish
 from ktcore.engine.service import Deliver, Delta, Request, Service
+from ktcore.server.dialect import Part, Reader
 from ktcore.server.metrics import Metrics
+from ktcore.server.tool_formats import Call
 
 
 @dataclass
 class Answer:
     """A whole answer."""
 
-    text: str
+    content: str
     finish: Finish
     stats: Stats
     chosen: tuple[Chosen, ...] = ()
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
 
 
 class Answers:
     """Answers to the prompts of one HTTP request. They are cancelled when the client disconnects, or by `close`.
 
+    Args:
+        readers: what takes each answer's text apart.
+
     Raises:
         KtcoreError: what `Service.submit` refuses.
     """
 
-    def __init__(self, service: Service, requests: Seq[Request], http: HttpRequest, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        service: Service,
+        requests: Seq[Request],
+        http: HttpRequest,
+        metrics: Metrics,
+        readers: Seq[Reader | None],
+    ) -> None:
+        self._readers = readers
         self._count = len(requests)
         self._deltas: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -49,8 +64,8 @@ class Answers:
         self._tickets = service.submit([(request, deliver_to(i)) for i, request in enumerate(requests)])
         self._watch = asyncio.create_task(self._cancel_when_gone(http))
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
-        """(index of the prompt, delta) as they come, until all have ended.
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta, Part]]:
+        """(index of the prompt, delta, what its text says) as they come, until all have ended.
 
         Raises:
             Exception: what an answer ended with.
@@ -62,21 +77,31 @@ class Answers:
                 if delta.error is not None:
                     raise delta.error
                 left -= delta.last
-                yield index, delta
+                yield index, delta, self._part(index, delta)
         finally:
             self.close()
 
     async def whole(self) -> list[Answer]:
         """All answers, complete, in order of their prompts."""
-        deltas: list[list[Delta]] = [[] for _ in range(self._count)]
-        async for index, delta in self:
-            deltas[index].append(delta)
-        return [_joined(each) for each in deltas]
+        made: list[list[tuple[Delta, Part]]] = [[] for _ in range(self._count)]
+        async for index, delta, part in self:
+            made[index].append((delta, part))
+        return [_joined(each) for each in made]
 
     def close(self) -> None:
         """End what is still under way."""
         self._watch.cancel()
         self._cancel()
+
+    def _part(self, index: int, delta: Delta) -> Part:
+        reader = self._readers[index]
+        if reader is None:
+            return Part(delta.text)
+        part = reader.push(delta.text)
+        if not delta.last:
+            return part
+        rest = reader.end()
+        return Part(part.content + rest.content, part.reasoning + rest.reasoning, part.calls + rest.calls)
 
     async def _cancel_when_gone(self, http: HttpRequest) -> None:
         while (await http.receive())["type"] != "http.disconnect":
@@ -88,7 +113,13 @@ class Answers:
             ticket.cancel()
 
 
-def _joined(deltas: list[Delta]) -> Answer:
-    last = deltas[-1]
-    chosen = tuple(one for delta in deltas for one in delta.chosen)
-    return Answer("".join(d.text for d in deltas), last.finish or Finish.STOP, last.stats, chosen)
+def _joined(made: list[tuple[Delta, Part]]) -> Answer:
+    last, _ = made[-1]
+    return Answer(
+        content="".join(part.content for _, part in made),
+        finish=last.finish or Finish.STOP,
+        stats=last.stats,
+        chosen=tuple(one for delta, _ in made for one in delta.chosen),
+        reasoning="".join(part.reasoning for _, part in made),
+        calls=tuple(call for _, part in made for call in part.calls),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
@@ -20,11 +20,14 @@ from ktcore.engine.model import Stats
 from ktcore.engine.output import Output
 from ktcore.engine.sequence import Finish
 from ktcore.server.answers import Answers
+from ktcore.server.chat import Chat, Prompt, prompt_of, structure_of
+from ktcore.server.dialect import Part, dialect_of
 from ktcore.server.errors import json_response, problem_of
 from ktcore.server.logprobs import ollama_logprobs as logprobs
 from ktcore.server.ollama_schemas import GenerateAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
 from ktcore.server.sampling import params_for
 from ktcore.server.served import Served
+from ktcore.server.tool_formats import Call
 
 Ask = TypeVar("Ask", bound=BaseModel)
 _LATEST = ":latest"
@@ -58,7 +61,7 @@ def ollama_routes(served: Served) -> APIRouter:
                 "details": card["details"],
                 "template": template or "",
                 "model_info": {"general.architecture": card["details"]["family"]},
-                "capabilities": ["completion"],
+                "capabilities": _capabilities(template),
             }
         )
 
@@ -72,8 +75,9 @@ def ollama_routes(served: Served) -> APIRouter:
         system = [{"role": "system", "content": ask.system}] if ask.system else []
         messages = [*system, {"role": "user", "content": ask.prompt}]
         plain = ask.raw or (served.model.tokenizer.chat_template is None and not system)
-        ids = await asyncio.to_thread(_encode, served, ask, messages, ask.prompt if plain else None)
-        return await _answer(served, ask, ids, http, began, chat=False)
+        made = _plain if plain else _prompt
+        prompt = await asyncio.to_thread(made, served, ask, messages)
+        return await _answer(served, ask, prompt, http, began, chat=False)
 
     @routes.post("/chat")
     async def chat(http: Request) -> Response:
@@ -82,9 +86,9 @@ def ollama_routes(served: Served) -> APIRouter:
         served.check_model(ask.model.removesuffix(_LATEST))
         if not ask.messages:
             return json_response({**_base(ask), **_said(True, ""), "done": True, "done_reason": "load"})
-        messages = [{"role": m.role, "content": m.content} for m in ask.messages]
-        ids = await asyncio.to_thread(_encode, served, ask, messages, None)
-        return await _answer(served, ask, ids, http, began, chat=True)
+        tools = [tool.plain for tool in ask.tools or ()]
+        prompt = await asyncio.to_thread(_prompt, served, ask, [m.plain for m in ask.messages], tools)
+        return await _answer(served, ask, prompt, http, began, chat=True)
 
     return routes
 
@@ -97,14 +101,20 @@ async def _read(http: Request, kind: type[Ask]) -> Ask:
         raise RequestValidationError(error.errors()) from error
 
 
-def _encode(served: Served, ask: OllamaAsk, messages: list[dict[str, Any]], plain: str | None) -> list[int]:
-    if plain is not None:
-        return served.model.tokenizer.encode(plain)
-    variables: dict[str, Any] = {} if ask.think is None else {"enable_thinking": False}
-    return served.model.tokenizer.encode_chat(messages, **variables)
+def _plain(served: Served, ask: OllamaAsk, messages: list[dict[str, Any]]) -> Prompt:
+    """The last message as it is, without a template."""
+    model = served.model
+    ids = model.tokenizer.encode(messages[-1]["content"])
+    return Prompt(ids, model.tokenizer, structure=structure_of(model, ask.form))
 
 
-async def _answer(served: Served, ask: OllamaAsk, ids: list[int], http: Request, began: float, chat: bool) -> Response:
+def _prompt(
+    served: Served, ask: OllamaAsk, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+) -> Prompt:
+    return prompt_of(served.model, Chat(messages, tools, form=ask.form, variables=ask.variables))
+
+
+async def _answer(served: Served, ask: OllamaAsk, prompt: Prompt, http: Request, began: float, chat: bool) -> Response:
     o = ask.options or Options.model_validate({})
     params = params_for(
         served.model.plan.graph.vocab,
@@ -122,21 +132,24 @@ async def _answer(served: Served, ask: OllamaAsk, ids: list[int], http: Request,
     if longest < 0:
         longest = served.model.context
     timeout = served.settings.timeout(None)
-    request = engine.Request(ids, params, longest, o.stops, timeout, Output(logprobs=ask.top))
-    answers = served.answers([request], http)
+    output = Output(logprobs=ask.top, structure=prompt.structure, shown=prompt.shown)
+    request = engine.Request(prompt.ids, params, longest, o.stops, timeout, output)
+    answers = served.answers([request], http, [prompt.reader()])
     if ask.stream:
         return StreamingResponse(_lines(served, answers, ask, began, chat), media_type="application/x-ndjson")
     (answer,) = await answers.whole()
     told = logprobs(served.model.tokenizer, answer.chosen)
-    return json_response({**_base(ask), **_said(chat, answer.text), **told, **_end(answer.finish, answer.stats, began)})
+    said = _said(chat, answer.content, answer.reasoning, answer.calls)
+    return json_response({**_base(ask), **said, **told, **_end(answer.finish, answer.stats, began)})
 
 
 async def _lines(served: Served, answers: Answers, ask: OllamaAsk, began: float, chat: bool) -> AsyncIterator[str]:
     try:
-        async for _, delta in answers:
-            if delta.text or delta.chosen:
+        async for _, delta, part in answers:
+            if part != Part() or delta.chosen:
                 told = logprobs(served.model.tokenizer, delta.chosen)
-                yield json.dumps({**_base(ask), **_said(chat, delta.text), **told, "done": False}) + "\n"
+                said = _said(chat, part.content, part.reasoning, part.calls)
+                yield json.dumps({**_base(ask), **said, **told, "done": False}) + "\n"
             if delta.finish is not None:
                 yield json.dumps({**_base(ask), **_said(chat, ""), **_end(delta.finish, delta.stats, began)}) + "\n"
     except Exception as error:  # the status is sent already, so the stream itself must tell
@@ -149,8 +162,21 @@ def _base(ask: OllamaAsk) -> dict[str, Any]:
     return {"model": ask.model, "created_at": _iso(datetime.now(timezone.utc))}
 
 
-def _said(chat: bool, text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}} if chat else {"response": text}
+def _said(chat: bool, text: str, reasoning: str = "", calls: Sequence[Call] = ()) -> dict[str, Any]:
+    thinking = {"thinking": reasoning} if reasoning else {}
+    if not chat:
+        return {"response": text, **thinking}
+    made = [{"function": {"name": call.name, "arguments": _object(call.arguments)}} for call in calls]
+    return {"message": {"role": "assistant", "content": text, **thinking, **({"tool_calls": made} if made else {})}}
+
+
+def _object(arguments: str) -> Any:
+    """Arguments as Ollama's clients take them; what the model has not written as an object is none."""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _end(finish: Finish, stats: Stats, began: float) -> dict[str, Any]:
@@ -183,6 +209,12 @@ def _card(served: Served) -> dict[str, Any]:
             "families": [family],
         },
     }
+
+
+def _capabilities(template: str | None) -> list[str]:
+    dialect = dialect_of(template)
+    tools = ["tools"] if dialect.tools is not None else []
+    return ["completion", *tools, *(["thinking"] if dialect.thoughts or dialect.harmony else [])]
 
 
 def _iso(moment: datetime) -> str:

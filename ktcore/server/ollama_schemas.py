@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ktcore.server.chat import Form
+from ktcore.server.openai_messages import Tools
 from ktcore.server.openai_schemas import MAX_LOGPROBS, Penalty, Seed, Stop
 
 Nothing = Annotated[list[Any], Field(max_length=0)]
@@ -43,12 +46,26 @@ class OllamaAsk(BaseModel):
     model: str
     stream: bool = True
     options: Options | None = None
-    think: Literal[False] | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
 
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
-    format: Literal[""] | None = None
+    @property
+    def form(self) -> Form | None:
+        """The form that the answer must have."""
+        if not self.format:
+            return None
+        return Form("json", {"type": "object"} if self.format == "json" else self.format, "format")
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Variables of the chat template that `think` sets."""
+        if self.think is None:
+            return {}
+        level = {"reasoning_effort": self.think} if isinstance(self.think, str) else {}
+        return {"enable_thinking": bool(self.think), **level}
 
     @property
     def top(self) -> int | None:
@@ -69,22 +86,51 @@ class GenerateAsk(OllamaAsk):
     images: Nothing | None = None
 
 
+class OllamaFunction(BaseModel):
+    """A function that a call names."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class OllamaCall(BaseModel):
+    """A call that the assistant made earlier."""
+
+    function: OllamaFunction
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it, with arguments as text."""
+        arguments = json.dumps(self.function.arguments, ensure_ascii=False)
+        return {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+
+
 class OllamaMessage(BaseModel):
     """A turn of the conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    thinking: str | None = None
+    tool_calls: list[OllamaCall] | None = None
+    tool_name: str | None = None
 
     images: Nothing | None = None
-    tool_calls: Nothing | None = None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        more: dict[str, Any] = {"reasoning_content": self.thinking, "name": self.tool_name}
+        if self.tool_calls:
+            more["tool_calls"] = [call.plain for call in self.tool_calls]
+        kept = {key: value for key, value in more.items() if value is not None}
+        return {"role": self.role, "content": self.content, **kept}
 
 
 class OllamaChatAsk(OllamaAsk):
     """POST /api/chat."""
 
     messages: list[OllamaMessage] = Field(default_factory=list)
-
-    tools: Nothing | None = None
+    tools: Tools | None = None
 
 
 class ShowAsk(BaseModel):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from ktcore.engine import service as engine
-from ktcore.engine.model import Stats
-from ktcore.engine.tokenizer_chat import RESERVED
+from ktcore.engine.model import Model, Stats
 from ktcore.server.answers import Answers
+from ktcore.server.chat import Prompt, prompt_of, structure_of
 from ktcore.server.errors import json_response, problem_of
 from ktcore.server.openai_replies import DONE, Reply, event
 from ktcore.server.openai_schemas import Ask, ChatAsk, CompletionAsk
@@ -42,34 +43,33 @@ def openai_routes(served: Served) -> APIRouter:
     @routes.post("/chat/completions")
     async def chat(ask: ChatAsk, http: Request) -> Response:
         served.check_model(ask.model)
-        messages = [message.plain for message in ask.messages]
-        tokenizer = served.service.model.tokenizer
         # a template is the checkpoint's code, and long texts take their time: neither may hold up other answers
-        ids = await asyncio.to_thread(_encode_chat, tokenizer, messages, ask.chat_template_kwargs or {})
+        prompt = await asyncio.to_thread(prompt_of, served.model, ask.chat)
         longest = ask.max_completion_tokens or ask.max_tokens
-        return await _answer(served, ask, [ids], longest, http, chat=True)
+        return await _answer(served, ask, [prompt], longest, http, chat=True)
 
     @routes.post("/completions")
     async def completions(ask: CompletionAsk, http: Request) -> Response:
         served.check_model(ask.model)
-        prompts = await asyncio.to_thread(_encode, served.service.model.tokenizer, ask.prompt)
+        prompts = await asyncio.to_thread(_prompts, served.model, ask)
         return await _answer(served, ask, prompts, ask.max_tokens, http, chat=False)
 
     return routes
 
 
 async def _answer(
-    served: Served, ask: Ask, prompts: list[list[int]], longest: int | None, http: Request, chat: bool
+    served: Served, ask: Ask, prompts: list[Prompt], longest: int | None, http: Request, chat: bool
 ) -> Response:
     choices = ask.n or 1
-    answers = served.answers(_requests(served, ask, prompts, longest), http)
-    reply = Reply(served.settings.name, chat, served.model.tokenizer)
+    readers = [prompt.reader() if chat else None for prompt in prompts for _ in range(choices)]
+    answers = served.answers(_requests(served, ask, prompts, longest), http, readers)
+    reply = Reply(served.settings.name, chat, prompts[0])
     if ask.stream:
         return StreamingResponse(_events(answers, reply, ask, choices, chat), media_type="text/event-stream")
     return json_response(reply.whole(await answers.whole(), choices))
 
 
-def _requests(served: Served, ask: Ask, prompts: list[list[int]], longest: int | None) -> list[engine.Request]:
+def _requests(served: Served, ask: Ask, prompts: list[Prompt], longest: int | None) -> list[engine.Request]:
     params = params_for(
         served.model.plan.graph.vocab,
         temperature=1.0 if ask.temperature is None else ask.temperature,
@@ -84,9 +84,10 @@ def _requests(served: Served, ask: Ask, prompts: list[list[int]], longest: int |
         seed=ask.seed,
     )
     new, timeout = longest or served.settings.default_tokens, served.settings.timeout(ask.timeout)
+    outputs = [replace(ask.output, structure=prompt.structure, shown=prompt.shown) for prompt in prompts]
     return [
-        engine.Request(ids, for_choice(params, choice), new, ask.stops, timeout, ask.output)
-        for ids in prompts
+        engine.Request(prompt.ids, for_choice(params, choice), new, ask.stops, timeout, output)
+        for prompt, output in zip(prompts, outputs, strict=True)
         for choice in range(ask.n or 1)
     ]
 
@@ -95,12 +96,12 @@ async def _events(answers: Answers, reply: Reply, ask: Ask, choices: int, chat: 
     opened: set[int] = set()
     stats: dict[int, Stats] = {}
     try:
-        async for index, delta in answers:
+        async for index, delta, part in answers:
             if chat and index not in opened:
                 opened.add(index)
                 yield event(reply.opening(index))
-            if delta.text or delta.chosen:
-                yield event(reply.piece(index, delta.text, delta.chosen))
+            for piece in reply.pieces(index, part, delta.chosen):
+                yield event(piece)
             if delta.finish is not None:
                 stats[index] = delta.stats
                 yield event(reply.end(index, delta.finish))
@@ -113,9 +114,9 @@ async def _events(answers: Answers, reply: Reply, ask: Ask, choices: int, chat: 
     yield DONE
 
 
-def _encode_chat(tokenizer: Any, messages: list[dict[str, Any]], variables: dict[str, Any]) -> list[int]:
-    ids: list[int] = tokenizer.encode_chat(messages, **{k: v for k, v in variables.items() if k not in RESERVED})
-    return ids
+def _prompts(model: Model, ask: CompletionAsk) -> list[Prompt]:
+    structure = structure_of(model, ask.form)
+    return [Prompt(ids, model.tokenizer, structure=structure) for ids in _encode(model.tokenizer, ask.prompt)]
 
 
 def _encode(tokenizer: Any, prompt: str | list[int] | list[str] | list[list[int]]) -> list[list[int]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ktcore.engine.output import Output
+from ktcore.server.chat import Chat, Form
 from ktcore.server.errors import FieldError
+from ktcore.server.openai_messages import ChatMessage, ResponseFormat, ToolChoice, Tools, choice_of
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
@@ -47,6 +50,10 @@ class Ask(BaseModel):
     logit_bias: Annotated[dict[Id, Bias], Field(max_length=1024)] | None = None
     stop_token_ids: Annotated[list[Id], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
+    guided_json: dict[str, Any] | None = None
+    guided_regex: Annotated[str, StringConstraints(min_length=1, max_length=10_000)] | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
+    guided_grammar: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     timeout: float | None = Field(None, gt=0, le=1e6)
@@ -67,35 +74,33 @@ class Ask(BaseModel):
         return Output(frozenset(self.stop_token_ids or ()), bool(self.ignore_eos), self.top)
 
     @property
+    def forms(self) -> list[Form]:
+        """All forms that the answer must have."""
+        choice = "|".join(map(re.escape, self.guided_choice or ()))
+        found = [
+            Form("json", self.guided_json, "guided_json") if self.guided_json is not None else None,
+            Form("regex", choice, "guided_choice") if self.guided_choice else None,
+            Form("regex", self.guided_regex, "guided_regex") if self.guided_regex else None,
+            Form("grammar", self.guided_grammar, "guided_grammar") if self.guided_grammar else None,
+        ]
+        return [form for form in found if form is not None]
+
+    @property
+    def form(self) -> Form | None:
+        """The form that the answer must have.
+
+        Raises:
+            FieldError: there are several.
+        """
+        first, *more = [*self.forms, None]
+        if more and more[0] is not None:
+            raise FieldError(more[0].field, "an answer has one form, and this request names another")
+        return first
+
+    @property
     def top(self) -> int | None:
         """How many likeliest tokens to tell at each place; None tells no logprobs."""
         return None
-
-
-class TextPart(BaseModel):
-    """Text inside of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    """A turn of the conversation; `developer` is another word for `system`."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """As chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class TextFormat(BaseModel):
-    """The one format of answers that is supported: free text."""
-
-    type: Literal["text"]
 
 
 class ChatAsk(Ask):
@@ -105,11 +110,40 @@ class ChatAsk(Ask):
     max_completion_tokens: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] | None = None
 
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    response_format: TextFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    separate_reasoning: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @property
+    def forms(self) -> list[Form]:
+        """All forms that the answer must have."""
+        asked = self.response_format.form if self.response_format else None
+        return [*super().forms, *([] if asked is None else [asked])]
+
+    @property
+    def chat(self) -> Chat:
+        """What is asked, in no API's words."""
+        variables = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            thinks = {"enable_thinking": self.reasoning_effort != "none", "reasoning_effort": self.reasoning_effort}
+            variables = {**thinks, **variables}
+        return Chat(
+            messages=[message.plain for message in self.messages],
+            tools=[tool.plain for tool in self.tools or ()],
+            choice=choice_of(self.tool_choice),
+            several=self.parallel_tool_calls is not False,
+            form=self.form,
+            separate=self.separate_reasoning is not False,
+            variables=variables,
+        )
 
     @property
     def top(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -10,6 +11,7 @@ from fastapi import Request as HttpRequest
 from ktcore.engine.model import Model
 from ktcore.engine.service import Request, Service
 from ktcore.server.answers import Answers
+from ktcore.server.dialect import Reader
 from ktcore.server.errors import UnknownModelError
 from ktcore.server.metrics import Metrics
 from ktcore.server.settings import Settings
@@ -40,10 +42,15 @@ class Served:
                 f"there is no model {name!r} here", f"this server has {self.settings.name!r}; /v1/models lists it"
             )
 
-    def answers(self, requests: list[Request], http: HttpRequest) -> Answers:
+    def answers(
+        self, requests: list[Request], http: HttpRequest, readers: Sequence[Reader | None] | None = None
+    ) -> Answers:
         """Begin to answer.
+
+        Args:
+            readers: what takes each answer's text apart; without, text is content.
 
         Raises:
             KtcoreError: what `Service.submit` refuses.
         """
-        return Answers(self.service, requests, http, self.metrics)
+        return Answers(self.service, requests, http, self.metrics, readers or [None] * len(requests))
