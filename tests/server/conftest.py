@@ -19,6 +19,16 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+# As Qwen3's: tools in the system's turn, calls and thoughts in marks.
+TOOL_TEMPLATE = (
+    "{% if tools %}<|system|>{% for t in tools %}{{ t | tojson }}{% endfor %}<|end|>{% endif %}"
+    "{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>"
+    "{% if m.role == 'tool' %}<tool_response>{{ m.content }}</tool_response>{% else %}{{ m.content or '' }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</tool_call>{% endfor %}'
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THINKING = "{% if add_generation_prompt and enable_thinking is false %}<think></think>{% endif %}"
 SIZES: dict[str, Any] = {
     "vocab_size": 264,
     "hidden_size": 64,
@@ -32,7 +42,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-def _save(model: PreTrainedModel, folder: Path) -> Path:
+def _save(model: PreTrainedModel, folder: Path, template: str = TEMPLATE) -> Path:
     model.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -40,7 +50,7 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
     backend.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": TEMPLATE}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
@@ -63,6 +73,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "dense": _save(dense, tmp_path_factory.mktemp("dense")),
         "moe": _save(moe, tmp_path_factory.mktemp("moe")),
+        "tools": _save(dense, tmp_path_factory.mktemp("tools"), TOOL_TEMPLATE),
+        "thinks": _save(dense, tmp_path_factory.mktemp("thinks"), TOOL_TEMPLATE + THINKING),
     }
 
 

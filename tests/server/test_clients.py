@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,11 @@ class Server:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
-@pytest.fixture
-def server(opened: Callable[..., ktcore.Model]) -> Iterator[Server]:
+@contextmanager
+def listening(model: ktcore.Model) -> Iterator[Server]:
+    """A server of a model."""
     listener = socket.create_server(("127.0.0.1", 0))
-    with Service(opened(context=4096)) as service:
+    with Service(model) as service:
         app = build_app(service, Settings("tiny", Keys(("right",))))
         made = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -50,6 +52,12 @@ def server(opened: Callable[..., ktcore.Model]) -> Iterator[Server]:
         made.should_exit = True
         thread.join(30)
     listener.close()
+
+
+@pytest.fixture
+def server(opened: Callable[..., ktcore.Model]) -> Iterator[Server]:
+    with listening(opened(context=4096)) as made:
+        yield made
 
 
 def test_the_openai_sdk_works_unmodified(server: Server) -> None:

@@ -1,0 +1,222 @@
+"""Tools, thoughts and forms by the real openai and ollama clients, over a model that says what the test tells it to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra `server`")
+pytest.importorskip("fastapi", reason="needs the extra `server`")
+pytest.importorskip("llguidance", reason="needs the extra `server`")
+openai = pytest.importorskip("openai", reason="the SDK is what this tests")
+ollama = pytest.importorskip("ollama", reason="the client is what this tests")
+
+import ktcore  # noqa: E402
+from ktcore.engine.service import Service  # noqa: E402
+
+from .test_clients import HELLO, Server, listening  # noqa: E402
+
+Opened = Callable[..., ktcore.Model]
+Says = Callable[[Server, str], None]
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Oslo"]}, "days": {"type": "integer", "maximum": 9}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
+    "required": ["ok", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def tools(opened: Opened) -> Iterator[Server]:
+    with listening(opened("tools", context=4096)) as made:
+        yield made
+
+
+@pytest.fixture
+def thinks(opened: Opened) -> Iterator[Server]:
+    with listening(opened("thinks", context=4096)) as made:
+        yield made
+
+
+def _says(service: Service, text: str) -> None:
+    """Every answer is this text; forms and everything else after the sampler stay as they are."""
+    ids = [*service.model.tokenizer.encode(text, add_special=False), 256]
+
+    def sampler(row: Any, params: Any, seen: Any, generator: Any, prompt_len: int) -> int:
+        return ids[len(seen) - prompt_len]
+
+    object.__setattr__(service.model.engine.model, "sampler", sampler)
+
+
+def _streamed(chunks: Any) -> tuple[str, str, list[dict[str, str]], str | None]:
+    content, thoughts, finish = "", "", None
+    calls: list[dict[str, str]] = []
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        content += choice.delta.content or ""
+        thoughts += getattr(choice.delta, "reasoning_content", None) or ""
+        for call in choice.delta.tool_calls or []:
+            if call.id:
+                assert call.index == len(calls)
+                calls.append({"name": call.function.name, "arguments": ""})
+            calls[call.index]["arguments"] += call.function.arguments
+        finish = choice.finish_reason or finish
+    return content, thoughts, calls, finish
+
+
+def test_calls_go_there_and_back_through_the_template(tools: Server) -> None:
+    sdk = tools.sdk()
+    _says(tools.service, f"I look.\n{CALL}\n{CALL.replace('Paris', 'Oslo')}")
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": [WEATHER, NOW]}
+    (choice,) = sdk.chat.completions.create(**ask).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "I look."
+    calls = choice.message.tool_calls
+    assert [(c.function.name, json.loads(c.function.arguments)) for c in calls] == [
+        ("get_weather", {"city": "Paris"}),
+        ("get_weather", {"city": "Oslo"}),
+    ]
+    assert len({c.id for c in calls}) == 2
+    content, _, streamed, finish = _streamed(sdk.chat.completions.create(**ask, stream=True))
+    assert (content, finish) == ("I look.", "tool_calls")
+    assert streamed == [{"name": c.function.name, "arguments": c.function.arguments} for c in calls]
+    results = [{"role": "tool", "tool_call_id": c.id, "content": "sunny <|end|>"} for c in calls]
+    _says(tools.service, "It is sunny.")
+    again = sdk.chat.completions.create(**{**ask, "messages": [*HELLO, choice.message, *results]})
+    assert again.choices[0].message.content == "It is sunny."
+    tokenizer = tools.service.model.tokenizer
+    said = {"role": "assistant", "content": "I look.", "tool_calls": [c.model_dump() for c in calls]}
+    for call in said["tool_calls"]:
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    expected = tokenizer.encode_chat([*HELLO, said, *results], tools=[WEATHER, NOW])
+    assert again.usage.prompt_tokens == len(expected)
+
+
+def test_without_tools_or_with_none_calls_are_text(tools: Server) -> None:
+    _says(tools.service, CALL)
+    for more in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        (choice,) = tools.sdk().chat.completions.create(model="tiny", messages=HELLO, **more).choices
+        assert (choice.message.content, choice.finish_reason) == (CALL, "stop")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_random_model_calls_a_tool_when_it_must(tools: Server, choice: Any, stream: bool) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "tool_choice": choice, "seed": 5}
+    ask |= {"max_tokens": 200, "parallel_tool_calls": False, "temperature": 1}
+    done = tools.sdk().chat.completions.create(**ask, stream=stream)
+    if stream:
+        content, _, calls, finish = _streamed(done)
+    else:
+        message, finish = done.choices[0].message, done.choices[0].finish_reason
+        content = message.content or ""
+        calls = [{"name": c.function.name, "arguments": c.function.arguments} for c in message.tool_calls]
+    assert (content, finish) == ("", "tool_calls")
+    ((name, arguments),) = [(c["name"], json.loads(c["arguments"])) for c in calls]
+    assert name == "get_weather"
+    assert arguments["city"] in ("Paris", "Oslo")
+    assert arguments.get("days", 0) <= 9
+
+
+def test_thoughts_come_apart_and_need_not(thinks: Server) -> None:
+    sdk = thinks.sdk()
+    _says(thinks.service, f"<think>\nHm.\n</think>\n\nYes.\n{CALL}")
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": [WEATHER]}
+    message = sdk.chat.completions.create(**ask).choices[0].message
+    assert (message.reasoning_content, message.content) == ("Hm.", "Yes.")
+    assert message.tool_calls[0].function.name == "get_weather"
+    content, thoughts, calls, _ = _streamed(sdk.chat.completions.create(**ask, stream=True))
+    assert (content, thoughts, len(calls)) == ("Yes.", "Hm.", 1)
+    plain = (
+        sdk.chat.completions.create(model="tiny", messages=HELLO, extra_body={"separate_reasoning": False})
+        .choices[0]
+        .message
+    )
+    assert plain.content == f"<think>\nHm.\n</think>\n\nYes.\n{CALL}"
+    assert not hasattr(plain, "reasoning_content")
+
+
+def test_forms_leave_thoughts_free(thinks: Server) -> None:
+    text = '<think>\nWhat "ok"? {\n</think>\n\n{"ok": true, "kind": "b"}'
+    _says(thinks.service, text)
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    message = (
+        thinks.sdk().chat.completions.create(model="tiny", messages=HELLO, response_format=form).choices[0].message
+    )
+    assert json.loads(message.content) == {"ok": True, "kind": "b"}
+    assert message.reasoning_content == 'What "ok"? {'
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_random_model_keeps_to_a_schema(server_dense: Server, stream: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "response_format": form, "max_tokens": 200, "seed": 1}
+    done = server_dense.sdk().chat.completions.create(**ask, stream=stream)
+    content = _streamed(done)[0] if stream else done.choices[0].message.content
+    found = json.loads(content)
+    assert isinstance(found["ok"], bool)
+    assert found["kind"] in ("a", "b")
+
+
+@pytest.fixture
+def server_dense(opened: Opened) -> Iterator[Server]:
+    with listening(opened("dense", context=4096)) as made:
+        yield made
+
+
+def test_guided_fields_and_their_errors(server_dense: Server) -> None:
+    sdk = server_dense.sdk()
+
+    def said(**fields: Any) -> str:
+        text: str = sdk.completions.create(model="tiny", prompt="x", max_tokens=60, extra_body=fields).choices[0].text
+        return text
+
+    assert said(guided_choice=["yes, sir", "no/never"]) in ("yes, sir", "no/never")
+    assert len(said(guided_regex="[a-f]{7}")) == 7
+    assert said(guided_grammar='root ::= "a" ("b" | "c") "d"') in ("abd", "acd")
+    assert set(json.loads(said(guided_json=SCHEMA))) == {"ok", "kind"}
+    many = sdk.completions.create(
+        model="tiny", prompt=["x", "y"], n=2, max_tokens=60, extra_body={"guided_regex": "[0-9]{3}"}
+    )
+    assert all(len(c.text) == 3 and c.text.isdigit() and c.finish_reason == "stop" for c in many.choices)
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as error:
+        said(guided_json={"type": "array", "uniqueItems": True})
+    assert error.value.body["param"] == "guided_json"
+
+
+def test_the_ollama_client_calls_thinks_and_keeps_to_schemas(thinks: Server) -> None:
+    client = ollama.Client(host=thinks.url, headers={"Authorization": "Bearer right"})
+    assert {"tools", "thinking"} <= set(client.show("tiny").capabilities)
+    _says(thinks.service, f"<think>\nHm.\n</think>\n\n{CALL}")
+    message = client.chat("tiny", HELLO, tools=[WEATHER], think=True).message
+    assert message.thinking == "Hm."
+    assert message.tool_calls[0].function.arguments == {"city": "Paris"}
+    pieces = [p.message for p in client.chat("tiny", HELLO, tools=[WEATHER], stream=True)]
+    assert "".join(p.thinking or "" for p in pieces) == "Hm."
+    assert [c.function.name for p in pieces for c in p.tool_calls or []] == ["get_weather"]
+    _says(thinks.service, "Sunny.")
+    result = {"role": "tool", "tool_name": "get_weather", "content": "sunny"}
+    assert client.chat("tiny", [*HELLO, message, result], tools=[WEATHER]).message.content == "Sunny."
+    _says(thinks.service, '{"ok": false, "kind": "a"}')
+    assert json.loads(client.chat("tiny", HELLO, format=SCHEMA, think=False).message.content)["kind"] == "a"
+    assert json.loads(client.generate("tiny", "Hello", format="json").response) == {"ok": False, "kind": "a"}
+    with pytest.raises(ollama.ResponseError, match="bogus"):
+        client.chat("tiny", HELLO, format={"type": "bogus"})
