@@ -106,7 +106,10 @@ class Engine:
         for i, sequence in enumerate(batch.sequences):
             if sequence.all_logits:
                 span = hidden[batch.step.q_start[i] : batch.step.q_start[i + 1]]
-                sequence.logits.append(self.model.logits(span))
+                if sequence.pool is not None:
+                    sequence.pool.add(self.model.normed(span))
+                else:
+                    sequence.logits.append(self.model.logits(span))
                 if sequence.pending == 0:
                     sequence.finish = Finish.LENGTH
             elif sequence.pending == 0:

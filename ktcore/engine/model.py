@@ -19,6 +19,7 @@ from ktcore.engine.engine import Engine
 from ktcore.engine.loader import Progress, load_modules
 from ktcore.engine.output import PLAIN, Output
 from ktcore.engine.packed_cache import load_cached
+from ktcore.engine.pooling import Pool
 from ktcore.engine.sequence import Chosen, Finish, Sequence
 from ktcore.engine.structure import Structures
 from ktcore.engine.text import TextBuilder
@@ -320,7 +321,17 @@ class TextStream:
         self._model = model
         ends = output.ends(model.tokenizer.stop_ids)
         guide = None if output.structure is None else output.structure.begin()
-        self._sequence = Sequence(ids, params, max_new_tokens, ends, top_logprobs=output.logprobs, guide=guide)
+        pool = None if output.pool is None else Pool(output.pool)
+        self._sequence = Sequence(
+            ids,
+            params,
+            0 if pool else max_new_tokens,
+            ends,
+            all_logits=pool is not None,
+            pool=pool,
+            top_logprobs=output.logprobs,
+            guide=guide,
+        )
         self._text = TextBuilder(model.tokenizer, stop, output.shown)
         self._pieces: list[str] = []
         self._shown = 0
@@ -338,6 +349,12 @@ class TextStream:
     def finish(self) -> Finish | None:
         """Why it ended; None while it runs."""
         return self._sequence.finish
+
+    @property
+    def pooled(self) -> torch.Tensor | None:
+        """The vector of a prompt that ended, where one is wanted: float32 [hidden] of unit length."""
+        pool = self._sequence.pool
+        return None if pool is None or self.finish is not Finish.LENGTH else pool.vector()
 
     @property
     def error(self) -> Exception | None:

@@ -14,6 +14,7 @@ class Output:
     ignore_eos: go on past the model's own end tokens.
     logprobs: tell each token's logprob, and those of so many of the likeliest; None tells nothing.
     structure: the form that the answer must have.
+    pool: give no text but a vector of the prompt, its hidden states pooled so: "mean" or "last".
     shown: control tokens that belong to the text, because something is read from them.
     """
 
@@ -21,6 +22,7 @@ class Output:
     ignore_eos: bool = False
     logprobs: int | None = None
     structure: Structure | None = None
+    pool: str | None = None
     shown: frozenset[int] = frozenset()
 
     def ends(self, own: frozenset[int]) -> frozenset[int]:

@@ -68,6 +68,16 @@ class LoadedModel:
         self.devices.check()
         return logits
 
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states float32 [n, hidden] after the final norm, on the CPU, from rows of `hidden`.
+
+        Raises:
+            Exception: what host experts of this step raised.
+        """
+        states = self.norm(hidden).cpu()
+        self.devices.check()
+        return states
+
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Make room for `pages` KV pages in every cache."""
         for cache in self.caches:

@@ -7,6 +7,7 @@ from enum import Enum
 
 import torch
 
+from ktcore.engine.pooling import Pool
 from ktcore.engine.structure import Guide
 from ktcore.ops.sampling import SamplingParams
 
@@ -46,7 +47,8 @@ class Sequence:
         pages: the pages it owns, in order of position.
         state_slot: its place in the recurrent states, while it runs in a model that has some.
         stop_ids: drawing one of these ends the sequence; it is kept as the last token.
-        all_logits: keep logits of every position (for `logits`), not only of the last.
+        all_logits: keep logits of every position (for `logits`), not only of the last, or with a `pool` hidden states.
+        pool: takes hidden states in place of logits.
         guide: decides which tokens may come next, where the answer has a form.
         error: why it ended early, if by its own fault.
         top_logprobs: how many of the likeliest tokens to note in `chosen` at each place; None notes nothing.
@@ -66,6 +68,7 @@ class Sequence:
     logits: list[torch.Tensor] = field(default_factory=list)
     guide: Guide | None = None
     error: Exception | None = None
+    pool: Pool | None = None
     top_logprobs: int | None = None
     chosen: list[Chosen] = field(default_factory=list)
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from types import TracebackType
 
+import torch
+
 from ktcore.engine.model import Model, Stats, TextStream
 from ktcore.engine.output import PLAIN, Output
 from ktcore.engine.sequence import Chosen, Finish
@@ -56,6 +58,7 @@ class Delta:
     Attributes:
         stats: counts and times so far; the engine's own object, complete with the last delta.
         chosen: the text's tokens, where logprobs are wanted.
+        pooled: the prompt's vector, where one is wanted instead of text.
     """
 
     text: str
@@ -63,6 +66,7 @@ class Delta:
     finish: Finish | None = None
     error: Exception | None = None
     chosen: tuple[Chosen, ...] = ()
+    pooled: torch.Tensor | None = None
 
     @property
     def last(self) -> bool:
@@ -219,7 +223,8 @@ class Service:
             if stream.error is not None:
                 self._end(ticket, Delta(text, stream.stats, error=stream.error, chosen=chosen))
             elif stream.finish is not None:
-                self._end(ticket, Delta(text, stream.stats, finish=stream.finish, chosen=chosen))
+                told = Delta(text, stream.stats, finish=stream.finish, chosen=chosen, pooled=stream.pooled)
+                self._end(ticket, told)
             elif text:
                 self._give(ticket, Delta(text, stream.stats, chosen=chosen))
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import torch
 from fastapi import Request as HttpRequest
 
 from ktcore.engine.model import Stats
@@ -27,6 +28,7 @@ class Answer:
     chosen: tuple[Chosen, ...] = ()
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
+    pooled: torch.Tensor | None = None
 
 
 class Answers:
@@ -122,4 +124,5 @@ def _joined(made: list[tuple[Delta, Part]]) -> Answer:
         chosen=tuple(one for delta, _ in made for one in delta.chosen),
         reasoning="".join(part.reasoning for _, part in made),
         calls=tuple(call for _, part in made for call in part.calls),
+        pooled=last.pooled,
     )

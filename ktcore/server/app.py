@@ -7,12 +7,14 @@ from starlette.responses import Response
 
 from ktcore import __version__
 from ktcore.engine.service import Service
+from ktcore.server.embeddings import embedding_routes
 from ktcore.server.errors import add_handlers, json_response
 from ktcore.server.guard import Guard
 from ktcore.server.metrics import Metrics
 from ktcore.server.ollama import ollama_routes
 from ktcore.server.openai import openai_routes
 from ktcore.server.page.routes import page_routes
+from ktcore.server.responses import response_routes
 from ktcore.server.served import Served
 from ktcore.server.settings import Settings
 from ktcore.server.tokens import token_routes
@@ -26,6 +28,8 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     app.add_middleware(Guard, settings=settings)
     app.include_router(openai_routes(served))
     app.include_router(ollama_routes(served))
+    app.include_router(embedding_routes(served))
+    app.include_router(response_routes(served))
     app.include_router(token_routes(served))
     app.include_router(page_routes())
 

@@ -30,7 +30,7 @@ from ktcore.server.served import Served
 from ktcore.server.tool_formats import Call
 
 Ask = TypeVar("Ask", bound=BaseModel)
-_LATEST = ":latest"
+LATEST = ":latest"
 
 
 def ollama_routes(served: Served) -> APIRouter:
@@ -51,8 +51,8 @@ def ollama_routes(served: Served) -> APIRouter:
 
     @routes.post("/show")
     async def show(http: Request) -> Response:
-        ask = await _read(http, ShowAsk)
-        served.check_model((ask.model or ask.name).removesuffix(_LATEST))
+        ask = await read(http, ShowAsk)
+        served.check_model((ask.model or ask.name).removesuffix(LATEST))
         card = _card(served)
         template = served.model.tokenizer.chat_template
         return json_response(
@@ -68,8 +68,8 @@ def ollama_routes(served: Served) -> APIRouter:
     @routes.post("/generate")
     async def generate(http: Request) -> Response:
         began = time.perf_counter()
-        ask = await _read(http, GenerateAsk)
-        served.check_model(ask.model.removesuffix(_LATEST))
+        ask = await read(http, GenerateAsk)
+        served.check_model(ask.model.removesuffix(LATEST))
         if not ask.prompt:
             return json_response({**_base(ask), "response": "", "done": True, "done_reason": "load"})
         system = [{"role": "system", "content": ask.system}] if ask.system else []
@@ -82,8 +82,8 @@ def ollama_routes(served: Served) -> APIRouter:
     @routes.post("/chat")
     async def chat(http: Request) -> Response:
         began = time.perf_counter()
-        ask = await _read(http, OllamaChatAsk)
-        served.check_model(ask.model.removesuffix(_LATEST))
+        ask = await read(http, OllamaChatAsk)
+        served.check_model(ask.model.removesuffix(LATEST))
         if not ask.messages:
             return json_response({**_base(ask), **_said(True, ""), "done": True, "done_reason": "load"})
         tools = [tool.plain for tool in ask.tools or ()]
@@ -93,7 +93,7 @@ def ollama_routes(served: Served) -> APIRouter:
     return routes
 
 
-async def _read(http: Request, kind: type[Ask]) -> Ask:
+async def read(http: Request, kind: type[Ask]) -> Ask:
     """The body, whatever type it claims to have: `curl -d` claims that it is a form."""
     try:
         return kind.model_validate_json(await http.body())

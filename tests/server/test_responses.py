@@ -1,0 +1,109 @@
+"""The Responses API by the real openai client, whole and as events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs the extra `server`")
+pytest.importorskip("fastapi", reason="needs the extra `server`")
+pytest.importorskip("llguidance", reason="needs the extra `server`")
+openai = pytest.importorskip("openai", reason="the SDK is what this tests")
+
+import ktcore  # noqa: E402
+
+from .test_clients import Server, listening  # noqa: E402
+from .test_tools import CALL, SCHEMA, WEATHER, _says  # noqa: E402
+
+TOOL = {"type": "function", **WEATHER["function"]}
+
+
+@pytest.fixture
+def server(opened: Callable[..., ktcore.Model]) -> Iterator[Server]:
+    with listening(opened("thinks", context=2048)) as made:
+        yield made
+
+
+def test_text_and_instructions_as_a_chat_has_them(server: Server) -> None:
+    sdk = server.sdk()
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_output_tokens": 12}
+    found = sdk.responses.create(**ask, input="Hello", instructions="Be kind.")
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    chat = sdk.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=12)
+    assert found.output_text == chat.choices[0].message.content
+    assert found.status == "incomplete"
+    assert found.incomplete_details.reason == "max_output_tokens"
+    assert (found.usage.input_tokens, found.usage.output_tokens) == (chat.usage.prompt_tokens, 12)
+    parts = [{"type": "input_text", "text": "Hel"}, {"type": "input_text", "text": "lo"}]
+    items = [{"role": "developer", "content": "Be kind."}, {"type": "message", "role": "user", "content": parts}]
+    assert sdk.responses.create(**ask, input=items).output_text == found.output_text
+
+
+def test_events_tell_how_thoughts_text_and_calls_grow(server: Server) -> None:
+    sdk = server.sdk()
+    _says(server.service, f"<think>\nHm, hm.\n</think>\n\nI look.\n{CALL}")
+    ask: dict[str, Any] = {"model": "tiny", "input": "Weather?", "tools": [TOOL]}
+    whole = sdk.responses.create(**ask)
+    assert [item.type for item in whole.output] == ["reasoning", "message", "function_call"]
+    assert (whole.output[0].content[0].text, whole.output_text) == ("Hm, hm.", "I look.")
+    assert json.loads(whole.output[2].arguments) == {"city": "Paris"}
+    assert whole.status == "completed"
+    events = list(sdk.responses.create(**ask, stream=True))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert [events[0].type, events[1].type, events[-1].type] == [
+        *("response.created", "response.in_progress", "response.completed")
+    ]
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "I look."
+    assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == "Hm, hm."
+    last = events[-1].response
+    assert [i.type for i in last.output] == [i.type for i in whole.output]
+    done = [e for e in events if e.type == "response.output_item.done"]
+    assert [e.output_index for e in done] == [0, 1, 2]
+    assert [e.item.model_dump() for e in done] == [i.model_dump() for i in last.output]
+    # the SDK's own accumulation of events
+    with sdk.responses.stream(**ask) as stream:
+        assert stream.get_final_response().output_text == "I look."
+
+
+def test_results_of_calls_go_back(server: Server) -> None:
+    sdk = server.sdk()
+    _says(server.service, CALL)
+    first = sdk.responses.create(model="tiny", input="Weather?", tools=[TOOL])
+    call = first.output[0]
+    _says(server.service, "Sunny.")
+    items = [{"role": "user", "content": "Weather?"}, call]
+    items.append({"type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
+    again = sdk.responses.create(model="tiny", input=items, tools=[TOOL])
+    assert again.output_text == "Sunny."
+    function = {"name": "get_weather", "arguments": {"city": "Paris"}}
+    expected = server.service.model.tokenizer.encode_chat(
+        [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]},
+            {"role": "tool", "content": "sunny"},
+        ],
+        tools=[WEATHER],
+    )
+    assert again.usage.input_tokens == len(expected)
+
+
+def test_forms_and_what_is_refused(server: Server) -> None:
+    sdk = server.sdk()
+    _says(server.service, '{"ok": true, "kind": "a"}')
+    form = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}
+    assert json.loads(sdk.responses.create(model="tiny", input="x", text=form).output_text)["kind"] == "a"
+    wrong: list[dict[str, Any]] = [
+        {"previous_response_id": "resp_1"},
+        {"input": []},
+        {"input": [{"type": "message", "role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "bogus"}}}},
+        {"tool_choice": "required"},
+        {"max_output_tokens": 0},
+        {"background": True},
+    ]
+    for fields in wrong:
+        with pytest.raises(openai.BadRequestError):
+            sdk.responses.create(**{"model": "tiny", "input": "x", **fields})
