@@ -10,7 +10,19 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 os.environ.setdefault("MAX_JOBS", "2")
-NAMES = ("memory", "device", "stream", "graph", "fault", "torch_device", "operators", "copies", "kernels", "bindings")
+NAMES = (
+    "memory",
+    "device",
+    "stream",
+    "graph",
+    "fault",
+    "torch_device",
+    "operators",
+    "copies",
+    "kernels",
+    "python_task",
+    "bindings",
+)
 
 setup(
     ext_modules=[

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ktcore_triton.operators import implementations
+
 from ktcore.backend import Backend, Implementation
 from ktcore.errors import BackendError
 from ktcore_cuda.runtime import CudaRuntime, torch_vendor
 
 
 class CudaBackend(Backend):
-    """No implementations yet: the references run on its devices."""
+    """The shared Triton kernels over its devices."""
 
     def implementations(self) -> Sequence[Implementation]:
-        return []
+        return implementations("cuda")
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CudaRuntime:
         vendor = torch_vendor()

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "native_list.h"
+#include "python_task.h"
 #include "tensors.h"
 
 namespace py = pybind11;
@@ -132,6 +133,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("copy_bytes", &copy_bytes, Free());
   m.def("fill_bytes", &fill_bytes, Free());
   m.def("launch_host", &launch_host, Free());
+  m.def("launch_python", &launch_python);
+  m.def("alias_address", [](int index, uintptr_t at) { return reinterpret_cast<uintptr_t>(device(index).memory.alias_of(reinterpret_cast<char*>(at))); });
+  m.def("run_all_on_device", &run_all_on_device);
   m.def("sleep", &sleep_in, Free());
   m.def("fail", &fail_in, Free());
   m.def("errors", [](int index) { return device(index).errors(); });
@@ -158,7 +162,7 @@ PYBIND11_MODULE(_C, m) {
       .def("synchronize", &Event::synchronize, Free());
 
   py::class_<Graph, std::shared_ptr<Graph>>(m, "Graph")
-      .def(py::init([](int index, int64_t stream) { return begin_capture(*of(index, stream)); }), Free())
+      .def(py::init([](int index, int64_t stream) { return unlocked_graph(begin_capture(*of(index, stream))); }), Free())
       .def("end", [](const std::shared_ptr<Graph>& g, bool keep) { end_capture(g, keep); }, Free())
       .def("replay", [](Graph& g, int index, int64_t stream) { g.replay(of(index, stream)); }, Free())
       .def_property_readonly("launches", [](Graph& g) {

@@ -36,6 +36,8 @@ void on_fault(int signal, siginfo_t* info, void*) {
       fault_address = info->si_addr;
       siglongjmp(back, 1);
     }
+    if (kind == 2)
+      report("\nktcore_sim: a kernel written in Python left its allocation (" + memory.describe(info->si_addr) + ").\n");
     if (kind == 1) {
       touches++;
       if (mode == HostTouch::Count && memory.open_page(info->si_addr)) return;
@@ -69,6 +71,8 @@ void run_guarded(const Task& task) {
     if (device(i).memory.classify(fault_address)) where = device(i).memory.describe(fault_address);
   throw std::runtime_error("illegal memory access: " + where);
 }
+
+void disarm_fault_handler() { armed = 0; }
 
 void install_fault_handler() {
   struct sigaction action {};

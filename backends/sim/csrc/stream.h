@@ -127,5 +127,7 @@ void end_capture(const std::shared_ptr<Graph>& graph, bool keep);
 void in_torch_worker(void (*loop)(void*), void* argument);
 // Runs `task` so that a memory fault in it becomes an exception; defined beside the fault handler.
 void run_guarded(const Task& task);
+// For what is left of this task, a fault ends the process: frames of the interpreter cannot be jumped out of.
+void disarm_fault_handler();
 
 }  // namespace sim

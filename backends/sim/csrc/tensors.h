@@ -28,6 +28,9 @@ inline at::Tensor new_tensor(c10::IntArrayRef sizes, at::ScalarType dtype, int d
 void launch(int device, const char* what, std::vector<Use> uses, std::function<void()> run, Kind kind = Kind::Work);
 // Waits for the current stream and raises what surfaced.
 void block_on(int device, const char* why);
+// Whether operators outside of the list run as launches too, where their results' shapes do not depend on data: a device
+// whose kernels are torch's own. Off, they go to the host and are counted.
+void run_all_on_device(bool on);
 bool is_pinned(const void* address);
 size_t pinned_bytes();
 

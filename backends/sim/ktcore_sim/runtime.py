@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -177,6 +177,27 @@ class SimRuntime(DeviceRuntime):
             raise
         graph.end(True)
         return SimGraph(graph)
+
+    def launch_python(
+        self, stream: Stream, function: Callable[..., object], tensors: Sequence[torch.Tensor], name: str
+    ) -> None:
+        """A kernel written in Python: `function(*tensors)` on the stream's own thread when its turn comes.
+
+        Tensors of the device arrive as CPU tensors over the same memory, to be read and written there; what it raises
+        surfaces late, and a graph runs it at every replay.
+
+        Raises:
+            RuntimeError: a tensor of another device, or of the host without being pinned.
+        """
+        self._native.launch_python(stream.device, stream.id, function, list(tensors), name)
+
+    def run_all_on_device(self, on: bool = True) -> None:
+        """Whether torch operators outside of the list run on streams too, for all devices of the process.
+
+        For devices that bring no kernels of their own but torch's, as a stand-in for a vendor's. Operators whose
+        results have sizes that depend on data still go to the host, are counted, and wait.
+        """
+        self._native.run_all_on_device(on)
 
     def sleep(self, stream: Stream, seconds: float) -> None:
         """The stream pauses when it gets here: a layer's worth of device time, say."""

@@ -8,7 +8,7 @@ high bits, so that either half of a tile of bytes is a run of neighbouring colum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import torch
 
 from ktcore.errors import BackendError
 from ktcore.weights import row_bytes
+from ktcore.weights.ref import Weight
 from ktcore_triton.codes import FORMATS, Codes, unpack
 
 SPANS = (64, 32)
@@ -96,6 +97,74 @@ def affine_weight(
     if raw.size != wanted or not wanted:
         raise BackendError(f"{weight_format} [{rows}, {cols}] takes {wanted} bytes, got {raw.size}")
     return _packed(unpack(weight_format, raw.reshape(rows, -1)), device)
+
+
+def affine_bytes(weight_format: str, rows: int, cols: int) -> int:
+    """Device bytes of a matrix in the layout; scales of K-quants are products, which float16 seldom holds."""
+    sample = _packed(unpack(weight_format, np.zeros((1, row_bytes(weight_format, cols)), np.uint8)), "cpu")
+    scales = sample.scale.numel() * (1 if sample.offset is None else 2)
+    return rows * (sample.codes.numel() + scales * (4 if weight_format.endswith("_K") else 2))
+
+
+def affine_bank(weight: Weight, device: torch.device | str = "cpu") -> AffineWeight:
+    """The matrices of a stack [items, rows, cols], rows one after another; the host holds one item at a time.
+
+    Raises:
+        BackendError: the format is not an affine one.
+    """
+    items, rows, cols = weight.shape
+    parts = (affine_weight(weight.format, weight.part(i).raw(), rows, cols) for i in range(items))
+    first = next(parts)
+    held = _Bank(first, items, device)
+    for index, part in enumerate(parts, start=1):
+        held.put(index, part)
+    return held.weight()
+
+
+class _Bank:
+    """Room for all items, widened where one of them needs float32 scales, or offsets of its own."""
+
+    def __init__(self, first: AffineWeight, items: int, device: torch.device | str) -> None:
+        self._like = first
+        self._codes = torch.empty((items, *first.codes.shape), dtype=torch.uint8, device=device)
+        self._scale = torch.empty((items, *first.scale.shape), dtype=first.scale.dtype, device=device)
+        self._offset: torch.Tensor | None = None
+        self._zero = first.zero
+        if first.offset is not None:
+            self._offset = torch.empty((items, *first.offset.shape), dtype=first.offset.dtype, device=device)
+        self.put(0, first)
+
+    def put(self, index: int, item: AffineWeight) -> None:
+        """Take over one item."""
+        if (item.offset is not None and self._offset is None) or item.zero != self._zero:
+            self._shift()
+        offset = item.offset
+        if self._offset is not None and offset is None:
+            offset = -item.zero * item.scale.float()
+        self._codes[index].copy_(item.codes)
+        if item.scale.dtype == torch.float32:
+            self._scale = self._scale.float()
+        self._scale[index].copy_(item.scale)
+        if self._offset is not None and offset is not None:
+            if offset.dtype == torch.float32:
+                self._offset = self._offset.float()
+            self._offset[index].copy_(offset)
+
+    def weight(self) -> AffineWeight:
+        """All items as one matrix."""
+        return replace(
+            self._like,
+            codes=self._codes.flatten(0, 1),
+            scale=self._scale.flatten(0, 1),
+            offset=None if self._offset is None else self._offset.flatten(0, 1),
+            zero=self._zero,
+        )
+
+    def _shift(self) -> None:
+        """Items differ in what is taken from their codes: put it into offsets, -zero * scale, exact in float32."""
+        if self._offset is None:
+            self._offset = -self._zero * self._scale.float()
+        self._zero = 0
 
 
 def _packed(found: Codes, device: torch.device | str) -> AffineWeight:

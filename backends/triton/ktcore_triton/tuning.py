@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +57,23 @@ def attention_tiles(rows: int, value_dim: int) -> AttentionTiles:
     if rows <= 64:
         return AttentionTiles(16, 16, 8, Launch(warps=8, stages=1))
     return AttentionTiles(32, 32, 1, Launch(warps=8, stages=1))
+
+
+def expert_tiles(tokens: int) -> LinearTiles:
+    """The default tiles of routed experts for that many tokens a step."""
+    return LinearTiles(16, 32)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a backend overrides of the launch shapes, as functions of a call's size.
+
+    Attributes:
+        linear: (tokens, wide) -> tiles; wide: products in float32.
+        attention: (query rows a key head, value width) -> tiles.
+        experts: tokens -> tiles.
+    """
+
+    linear: Callable[[int, bool], LinearTiles] = lambda tokens, wide: linear_tiles(tokens, wide=wide)
+    attention: Callable[[int, int], AttentionTiles] = attention_tiles
+    experts: Callable[[int], LinearTiles] = expert_tiles

@@ -1,0 +1,33 @@
+"""The graph's operators over the Triton kernels; each backend lists them under its own name, with its own tuning.
+
+Importing this needs no Triton: plans are made without it, and `supports` says where it is missing.
+"""
+
+from __future__ import annotations
+
+from ktcore.backend import Implementation
+from ktcore_triton.tuning import Tuning
+
+
+def implementations(backend: str, tuning: Tuning | None = None) -> list[Implementation]:
+    """One implementation "`backend`.<operator>" of every operator that the shared kernels cover."""
+    from ktcore_triton.operators.attention import TritonAttention, TritonMLA
+    from ktcore_triton.operators.cache import TritonKVCache
+    from ktcore_triton.operators.linear import TritonLinear
+    from ktcore_triton.operators.moe import TritonExperts, TritonMoE, TritonRouter
+    from ktcore_triton.operators.simple import TritonEmbedding, TritonMLP, TritonRMSNorm, TritonRope
+
+    kinds = (
+        TritonEmbedding,
+        TritonLinear,
+        TritonRMSNorm,
+        TritonRope,
+        TritonKVCache,
+        TritonAttention,
+        TritonMLA,
+        TritonMLP,
+        TritonRouter,
+        TritonExperts,
+        TritonMoE,
+    )
+    return [kind(backend, tuning or Tuning()) for kind in kinds]

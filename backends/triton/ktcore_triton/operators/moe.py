@@ -1,0 +1,89 @@
+"""Mixture of experts: router, experts resident on the device, and the branch."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.branches import moe_branch
+from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
+from ktcore_triton.affine import affine_bank, affine_bytes, supported
+from ktcore_triton.operators.base import FLOAT_BYTES, TritonImplementation, compute_dtype, on_device, optional
+
+
+class TritonRouter(TritonImplementation):
+    """Softmax, sigmoid, groups, biases, choice by logits. Logits in float32: a choice hangs by a hair."""
+
+    spec_type = RouterSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        """The weight stays float32."""
+        spec = cast(RouterSpec, request.spec)
+        weight = on_device(request, "weight").t().contiguous()
+        bias = on_device(request, "bias") if spec.choice_bias else None
+        logit_bias = optional(request, "logit_bias") if spec.logit_bias else None
+
+        def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            from ktcore_triton.experts import route
+
+            logits = torch.mm(x, weight)
+            return route(logits if logit_bias is None else logits + logit_bias, spec, bias)
+
+        return run
+
+    def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
+        """Float32."""
+        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias)
+
+
+class TritonExperts(TritonImplementation):
+    """All experts in two launches, for those that a rule makes resident."""
+
+    spec_type = ExpertsSpec
+    options = frozenset({"compute"})
+
+    def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
+        """Quantised in groups, SwiGLU, without biases."""
+        if spec.bias or spec.clamped or spec.weight_on_input or spec.activation != "silu":
+            return Unsupported("experts with biases, weights on their input, or another activation than silu")
+        if spec.gate_format != spec.up_format:
+            return Unsupported(f"gate in {spec.gate_format} and up in {spec.up_format}, which must be of one format")
+        for name in (spec.gate_format, spec.down_format):
+            if not supported(name):
+                return Unsupported(f"experts in {name}: the kernel takes formats with scales in groups")
+        return super().supports(spec, device)
+
+    def load(self, request: LoadRequest) -> Module:
+        """Repack expert by expert: the peak is the result and one expert."""
+        spec = cast(ExpertsSpec, request.spec)
+        device, compute, tuning = request.runtime.device, compute_dtype(request), self.tuning
+        gate, up, down = (affine_bank(request.weights[role], device) for role in ("gate", "up", "down"))
+
+        def run(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            from ktcore_triton.experts import routed_experts
+
+            tiles = tuning.experts(x.shape[0])
+            return routed_experts(
+                x.contiguous(), ids, weights, gate, up, down, spec.experts, tiles=tiles, compute=compute
+            )
+
+        return run
+
+    def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
+        """Of the layout."""
+        if not (supported(spec.gate_format) and supported(spec.down_format)):
+            return stored_bytes
+        wide = affine_bytes(spec.gate_format, spec.experts * spec.intermediate, spec.hidden)
+        return 2 * wide + affine_bytes(spec.down_format, spec.experts * spec.hidden, spec.intermediate)
+
+
+class TritonMoE(TritonImplementation):
+    """Composed; the shared part runs while routed experts on the host compute."""
+
+    spec_type = MoESpec
+
+    def load(self, request: LoadRequest) -> Module:
+        """Nothing to pack: the parts hold the weights."""
+        return moe_branch(request)
