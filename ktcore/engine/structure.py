@@ -95,7 +95,7 @@ class Structures:
 
         matcher = _through(make)
         if matcher.is_error():
-            raise RequestError(f"cannot be used: {matcher.get_error().strip()}")
+            raise RequestError(f"cannot be used: {_told(matcher)}")
         return Structure(matcher)
 
     def _tokens(self, library: Any) -> llguidance.LLTokenizer:
@@ -147,7 +147,7 @@ class Guide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestError(f"the answer's form cannot be followed further: {self._matcher.get_error().strip()}")
+            raise RequestError(f"the answer's form cannot be followed further: {_told(self._matcher)}")
 
 
 class _Vocabulary:
@@ -178,6 +178,11 @@ def _opening(thought: Thought | None) -> str:
     begin = "" if thought.begun else f"/[ \\n]{{0,4}}/ {json.dumps(thought.begin)} "
     optional = "" if thought.begun else "?"
     return f"start: thought{optional} @body\nthought: {begin}rest /[ \\n]{{0,4}}/\nrest[lazy]: /(.|\\n)*{end}/\n"
+
+
+def _told(matcher: llguidance.LLMatcher) -> str:
+    """What is wrong, without the library's state and without the whole grammar."""
+    return re.split(r"\n<state>|\n +1 \|", matcher.get_error())[0].strip()
 
 
 def _through(call: Callable[[Any], Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from ktcore.errors import RequestError, TokenizerError
 
 DEFAULT = "default"
-RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents", "template"})
+RESERVED = frozenset({"self", "messages", "add_generation_prompt", "tools", "documents", "template"})
 """Names that callers cannot give a template's variable: they are arguments of their own."""
 # Taken for conversations with tools where a checkpoint has it; transformers chooses so too.
 _WITH_TOOLS = "tool_use"

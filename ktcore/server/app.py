@@ -13,6 +13,7 @@ from ktcore.server.guard import Guard
 from ktcore.server.metrics import Metrics
 from ktcore.server.ollama import ollama_routes
 from ktcore.server.openai import openai_routes
+from ktcore.server.openapi import describe_bodies
 from ktcore.server.page.routes import page_routes
 from ktcore.server.responses import response_routes
 from ktcore.server.served import Served
@@ -32,6 +33,7 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     app.include_router(response_routes(served))
     app.include_router(token_routes(served))
     app.include_router(page_routes())
+    describe_bodies(app)
 
     @app.get("/health")
     async def health() -> Response:

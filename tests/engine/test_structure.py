@@ -106,12 +106,12 @@ def test_thoughts_before_the_answer_are_free(model: ktcore.Model, begun: bool) -
         ("json", {"$ref": "https://example.com/schema"}, "retriev"),
         ("json", {"type": "string", "pattern": "(a"}, "unclosed"),
         ("json", {"type": "integer", "minimum": 5, "maximum": 3}, "greater"),
-        ("json", {"properties": {"\ud800": {}}}, ""),
+        ("json", {"properties": {"\ud800": {}}}, "cannot be used"),
         ("regex", "[a-", "unclosed"),
         ("regex", "(?=a)b", "look-around"),
         ("grammar", 'start: "a" missing', "missing"),
-        ("grammar", 'root ::= "a', ""),
-        ("grammar", "", ""),
+        ("grammar", 'root ::= "a', "cannot be used"),
+        ("grammar", "", "cannot be used"),
     ],
 )
 def test_what_cannot_be_enforced_is_refused_and_says_why(model: ktcore.Model, make: str, bad: Any, told: str) -> None:

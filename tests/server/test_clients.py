@@ -77,6 +77,31 @@ def test_the_openai_sdk_works_unmodified(server: Server) -> None:
     assert plain.choices[0].text == plain.choices[1].text
 
 
+def test_the_openai_sdk_reads_logprobs_of_several_choices(server: Server) -> None:
+    ask = {"model": "tiny", "messages": HELLO, "max_tokens": 5, "seed": 2, "n": 3, "presence_penalty": 0.5}
+    choices = server.sdk().chat.completions.create(**ask, logprobs=True, top_logprobs=2).choices
+    assert len({c.message.content for c in choices}) == 3
+    for choice in choices:
+        told = choice.logprobs.content
+        assert b"".join(bytes(t.bytes) for t in told).decode(errors="replace") == choice.message.content
+        assert all(len(t.top_logprobs) == 2 and t.top_logprobs[0].logprob >= t.logprob for t in told)
+
+
+def test_langchains_client_works_unmodified(server: Server) -> None:
+    langchain = pytest.importorskip("langchain_openai", reason="optional: pip install langchain-openai")
+    chat = langchain.ChatOpenAI(
+        model="tiny", base_url=f"{server.url}/v1", api_key="right", temperature=0, max_tokens=9, max_retries=0
+    )
+    whole = chat.invoke("Hello")
+    said = server.sdk().chat.completions.create(model="tiny", messages=HELLO, temperature=0, max_tokens=9)
+    assert whole.content == said.choices[0].message.content
+    assert "".join(piece.content for piece in chat.stream("Hello")) == whole.content
+    embeddings = langchain.OpenAIEmbeddings(
+        model="tiny", base_url=f"{server.url}/v1", api_key="right", check_embedding_ctx_length=False
+    )
+    assert len(embeddings.embed_query("Hello")) == 64
+
+
 def test_the_openai_sdk_raises_its_own_errors(server: Server) -> None:
     sdk = server.sdk()
     with pytest.raises(openai.AuthenticationError):

@@ -185,8 +185,18 @@ def test_bad_bodies_are_the_clients_fault(client: Client, body: bytes) -> None:
     assert set(done.json()["error"]) == {"message", "type", "param", "code"}
 
 
+NAMES = {"chat_template_kwargs": {"self": 1, "messages": 2, "tools": 3, "loop": 4, "add_generation_prompt": False}}
+
+
 def test_extreme_values_that_are_allowed_work(client: Client) -> None:
-    for change in ({"temperature": 1e-40}, {"max_tokens": 10**12}, {"top_p": 1e-300}, {"top_k": 10**9}, {"seed": -7}):
+    for change in (
+        {"temperature": 1e-40},
+        {"max_tokens": 10**12},
+        {"top_p": 1e-300},
+        {"top_k": 10**9},
+        {"seed": -7},
+        NAMES,
+    ):
         done = client("POST", CHAT, json={**ASK, "temperature": 1, **change, "timeout": 60})
         assert done.status_code == 200, (change, done.text)
 

@@ -65,6 +65,10 @@ def _draws(seed: int) -> list[tuple[list[int], int, SamplingParams]]:
                 min_p=draw.choice([0.0, 0.05]),
                 repetition_penalty=draw.choice([1.0, 1.2]),
                 seed=draw.randint(0, 1000),
+                typical_p=draw.choice([1.0, 0.9]),
+                presence_penalty=draw.choice([0.0, 0.5]),
+                frequency_penalty=draw.choice([0.0, 0.3]),
+                logit_bias=draw.choice([{}, {65: 4.0, 66: -3.0}]),
             )
         mix.append((_prompt(draw.randint(0, 10**6), draw.randint(1, 70)), draw.randint(1, 24), params))
     return mix
