@@ -84,7 +84,9 @@ class TorchDeviceRuntime(DeviceRuntime):
             what.synchronize()
 
     def pinned_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        # an ordinary tensor also when asked for in inference mode: threads outside of it write into it
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def copy_async(self, destination: torch.Tensor, source: torch.Tensor, stream: Stream) -> None:
         with self._module.stream(stream):

@@ -37,6 +37,14 @@ def ktcore_register_backends() -> list[BackendSpec]:
     ]
 
 
+@hookimpl
+def ktcore_conformance_expectations() -> object:
+    """Precision of the kernels."""
+    from ktcore_cuda import conformance
+
+    return conformance.expectations()
+
+
 def _driver() -> str:
     import ctypes
 

@@ -37,3 +37,11 @@ def ktcore_register_backends() -> list[BackendSpec]:
             declared=DECLARED,
         )
     ]
+
+
+@hookimpl
+def ktcore_conformance_expectations() -> object:
+    """Precision of the kernels."""
+    from ktcore_rocm import conformance
+
+    return conformance.expectations()

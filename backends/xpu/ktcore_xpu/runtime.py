@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,17 @@ class XpuRuntime(TorchDeviceRuntime):
         properties = vendor.module.get_device_properties(index)
         found = live(properties.name, properties.total_memory, properties.sub_group_sizes, bool(properties.has_fp64))
         super().__init__(vendor.module, vendor.device_type, index, found)
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def new_stream(self) -> Stream:
+        stream = super().new_stream()
+        self._streams.add(stream)
+        return stream
 
     def synchronize(self, what: Stream | Event | None = None) -> None:
-        # device-wide synchronisation has crashed with oneAPI 2026.0 (pytorch/pytorch#187277); the stream's is safe
-        super().synchronize(self._module.current_stream(self.device) if what is None else what)
+        if what is not None:
+            super().synchronize(what)
+            return
+        # device-wide synchronisation has crashed with oneAPI 2026.0 (pytorch/pytorch#187277); that of streams is safe
+        for stream in (self._module.current_stream(self.device), *self._streams):
+            stream.synchronize()

@@ -1,0 +1,116 @@
+"""The CUDA, ROCm and XPU backends on the simulated device: their runtimes in the kit, and tiny models token by token.
+
+Stand-ins take the place of the vendors' modules; kernels run in Triton's interpreter. The whole kit takes some 20
+minutes a backend: `python tests/vendors/simulate.py --backend cuda -- conformance run --backend cuda`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("ktcore_sim._C", reason="the simulated accelerator is not built: pip install ./backends/sim")
+pytest.importorskip("triton", reason="kernels are interpreted by Triton")
+
+from ktcore_sim.options import SimOptions
+
+import ktcore
+from ktcore.conformance.levels import all_cases
+from ktcore.conformance.open import open_target
+from ktcore.conformance.runner import run_cases
+from ktcore.conformance.status import Status
+from tests.parity.conftest import Tiny, tiny  # noqa: F401
+
+from .simulate import CHIPS, Simulation, simulation
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(900)]
+BACKENDS = ("cuda", "rocm", "xpu")
+FULL = os.environ.get("KTCORE_VENDORS_FULL") == "1"
+Install = Callable[..., Simulation]
+
+
+@pytest.fixture
+def install() -> Iterator[Install]:
+    """install("cuda", delay_us=100): until the test ends."""
+    made: list[Simulation] = []
+
+    def run(backend: str, chip: str | None = None, **options: object) -> Simulation:
+        made.append(simulation(backend, chip, SimOptions(**options)).install())  # type: ignore[arg-type]
+        return made[-1]
+
+    yield run
+    for one in made:
+        one.undo()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_runtime_passes_the_kit(backend: str, install: Install) -> None:
+    install(backend)
+    target = open_target(backend)
+    try:
+        chosen = [c for c in all_cases() if c.level <= 1 and not c.id.endswith("leak")]
+        results = run_cases(target, chosen)
+    finally:
+        target.close()
+    assert [(r.id, r.status, r.reason) for r in results if r.status not in (Status.PASS, Status.NOT_APPLICABLE)] == []
+    assert sum(r.status is Status.PASS for r in results) > 40
+
+
+@pytest.mark.parametrize("chip", [c.name for c in CHIPS])
+def test_each_chip_opens_with_its_own_capabilities(chip: str, install: Install) -> None:
+    backend = next(c.backend for c in CHIPS if c.name == chip)
+    install(backend, chip)
+    target = open_target(backend)
+    assert chip in target.device.name
+    assert target.device.live
+    target.close()
+
+
+# keys and values in float16 turn the odd token of a random model: these are compared by their logits
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [(b, n) for b in BACKENDS for n in ("qwen3-moe", "v3")]
+    if FULL
+    else [("cuda", "v3"), ("rocm", "qwen3-moe"), ("xpu", "v3")],
+)
+def test_a_tiny_model_with_experts_on_the_host(
+    name: str,
+    backend: str,
+    install: Install,
+    tiny: Callable[[str], Tiny],  # noqa: F811
+) -> None:
+    t = tiny(name)
+    install(backend, delay_us=50)
+    with ktcore.load(t.folder, backend=backend, context=256) as model:
+        answered = {c.implementation.id for c in model.plan.choices.values() if c.device == f"{backend}:0"}
+        assert all(i.startswith(f"{backend}.") for i in answered), answered
+        assert {c.implementation.id for c in model.plan.choices.values() if c.node.spec.op == "experts"} == {
+            "cpu.experts"
+        }
+        off = (model.logits(t.ids[:24]) - t.logits[:24]).pow(2).mean(1).sqrt() / t.logits.std()
+        assert float(off.quantile(0.9)) < 0.02
+        if backend == "xpu":
+            assert model.engine.model.no_graphs == "xpu:0 has no graphs"
+            return
+        assert model.engine.graphs is not None, model.engine.model.no_graphs
+        captured = model.generate(t.ids[None, :12], max_new_tokens=4, temperature=0)
+        assert model.engine.graphs.sizes == (1,)
+        model.engine.graphs = None
+        assert torch.equal(captured, model.generate(t.ids[None, :12], max_new_tokens=4, temperature=0))
+        runtime = next(r for r in model.engine.model.devices.open_runtimes() if r.device.type == "sim")
+        assert runtime._module.runtime.fallback_names() == {}  # type: ignore[attr-defined]
+        assert runtime._launch.calls > 0  # type: ignore[attr-defined]
+
+
+def test_a_stream_that_is_none_is_refused_by_the_driver(install: Install) -> None:
+    from ktcore.errors import BackendError
+
+    install("cuda")
+    target = open_target("cuda")
+    runtime = target.runtime
+    with pytest.raises(BackendError, match="cuLaunchHostFunc returned 1"):
+        runtime.launch_host(runtime.new_stream(), 0, 0)
+    target.close()
