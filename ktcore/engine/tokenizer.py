@@ -83,6 +83,11 @@ class Tokenizer:
         return self._special.eos
 
     @property
+    def special_names(self) -> Mapping[str, str]:
+        """What a chat template knows as ``bos_token``, ``eos_token`` and so on."""
+        return self._special.names
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; the model's logits may be padded beyond it."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))

@@ -10,6 +10,12 @@ from typing import Any
 from ktcore.server.thoughts import first_of, held_back
 from ktcore.server.tool_formats import Call, ToolFormat
 
+_AROUND_PAIRS = {
+    "glm": ("<arg_key>{}</arg_key>\n<arg_value>", "</arg_value>\n"),
+    "qwen3-coder": ("<parameter={}>\n", "\n</parameter>\n"),
+    "invoke": ('<parameter name="{}">', "</parameter>\n"),
+    "dsml": ('<｜DSML｜parameter name="{}" string="{}">', "</｜DSML｜parameter>\n"),
+}
 _HOLES = re.compile(r"(\{(?:name|arguments|pairs)\})")
 
 
@@ -26,7 +32,7 @@ class Calls:
         self._held = ""
         self._inside = False
         self._begun = False
-        self._called = False
+        self._after = False
 
     def push(self, text: str) -> tuple[str, list[Call]]:
         """What is certain after this piece."""
@@ -44,46 +50,48 @@ class Calls:
             more, size = found
             calls += more
             self._held = self._held[size:]
-            self._inside, self._called = False, True
+            self._inside, self._after = False, True
 
     def flush(self) -> str:
         """What is left at the end, and was no call."""
+        if self._after:
+            self._skip_ends()
         rest, self._held = self._held, ""
-        return self._cleaned(rest)
+        return "" if self._after and not rest.strip() else rest
 
     def _outside(self) -> str:
         """Text before the next call, which stays held."""
+        if self._after:
+            self._skip_ends()
+            if any(word.startswith(self._held) for word in self._format.spellings):
+                return ""
         start = self._held.lstrip()
-        if self._format.bare and not self._begun and not start:
+        braced = self._format.series if self._after else self._format.bare and not self._begun
+        if braced and not start:
             return ""
-        if self._format.bare and (not self._begun or self._called) and self._bare(start):
+        if braced and start.startswith("{"):
+            self._held, self._inside, self._begun, self._after = start, True, True, False
             return ""
+        self._after = False
         at = first_of(self._held, self._format.marks)
         if at >= 0:
             said, self._held = self._held[:at], self._held[at:]
             self._inside = self._begun = True
             # white space before a call is the format's
-            return self._cleaned(said.rstrip())
-        keep = held_back(self._held, self._format.spellings)
-        body = self._held[: len(self._held) - keep]
-        certain = body.rstrip()
-        said, self._held = certain, self._held[len(certain) :]
-        self._begun |= bool(said)
-        return self._cleaned(said)
+            return said.rstrip()
+        certain = self._held[: len(self._held) - held_back(self._held, self._format.marks)].rstrip()
+        self._held = self._held[len(certain) :]
+        self._begun |= bool(certain)
+        return certain
 
-    def _bare(self, start: str) -> bool:
-        start = start.lstrip("; \n") if self._called else start
-        if start.startswith("{"):
-            self._held, self._inside, self._begun = start, True, True
-        return self._inside
-
-    def _cleaned(self, text: str) -> str:
-        """Without what the format writes between and after its calls."""
-        if not self._called:
-            return text
-        for spelling in self._format.ends:
-            text = text.replace(spelling, "")
-        return text.strip()
+    def _skip_ends(self) -> None:
+        """Leave out what the format writes between and after its calls."""
+        while True:
+            self._held = self._held.lstrip()
+            end = next((end for end in self._format.ends if self._held.startswith(end)), None)
+            if end is None:
+                return
+            self._held = self._held[len(end) :]
 
 
 def forced_grammar(made: ToolFormat, tools: Mapping[str, Any], several: bool) -> str:
@@ -120,11 +128,7 @@ def _schema(schema: Any) -> str:
 
 def _pair_rules(made: ToolFormat, number: int, schema: Mapping[str, Any], rules: list[str]) -> list[str]:
     """Arguments one by one: the required ones, and the others if the model wants them, in the schema's order."""
-    around = (
-        ("<arg_key>{}</arg_key>\n<arg_value>", "</arg_value>\n")
-        if made.name == "glm"
-        else ("<parameter={}>\n", "\n</parameter>\n")
-    )
+    around = _AROUND_PAIRS[made.name]
     pieces = []
     for place, (key, kind) in enumerate(schema.get("properties", {}).items()):
         rule = f"argument_{number}_{place}"
@@ -136,6 +140,7 @@ def _pair_rules(made: ToolFormat, number: int, schema: Mapping[str, Any], rules:
         else:
             value = f"{rule}_value"
             rules.append(f"{rule}_value: %json {json.dumps(kind)}")
-        rules.append(f"{rule}: {_literal(around[0].format(key))} {value} {_literal(around[1])}")
+        string = "true" if plain else "false"
+        rules.append(f"{rule}: {_literal(around[0].format(key, string))} {value} {_literal(around[1])}")
         pieces.append(rule if key in schema.get("required", ()) else f"{rule}?")
     return pieces

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from ktcore.engine.tokenizer_chat import RESERVED
 from ktcore.errors import RequestError
 from ktcore.server.calls import forced_grammar
 from ktcore.server.dialect import Dialect, Reader, dialect_of, thought_before
+from ktcore.server.earlier_calls import earlier_calls
 from ktcore.server.errors import FieldError
 from ktcore.server.tool_formats import Call
 
@@ -88,12 +88,12 @@ def prompt_of(model: Model, chat: Chat) -> Prompt:
     tokenizer = model.tokenizer
     offered = [] if chat.choice == NONE else list(chat.tools)
     named = tokenizer.chat_templates
-    dialect = dialect_of(named["tool_use"] if offered and "tool_use" in named else tokenizer.chat_template)
+    source = named["tool_use"] if offered and "tool_use" in named else tokenizer.chat_template
+    dialect = dialect_of(source)
     if offered and dialect.tools is None:
         raise FieldError("tools", "the model's chat template knows no tools", "take a model that was trained for them")
     variables = {key: value for key, value in chat.variables.items() if key not in RESERVED}
-    texts = dialect.tools is not None and dialect.tools.texts
-    messages = [_for_template(message, texts) for message in chat.messages]
+    messages = earlier_calls(source or "", chat.messages, tokenizer.special_names)
     ids = tokenizer.encode_chat(messages, tools=offered or None, **variables)
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in offered}
     thought = thought_before(dialect, tokenizer, ids)
@@ -145,21 +145,3 @@ def _forced(
         return model.structures.lark(forced_grammar(dialect.tools, wanted, several), thought)
     except RequestError as error:
         raise FieldError("tools", error.message, error.hint or "") from error
-
-
-def _for_template(message: Mapping[str, Any], texts: bool) -> Mapping[str, Any]:
-    """Arguments of calls as the template wants them: text or objects."""
-    if texts or not message.get("tool_calls"):
-        return message
-    calls = [
-        {**call, "function": {**call["function"], "arguments": _parsed(call["function"]["arguments"])}}
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        return json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise FieldError("messages", f"the arguments of a call are no JSON: {arguments[:100]!r}") from error

@@ -25,6 +25,8 @@ class Harmony:
         self._tools = tools
         self._held = ""
         self._header: str | None = None
+        # before the first mark a recipient may stand: the prompt has opened the message already
+        self._lead: str | None = ""
         self._name = ""
         self._arguments = ""
 
@@ -35,6 +37,7 @@ class Harmony:
     def flush(self) -> tuple[str, str, tuple[Call, ...]]:
         """What is left at the end; the token that ends a call ends the answer, and is not in its text."""
         content, reasoning, calls = self._take("", True)
+        content += self._lead or ""
         return content, reasoning, (*calls, *self._ended())
 
     def _take(self, text: str, last: bool) -> tuple[str, str, tuple[Call, ...]]:
@@ -53,6 +56,11 @@ class Harmony:
             calls += self._mark(found[0])
 
     def _body(self, text: str, content: list[str], reasoning: list[str]) -> None:
+        if self._lead is not None:
+            self._lead += text
+            if self._lead.lstrip()[:3] == "to="[: len(self._lead.lstrip())]:
+                return
+            text, self._lead = self._lead, None
         if self._header is not None:
             self._header += text
         elif self._name:
@@ -65,6 +73,8 @@ class Harmony:
     _channel = ""
 
     def _mark(self, mark: str) -> list[Call]:
+        if self._lead is not None:
+            self._header, self._lead = self._lead, None
         if mark == "<|message|>":
             header, self._header = self._header or "", None
             self._channel = "analysis" if "analysis" in header else "final"

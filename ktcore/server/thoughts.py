@@ -6,7 +6,10 @@ import re
 from dataclasses import dataclass
 
 # Marks of thoughts that templates are known to write, or to look for in what the model said.
-_MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
+_MARKS = (
+    *(("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")),
+    *(("<|START_THINKING|>", "<|END_THINKING|>"), ("<mm:think>", "</mm:think>")),
+)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _JSON = json.JSONDecoder()
@@ -39,7 +39,7 @@ class ToolFormat:
     section: what stands before the first call and after the last one.
     joint: what stands between two calls; None: a forced answer has one call.
     bare: an answer that begins with a brace is a call too.
-    texts: the template wants arguments as JSON text, not as objects.
+    series: and so is a brace behind a call.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ToolFormat:
     section: tuple[str, str] = ("", "")
     joint: str | None = None
     bare: bool = False
-    texts: bool = False
+    series: bool = False
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -75,10 +75,11 @@ def _named_json(text: str, key: str = "arguments") -> tuple[Call, int] | None:
     if isinstance(value.get("function"), dict):
         value = value["function"]
     given = value.get(key, value.get("parameters", value.get("arguments", {})))
-    if not isinstance(value.get("name"), str):
+    name = value.get("name", value.get("tool_name"))
+    if not isinstance(name, str):
         return None
     arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-    return Call(value["name"], arguments, value["id"] if isinstance(value.get("id"), str) else ""), size
+    return Call(name, arguments, value["id"] if isinstance(value.get("id"), str) else ""), size
 
 
 def _object(text: str) -> tuple[dict[str, Any], int] | None:
@@ -118,18 +119,29 @@ def _matching(pattern: str) -> Read:
     return read
 
 
+def _listed(*marks: str) -> Read:
+    """A list of objects, or one after the other, behind a mark."""
+
+    def read(text: str, tools: Mapping[str, Any]) -> tuple[list[Call], int] | None:
+        mark = next((mark for mark in marks if text.startswith(mark)), "")
+        body = text[len(mark) :]
+        if not body.lstrip().startswith("["):
+            found = _named_json(body)
+            return None if found is None else ([found[0]], len(mark) + found[1])
+        try:
+            values, end = _JSON.raw_decode(body, len(body) - len(body.lstrip()))
+        except (ValueError, RecursionError):
+            return None
+        calls = [_named_json(json.dumps(value)) for value in values]
+        return [call[0] for call in calls if call is not None], len(mark) + end
+
+    return read
+
+
 def _mistral(text: str, tools: Mapping[str, Any]) -> tuple[list[Call], int] | None:
     """A list of objects, or in newer models a name, [ARGS] and an object."""
-    body = text.removeprefix("[TOOL_CALLS]")
-    at = len(text) - len(body)
-    if not body.lstrip().startswith("["):
-        return _NEW_MISTRAL(text, tools)
-    try:
-        values, end = _JSON.raw_decode(body, len(body) - len(body.lstrip()))
-    except (ValueError, RecursionError):
-        return None
-    found = [_named_json(json.dumps(value)) for value in values]
-    return [call[0] for call in found if call is not None], at + end
+    old = text.removeprefix("[TOOL_CALLS]").lstrip().startswith("[")
+    return (_listed("[TOOL_CALLS]") if old else _NEW_MISTRAL)(text, tools)
 
 
 _NEW_MISTRAL = _matching(r"\[TOOL_CALLS\]\s*(?P<name>[^\[{\s]+)\s*(?:\[CALL_ID\](?P<id>[^\[]*))?(?:\[ARGS\])?\s*(?={)")
@@ -194,10 +206,10 @@ GLM = ToolFormat(
 )
 QWEN3_CODER = ToolFormat(
     "qwen3-coder",
-    ("<tool_call>", "<function="),
-    ("</tool_call>",),
+    ("<tool_call>", "<seed:tool_call>", "<function="),
+    ("</tool_call>", "</seed:tool_call>"),
     _pairs(
-        r"(?:<tool_call>\s*)?<function=.*?</function>",
+        r"(?:<(?:seed:)?tool_call>\s*)?<function=.*?</function>",
         r"<function=([^>]+)>",
         r"<parameter=([^>]+)>(.*?)</parameter>",
     ),
@@ -212,7 +224,6 @@ DEEPSEEK = ToolFormat(
     _D[2] + "function" + _D[3] + "{name}\n```json\n{arguments}\n```" + _D[4],
     section=(_D[0], _D[1]),
     joint="\n",
-    texts=True,
 )
 DEEPSEEK_V31 = ToolFormat(
     "deepseek-v3.1",
@@ -222,7 +233,6 @@ DEEPSEEK_V31 = ToolFormat(
     _D[2] + "{name}" + _D[3] + "{arguments}" + _D[4],
     section=(_D[0], _D[1]),
     joint="",
-    texts=True,
 )
 KIMI = ToolFormat(
     "kimi-k2",
@@ -254,6 +264,56 @@ LLAMA3 = ToolFormat(
     _tagged("<|python_tag|>", "", "parameters"),
     '{"name": "{name}", "parameters": {arguments}}',
     bare=True,
+    series=True,
+)
+# A list in XML's clothes: MiniMax-M2, and DeepSeek from V3.2 on, whose marks have a bar before each word.
+INVOKE = ToolFormat(
+    "invoke",
+    ("<minimax:tool_call>", "<｜DSML｜function_calls>", "<｜DSML｜tool_calls>", "<invoke ", "<｜DSML｜invoke "),
+    ("</minimax:tool_call>", "</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"),
+    _pairs(
+        r"(?:<(?:minimax:tool_call|｜DSML｜function_calls|｜DSML｜tool_calls)>\s*)?"
+        r"<(?:｜DSML｜)?invoke .*?</(?:｜DSML｜)?invoke>",
+        r"<(?:｜DSML｜)?invoke name=\"([^\"]+)\"",
+        r"<(?:｜DSML｜)?parameter name=\"([^\"]+)\"[^>]*>(.*?)</(?:｜DSML｜)?parameter>",
+    ),
+    '<invoke name="{name}">\n{pairs}</invoke>\n',
+    section=("<minimax:tool_call>\n", "</minimax:tool_call>"),
+    joint="",
+)
+DSML = replace(
+    INVOKE,
+    name="dsml",
+    forced='<｜DSML｜invoke name="{name}">\n{pairs}</｜DSML｜invoke>\n',
+    section=("<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
+    joint="",
+)
+LISTED = ToolFormat(
+    "listed",
+    ("<tool_calls>",),
+    ("</tool_calls>",),
+    _listed("<tool_calls>"),
+    '{"name": "{name}", "arguments": {arguments}}',
+    section=("<tool_calls>[", "]</tool_calls>"),
+    joint=", ",
+    series=True,
+)
+TOOLCALL = replace(
+    LISTED,
+    name="toolcall",
+    marks=("<TOOLCALL>",),
+    ends=("</TOOLCALL>",),
+    read=_listed("<TOOLCALL>"),
+    section=("<TOOLCALL>[", "]</TOOLCALL>"),
+)
+ACTION = replace(
+    LISTED,
+    name="action",
+    marks=("<|START_ACTION|>",),
+    ends=("<|END_ACTION|>",),
+    read=_listed("<|START_ACTION|>"),
+    forced='{"tool_call_id": "0", "tool_name": "{name}", "parameters": {arguments}}',
+    section=("<|START_ACTION|>[", "]<|END_ACTION|>"),
 )
 HARMONY = ToolFormat(
     "harmony",
@@ -266,7 +326,13 @@ BARE = ToolFormat("bare", (), (), _tagged("", ""), '{"name": "{name}", "argument
 
 _KNOWN: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<arg_key>",), GLM),
-    (("<tool_call>", "<function="), QWEN3_CODER),
+    (("<minimax:tool_call>", "<invoke "), INVOKE),
+    (("｜DSML｜", "invoke"), DSML),
+    (("tool_call>", "<function="), QWEN3_CODER),
+    (("<tool_calls>",), LISTED),
+    (("<TOOLCALL>",), TOOLCALL),
+    (("<|START_ACTION|>",), ACTION),
+    (("]<]minimax[>[",), BARE),
     (("<tool_call>",), HERMES),
     ((_D[2], "```json"), DEEPSEEK),
     ((_D[2],), DEEPSEEK_V31),

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `server`")
 
+from ktcore.engine.tokenizer_chat import render
 from ktcore.server.calls import Calls, forced_grammar
+from ktcore.server.dialect import dialect_of
+from ktcore.server.earlier_calls import earlier_calls
+from ktcore.server.errors import FieldError
 from ktcore.server.harmony import Harmony
 from ktcore.server.thoughts import ThoughtMarks, Thoughts
 from ktcore.server.tool_formats import (
+    ACTION,
     BARE,
     DEEPSEEK,
     DEEPSEEK_V31,
+    DSML,
     GLM,
     HERMES,
+    INVOKE,
     KIMI,
+    LISTED,
     LLAMA3,
     MISTRAL,
     MISTRAL_ARGS,
     QWEN3_CODER,
+    TOOLCALL,
     ToolFormat,
     format_in,
 )
@@ -44,6 +57,12 @@ SAID: list[tuple[ToolFormat, str, str, list[tuple[str, Any]]]] = [
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call>',
         "",
         [PARIS, OSLO],
+    ),
+    (
+        HERMES,
+        '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>\n\nAnd some more text, with < in it. ',
+        "And some more text, with < in it. ",
+        [("now", {})],
     ),
     (HERMES, 'Let me see.\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', "Let me see.", [("now", {})]),
     (
@@ -105,6 +124,44 @@ SAID: list[tuple[ToolFormat, str, str, list[tuple[str, Any]]]] = [
         "",
         [PARIS, ("now", {})],
     ),
+    (
+        QWEN3_CODER,
+        "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n</function>\n</seed:tool_call>",
+        "",
+        [PARIS],
+    ),
+    (
+        INVOKE,
+        '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Oslo</parameter>\n'
+        '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n</minimax:tool_call>',
+        "",
+        [OSLO, ("now", {})],
+    ),
+    (
+        DSML,
+        'Yes.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">Oslo</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        "Yes.",
+        [OSLO],
+    ),
+    (LISTED, '<tool_calls>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</tool_calls>', "", [PARIS]),
+    (
+        LISTED,
+        '<tool_calls>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n{"name": "now", "arguments": {}}\n'
+        "</tool_calls>",
+        "",
+        [PARIS, ("now", {})],
+    ),
+    (TOOLCALL, '<TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</TOOLCALL>', "", [PARIS]),
+    (
+        ACTION,
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Paris"}}\n]'
+        "<|END_ACTION|>",
+        "",
+        [PARIS],
+    ),
     (BARE, '{"name": "get_weather", "arguments": {"city": "Paris"}}', "", [PARIS]),
 ]
 
@@ -148,7 +205,7 @@ def test_what_began_like_a_call_and_is_none_is_text(broken: str) -> None:
 
 
 def test_kimis_own_ids_are_kept() -> None:
-    _, calls = Calls(KIMI, TOOLS).push(SAID[7][1])
+    _, calls = Calls(KIMI, TOOLS).push(next(said for made, said, *_ in SAID if made is KIMI))
     assert [call.id for call in calls] == ["functions.get_weather:0", "functions.now:1"]
 
 
@@ -177,6 +234,7 @@ def test_the_template_tells_the_format(template: str, expected: ToolFormat | Non
 
 
 FORCED = [HERMES, GLM, QWEN3_CODER, DEEPSEEK, DEEPSEEK_V31, KIMI, MISTRAL, MISTRAL_ARGS, LLAMA3, BARE]
+FORCED += [INVOKE, DSML, LISTED, TOOLCALL, ACTION]
 
 
 @pytest.mark.parametrize("made", FORCED, ids=lambda made: made.name)
@@ -261,4 +319,88 @@ def test_harmonys_channels_are_told_apart(size: int) -> None:
 
     assert read(said) == ("Hello!", "User asks.", [])
     assert read(call) == ("", "Need it.", [PARIS])
+    # gpt-oss may name the function before the channel, where the prompt has opened the message
+    first = ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "Paris"}<|call|>'
+    assert read(first) == ("", "", [PARIS])
+    assert read(" to=functions is text") == (" to=functions is text", "", [])
     assert read("No channels.") == ("No channels.", "", [])
+
+
+LIKE_R1 = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' and m['content'] is none %}"
+    "{% for c in m['tool_calls'] %}{{ c['function']['name'] + c['function']['arguments'] }}{% endfor %}"
+    "{% elif m['role'] == 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+LIKE_QWEN = (
+    "{% for m in messages %}{% if '</think>' in m.content %}{% endif %}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "arguments"),
+    [(LIKE_R1, None, '{"city": "Paris"}'), (LIKE_QWEN, "", {"city": "Paris"}), (LIKE_QWEN, "Hm.", {"city": "Paris"})],
+)
+def test_earlier_calls_are_given_as_the_template_shows_them(source: str, content: str | None, arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": content, "tool_calls": [call]}]
+    (_, made) = earlier_calls(source, messages, {})
+    assert made["content"] == content
+    assert made["tool_calls"][0]["function"]["arguments"] == arguments
+    text = render(source, [messages[0], made], {}, "")
+    assert "get_weather" in text
+    assert "\\" not in text
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
+def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    with pytest.raises(FieldError, match="messages"):
+        earlier_calls(LIKE_QWEN, [{"role": "assistant", "content": "", "tool_calls": [call]}], {})
+
+
+FOLDER = os.environ.get("KTCORE_CHAT_TEMPLATES", "")
+# Their own ways of writing calls are not known here, or they show none.
+UNKNOWN = (
+    *("Apertus", "GigaChat", "Kimi-K3", "Kimi-K2-Instruct", "Kimi-K2-Thinking", "LFM2", "MiniMax-M3", "SmolLM3"),
+    *("c4ai-command-r-plus", "firefunction", "gemma", "granite-3.3", "llama-cpp-", "functionary", "Phi-3.5"),
+    *("muse-", "MiniCPM5", "tencent-Hy3", "Solar-Open"),
+)
+
+
+@pytest.mark.skipif(not FOLDER, reason="KTCORE_CHAT_TEMPLATES names a folder of templates, such as llama.cpp's")
+@pytest.mark.parametrize("path", sorted(Path(FOLDER).glob("*.jinja")) if FOLDER else [], ids=lambda path: path.stem)
+def test_what_published_templates_write_is_read_back(path: Path) -> None:
+    """The assistant's turn as the template shows it is what the model was trained to write."""
+    if any(name in path.stem for name in UNKNOWN):
+        pytest.skip("writes calls in a way that is not known")
+    source = path.read_text()
+    dialect = dialect_of(source)
+    assert dialect.tools is not None
+    tools = [{"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": SCHEMA}}]
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": OSLO[0], "arguments": json.dumps(OSLO[1])}}
+    names = {"bos_token": "<BOS>", "eos_token": "<EOS>", "unk_token": "<UNK>"}
+    messages = earlier_calls(
+        source,
+        [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "abcdefghi", "name": OSLO[0], "content": "sunny"},
+        ],
+        names,
+    )
+    variables = {**names, "tools": tools, "documents": None, "add_generation_prompt": False}
+    asked = render(source, messages[:1], {**variables, "add_generation_prompt": True}, "")
+    told = render(source, messages, variables, "")
+    assert "sunny" in told
+    said = render(source, messages[:2], variables, "")
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(asked, said, strict=False)))
+    # a mark that both begin is not cut in two
+    cut = re.search(r"[<\[][^>\]]*$", said[:same])
+    said = said[cut.start() if cut else same :]
+    if dialect.harmony:
+        *_, first = Harmony(True, True).push(said)
+        assert [(c.name, json.loads(c.arguments)) for c in first] == [OSLO]
+        return
+    _, found = _read(Calls(dialect.tools, TOOLS), list(said))
+    assert found == [OSLO]
