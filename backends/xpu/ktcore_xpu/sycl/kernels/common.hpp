@@ -1,0 +1,20 @@
+// What all kernels share: names, the sub-group, and reading weights of the affine group layout.
+namespace sx = sycl::ext::oneapi;
+namespace ex = sycl::ext::oneapi::experimental;
+
+#define KERNEL                                                         \
+    extern "C" SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((ex::nd_range_kernel<3>)) \
+        SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((ex::sub_group_size<LANES>))
+
+using uint8 = std::uint8_t;
+using words = sycl::vec<std::uint32_t, 4>;
+
+inline sycl::nd_item<3> here() { return sx::this_work_item::get_nd_item<3>(); }
+
+inline float lanes_sum(sycl::sub_group lanes, float value) {
+    return sycl::reduce_over_group(lanes, value, sycl::plus<float>());
+}
+
+inline float lanes_max(sycl::sub_group lanes, float value) {
+    return sycl::reduce_over_group(lanes, value, sycl::maximum<float>());
+}

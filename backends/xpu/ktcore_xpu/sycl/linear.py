@@ -1,0 +1,66 @@
+"""Products with weights in the affine group layout, by SYCL kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.errors import BackendError
+from ktcore_triton.affine import AffineWeight
+from ktcore_xpu.sycl.launcher import LANES, TYPES, Define, Launcher
+
+ROWS = 8
+"""Sub-groups, of a row each, in a work-group of `gemv`."""
+FEW = 8
+"""Up to so many tokens weights are read once by `gemv`; more go through tiles."""
+
+
+def linear(
+    launcher: Launcher, x: torch.Tensor, weight: AffineWeight, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x W^T + b for few tokens, summed in float32.
+
+    Args:
+        x: [tokens, cols] float16, bfloat16 or float32, contiguous.
+        bias: float32 [rows].
+
+    Returns:
+        float32 [tokens, rows].
+
+    Raises:
+        BackendError: shapes or types that do not fit.
+    """
+    check(x, weight)
+    tokens = x.shape[0]
+    y = torch.empty((tokens, weight.rows), dtype=torch.float32, device=x.device)
+    block = 1 if tokens == 1 else min(4, tokens)
+    kernel = launcher.kernel("gemv.cpp", "gemv", X=TYPES[x.dtype], TOKENS=block, ROWS=ROWS, **macros(weight))
+    groups = (1, -(-tokens // block), -(-weight.rows // ROWS))
+    offset = weight.scale if weight.offset is None else weight.offset
+    launcher.launch(
+        kernel, groups, ROWS * LANES, x, weight.codes, weight.scale, offset, bias, y, tokens, weight.rows, weight.cols
+    )
+    return y
+
+
+def check(x: torch.Tensor, weight: AffineWeight) -> None:
+    """That x fits the weight and the kernels."""
+    if x.dim() != 2 or x.shape[1] != weight.cols or not x.is_contiguous():
+        raise BackendError(f"x {list(x.shape)} for a weight [{weight.rows}, {weight.cols}]: contiguous rows are needed")
+    if x.dtype not in TYPES:
+        raise BackendError(f"kernels take float16, bfloat16 or float32, not {x.dtype}")
+    if weight.group % 16 or weight.cols % 32:
+        raise BackendError(f"groups of {weight.group} in {weight.cols} columns: multiples of 16 and 32 are needed")
+
+
+def macros(weight: AffineWeight) -> dict[str, Define]:
+    """How the kernels are told of a weight's layout."""
+    if weight.offset is not None and weight.offset.dtype != weight.scale.dtype:
+        raise BackendError(f"scales in {weight.scale.dtype} and offsets in {weight.offset.dtype}")
+    return {
+        "BITS": weight.bits,
+        "ZERO": weight.zero,
+        "GROUP": weight.group,
+        "SPAN": weight.span,
+        "OFFSET": weight.offset is not None,
+        "SCALE": TYPES[weight.scale.dtype],
+    }
