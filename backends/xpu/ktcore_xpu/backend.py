@@ -8,14 +8,15 @@ from ktcore_triton.operators import implementations
 
 from ktcore.backend import Backend, Implementation
 from ktcore.errors import BackendError
+from ktcore_xpu import sycl
 from ktcore_xpu.runtime import XpuRuntime, torch_vendor
 
 
 class XpuBackend(Backend):
-    """The shared Triton kernels over its devices."""
+    """The shared Triton kernels over its devices, and SYCL kernels of its own."""
 
     def implementations(self) -> Sequence[Implementation]:
-        return implementations("xpu")
+        return [*implementations("xpu"), *sycl.implementations()]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> XpuRuntime:
         vendor = torch_vendor()

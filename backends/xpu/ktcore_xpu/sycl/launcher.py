@@ -17,7 +17,7 @@ from ktcore_xpu.sycl.shim import Pointer, Shim, Value, arguments
 LANES = 16
 """Width of a sub-group: every Intel GPU has it, and the CPU device too."""
 FOLDER = Path(__file__).with_name("kernels")
-TYPES = {torch.float32: "float", torch.float16: "sycl::half", torch.bfloat16: "sycl::ext::oneapi::bfloat16"}
+TYPES = {torch.float32: "float", torch.float16: "sycl::half", torch.bfloat16: "brain"}
 Define = int | str | bool
 Argument = torch.Tensor | int | float | None
 
@@ -88,11 +88,11 @@ class Launcher:
 def source(file: str, **defines: Define) -> str:
     """Text of one translation unit: what all kernels share, macros, the file.
 
-    Macros come after SYCL's own headers, which use short names, and which one precompiled header then serves.
+    Macros come after SYCL's own headers, which use short names.
     """
     macros = "".join(f"#define {name} {_macro(value)}\n" for name, value in sorted(defines.items()))
-    shared = (FOLDER / "common.hpp").read_text()
-    return f"#include <sycl/sycl.hpp>\n#define LANES {LANES}\n{shared}\n{macros}{(FOLDER / file).read_text()}"
+    headers, shared = ((FOLDER / name).read_text() for name in ("headers.hpp", "common.hpp"))
+    return f"{headers}\n#define LANES {LANES}\n{shared}\n{macros}{(FOLDER / file).read_text()}"
 
 
 def xpu_launcher(index: int) -> Launcher:

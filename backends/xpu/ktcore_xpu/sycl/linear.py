@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from ktcore_triton.affine import AffineWeight
 
 from ktcore.errors import BackendError
-from ktcore_triton.affine import AffineWeight
 from ktcore_xpu.sycl.launcher import LANES, TYPES, Define, Launcher
 
 ROWS = 8
@@ -14,9 +14,7 @@ FEW = 8
 """Up to so many tokens weights are read once by `gemv`; more go through tiles."""
 
 
-def linear(
-    launcher: Launcher, x: torch.Tensor, weight: AffineWeight, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(launcher: Launcher, x: torch.Tensor, weight: AffineWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x W^T + b for few tokens, summed in float32.
 
     Args:
@@ -32,7 +30,7 @@ def linear(
     check(x, weight)
     tokens = x.shape[0]
     y = torch.empty((tokens, weight.rows), dtype=torch.float32, device=x.device)
-    block = 1 if tokens == 1 else min(4, tokens)
+    block = max(1, min(4, tokens))
     kernel = launcher.kernel("gemv.cpp", "gemv", X=TYPES[x.dtype], TOKENS=block, ROWS=ROWS, **macros(weight))
     groups = (1, -(-tokens // block), -(-weight.rows // ROWS))
     offset = weight.scale if weight.offset is None else weight.offset

@@ -18,3 +18,20 @@ inline float lanes_sum(sycl::sub_group lanes, float value) {
 inline float lanes_max(sycl::sub_group lanes, float value) {
     return sycl::reduce_over_group(lanes, value, sycl::maximum<float>());
 }
+
+// bfloat16 by its bits: conversions of SYCL's own type need a device library, whose linking crashed the just-in-time
+// compiler of intel-sycl-rt 2026.2.0 for CPU devices
+struct brain {
+    std::uint16_t bits;
+
+    brain() = default;
+
+    brain(float value) {
+        const auto whole = sycl::bit_cast<std::uint32_t>(value);
+        // to nearest, ties to even; a NaN stays one
+        const std::uint32_t rounded = (whole + 0x7fffu + ((whole >> 16) & 1u)) >> 16;
+        bits = static_cast<std::uint16_t>(value != value ? (whole >> 16) | 0x40u : rounded);
+    }
+
+    operator float() const { return sycl::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+};
