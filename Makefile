@@ -22,7 +22,7 @@ model: $(STAMP)
 	@$(BIN)/python -m ktcore.demo
 
 test: $(DEV) model lint sanitize
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers share the cores: threads of torch that wait for each other would cost more than they give
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton decides when it is imported whether kernels are interpreted; TRITON_INTERPRET=0 runs them on a device.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

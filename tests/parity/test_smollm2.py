@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import ktcore
+from ktcore.engine.sequence import Sequence
+from ktcore.ops.sampling import SamplingParams
 
 from .smollm2 import PROMPTS, transformers_model
 
@@ -43,24 +45,24 @@ def _divergence(expected: torch.Tensor, logits: torch.Tensor) -> tuple[float, fl
 @pytest.mark.timeout(900)  # 135M parameters in float32 on both sides, on machines with little to spare
 def test_reference_greedy_tokens_equal_transformers(smollm2_path: Path, oracle: torch.nn.Module) -> None:
     with ktcore.load(smollm2_path, backend="cpu", rules="reference", context=1024) as model:
-        ids = [model.tokenizer.encode(p) for p in PROMPTS]
+        prompts = [model.tokenizer.encode(p) for p in PROMPTS]
+        stop = model.tokenizer.stop_ids
         ours = [
-            model.generate(torch.tensor([i]), max_new_tokens=NEW_TOKENS, temperature=0)[0].tolist() for i in ids[:4]
+            model.generate(torch.tensor([i]), max_new_tokens=NEW_TOKENS, temperature=0)[0].tolist() for i in prompts[:4]
         ]
         # the rest runs as one ragged batch
-        stop = model.tokenizer.stop_ids
-        texts = model.generate(list(PROMPTS[4:]), max_new_tokens=NEW_TOKENS, temperature=0)
-        tokenizer = model.tokenizer
-    for i, prompt in enumerate(ids):
+        batch = [Sequence(list(p), SamplingParams(temperature=0), NEW_TOKENS, stop) for p in prompts[4:]]
+        for sequence in batch:
+            model.engine.add(sequence)
+        while model.engine.step():
+            pass
+    for prompt, tokens in zip(prompts, ours + [s.tokens for s in batch], strict=True):
+        answer = tokens[len(prompt) :]
+        assert len(answer) == NEW_TOKENS or answer[-1] in stop
+        # greedy is to take the likeliest token after each: all of them in one pass, where generate() needs one each
         with torch.inference_mode():
-            theirs = oracle.generate(  # type: ignore[operator]
-                torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=sorted(stop)
-            )[0].tolist()
-        if i < 4:
-            assert ours[i] == theirs
-        else:
-            answer = [t for t in theirs[len(prompt) :] if t not in stop]
-            assert texts[i - 4] == tokenizer.decode(answer)
+            likeliest = oracle(torch.tensor([tokens])).logits[0].argmax(-1).tolist()
+        assert answer == likeliest[len(prompt) - 1 : -1]
 
 
 def test_native_kernels_stay_close_to_float32(smollm2_path: Path, text_ids: list[int], expected: torch.Tensor) -> None:
