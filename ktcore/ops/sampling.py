@@ -85,13 +85,27 @@ def sample(
         seen: ids of prompt and answer so far, for the penalties.
         generator: on the logits' device; may be None only with temperature 0.
         prompt_len: how many of `seen` are the prompt: presence and frequency count in the answer alone.
+
+    Raises:
+        FloatingPointError: the logits are not numbers.
     """
     logits = penalised(logits, params, seen, prompt_len)
     if params.temperature == 0:
         return int(logits.argmax())
     probs, index = _candidates(logits / params.temperature, params)
-    choice = torch.multinomial(probs, 1, generator=generator)
+    choice = _drawn(probs, generator)
     return int(choice if index is None else index[choice])
+
+
+def _drawn(probs: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """An index, drawn by inverting the distribution: one random number, where torch.multinomial takes one a token."""
+    total = probs.double().cumsum(-1)
+    if not total[-1] > 0:
+        raise FloatingPointError("no token can be drawn: the model's logits are not numbers")
+    place = torch.rand(1, dtype=torch.float64, generator=generator, device=probs.device) * total[-1]
+    # below the end, whatever rounding does, and to the right of equals: what has no probability is never taken
+    place = torch.minimum(place, torch.nextafter(total[-1:], torch.zeros_like(total[-1:])))
+    return torch.searchsorted(total, place, right=True)
 
 
 def penalised(logits: torch.Tensor, params: SamplingParams, seen: Sequence[int], prompt_len: int = 0) -> torch.Tensor:

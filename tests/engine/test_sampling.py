@@ -119,6 +119,23 @@ def test_same_seed_draws_the_same_and_frequencies_follow_the_distribution() -> N
     torch.testing.assert_close(counts / 4000, logits.softmax(-1), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.99}, {"top_k": 3}])
+def test_what_is_forbidden_is_never_drawn(filters: dict[str, Any]) -> None:
+    logits = torch.full((1000,), float("-inf"))
+    logits[[0, 500]] = torch.tensor([1.0, 1.5])
+    generator = torch.Generator().manual_seed(1)
+    draws = [sample(logits, SamplingParams(temperature=1, **filters), [], generator) for _ in range(500)]
+    assert set(draws) == {0, 500}
+    assert draws.count(500) / 500 == pytest.approx(torch.tensor(0.5).sigmoid().item(), abs=0.08)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}])
+def test_logits_that_are_no_numbers_draw_nothing(bad: float, filters: dict[str, Any]) -> None:
+    with pytest.raises(FloatingPointError):
+        sample(torch.full((9,), bad), SamplingParams(temperature=1, **filters), [], torch.Generator())
+
+
 @pytest.mark.parametrize(
     "bad",
     [
