@@ -31,11 +31,13 @@ class Thought:
     Attributes:
         begin, end: the marks around it.
         begun: the prompt holds `begin` already, so that `end` must come.
+        lead: what opens the answer proper, thoughts or none.
     """
 
     begin: str
     end: str
     begun: bool
+    lead: str = ""
 
 
 class Structures:
@@ -177,7 +179,9 @@ def _opening(thought: Thought | None) -> str:
     end = re.escape(thought.end).replace("/", r"\/")
     begin = "" if thought.begun else f"/[ \\n]{{0,4}}/ {json.dumps(thought.begin)} "
     optional = "" if thought.begun else "?"
-    return f"start: thought{optional} @body\nthought: {begin}rest /[ \\n]{{0,4}}/\nrest[lazy]: /(.|\\n)*{end}/\n"
+    lead = json.dumps(thought.lead) if thought.lead else ""
+    gap = r"/[ \n]{0,4}/"
+    return f"start: thought{optional} {lead} @body\nthought: {begin}rest {gap}\nrest[lazy]: /(.|\\n)*{end}/\n"
 
 
 def _told(matcher: llguidance.LLMatcher) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ktcore.engine.model import Model
@@ -16,6 +16,7 @@ from ktcore.server.calls import forced_grammar
 from ktcore.server.dialect import Dialect, Reader, dialect_of, thought_before
 from ktcore.server.earlier_calls import earlier_calls
 from ktcore.server.errors import FieldError
+from ktcore.server.harmony import FINAL
 from ktcore.server.tool_formats import Call
 
 AUTO, NONE, REQUIRED = "auto", "none", "required"
@@ -67,6 +68,7 @@ class Prompt:
     tools: Mapping[str, Any] = field(default_factory=dict)
     separate: bool = False
     structure: Structure | None = None
+    several: bool = True
 
     @property
     def shown(self) -> frozenset[int]:
@@ -75,7 +77,7 @@ class Prompt:
 
     def reader(self) -> Reader:
         """What reads one answer."""
-        return Reader(self.dialect, self.tokenizer, self.ids, self.separate, self.tools)
+        return Reader(self.dialect, self.tokenizer, self.ids, self.separate, self.tools, self.several)
 
 
 def prompt_of(model: Model, chat: Chat) -> Prompt:
@@ -97,8 +99,11 @@ def prompt_of(model: Model, chat: Chat) -> Prompt:
     ids = tokenizer.encode_chat(messages, tools=offered or None, **variables)
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in offered}
     thought = thought_before(dialect, tokenizer, ids)
-    structure = _forced(model, chat, dialect, schemas, thought) or structure_of(model, chat.form, thought)
-    return Prompt(ids, tokenizer, dialect, schemas, chat.separate, structure)
+    structure = _forced(model, chat, dialect, schemas, thought)
+    if thought is not None and dialect.harmony:
+        thought = replace(thought, lead=FINAL)
+    structure = structure or structure_of(model, chat.form, thought)
+    return Prompt(ids, tokenizer, dialect, schemas, chat.separate, structure, chat.several)
 
 
 def structure_of(model: Model, form: Form | None, thought: Thought | None = None) -> Structure | None:

@@ -67,11 +67,19 @@ class Reader:
         prompt: its ids: they tell whether the thoughts have begun.
         separate: thoughts are kept apart from the content.
         tools: schemas of the tools that the request offers, by name; none: calls are text like any other.
+        several: tell all calls; otherwise the first one alone.
     """
 
     def __init__(
-        self, dialect: Dialect, tokenizer: Tokenizer, prompt: list[int], separate: bool, tools: Mapping[str, Any]
+        self,
+        dialect: Dialect,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        separate: bool,
+        tools: Mapping[str, Any],
+        several: bool = True,
     ) -> None:
+        self._left: int | None = None if several else 1
         self._harmony = Harmony(separate, bool(tools)) if dialect.harmony else None
         self._thoughts = None
         if separate and dialect.thoughts is not None:
@@ -81,6 +89,20 @@ class Reader:
 
     def push(self, text: str) -> Part:
         """What is certain after this piece."""
+        return self._limited(self._pushed(text))
+
+    def end(self) -> Part:
+        """What is left when the answer has ended."""
+        return self._limited(self._ended())
+
+    def _limited(self, part: Part) -> Part:
+        if self._left is None or not part.calls:
+            return part
+        kept = part.calls[: self._left]
+        self._left -= len(kept)
+        return Part(part.content, part.reasoning, kept)
+
+    def _pushed(self, text: str) -> Part:
         if self._harmony is not None:
             return Part(*self._harmony.push(text))
         reasoning, said = ("", text) if self._thoughts is None else self._thoughts.push(text)
@@ -89,8 +111,7 @@ class Reader:
         content, calls = self._calls.push(said)
         return Part(content, reasoning, tuple(calls))
 
-    def end(self) -> Part:
-        """What is left when the answer has ended."""
+    def _ended(self) -> Part:
         if self._harmony is not None:
             return Part(*self._harmony.flush())
         reasoning, said = ("", "") if self._thoughts is None else self._thoughts.flush()

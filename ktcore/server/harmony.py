@@ -8,6 +8,8 @@ from ktcore.server.thoughts import held_back
 from ktcore.server.tool_formats import Call
 
 CHANNEL = "<|channel|>"
+FINAL = "<|channel|>final<|message|>"
+"""What opens the answer proper."""
 _MARKS = (CHANNEL, "<|message|>", "<|start|>", "<|end|>", "<|constrain|>", "<|call|>", "<|return|>")
 _TO = re.compile(r"to=functions\.([\w.-]+)")
 

@@ -99,6 +99,27 @@ def test_thoughts_before_the_answer_are_free(model: ktcore.Model, begun: bool) -
 
 
 @pytest.mark.parametrize(
+    ("said", "fits"),
+    [
+        ("<|channel|>final<|message|>yes", True),
+        ("<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>yes", True),
+        ("yes", False),
+        ("<|channel|>analysis<|message|>Hm.<|end|>yes", False),
+    ],
+)
+def test_what_opens_the_answer_proper_is_demanded(model: ktcore.Model, said: str, fits: bool) -> None:
+    thought = Thought("<|channel|>analysis<|message|>", "<|end|>", False, "<|channel|>final<|message|>")
+    guide = model.structures.regex("yes", thought).begin()
+    allowed = True
+    for token in model.tokenizer.encode(said, add_special=False):
+        allowed = bool(guide.allowed(torch.zeros(model.plan.graph.vocab))[token] == 0)
+        if not allowed:
+            break
+        guide.accept(token)
+    assert allowed is fits
+
+
+@pytest.mark.parametrize(
     ("make", "bad", "told"),
     [
         ("json", {"type": "bogus"}, "bogus"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ktcore
+from ktcore.engine.output import PLAIN, Output
 from ktcore.engine.scheduler import Scheduled
 from ktcore.engine.sequence import Finish
 from ktcore.engine.service import ClosingError, DeadlineError, Delta, QueueFullError, Request, Service
@@ -89,6 +90,26 @@ def test_batched_answers_equal_those_alone(opened: Opened, name: str, rules: str
                     time.sleep(random.Random(seed).random() * 0.004)
                 together = [caller.wait()[0] for caller in callers]
             assert together == alone
+
+
+def test_forms_in_a_batch_bind_their_own_answers_alone(opened: Opened) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra `server`")
+    model = opened("dense", context=512)
+    digits, letters = model.structures.regex("[0-9]{5,9}"), model.structures.regex("[a-z]{4,12}")
+    outputs = [PLAIN, Output(structure=digits), Output(structure=letters), PLAIN, Output(structure=digits)]
+    with Service(model) as service:
+
+        def ask(i: int) -> Caller:
+            return Caller(service, _prompt(i, 9), 20, SamplingParams(temperature=1, seed=i), output=outputs[i])
+
+        alone = [ask(i).wait()[0] for i in range(len(outputs))]
+        callers = [ask(i) for i in range(len(outputs))]
+        assert [caller.wait()[0] for caller in callers] == alone
+    assert alone[1].isdigit()
+    assert alone[2].isalpha()
+    assert alone[4].isdigit()
+    assert alone[1] != alone[4]
+    assert not alone[0].isalnum()
 
 
 def test_a_long_prompt_holds_a_running_answer_up_for_no_more_than_a_chunk(opened: Opened) -> None:

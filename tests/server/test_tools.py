@@ -110,6 +110,14 @@ def test_calls_go_there_and_back_through_the_template(tools: Server) -> None:
     assert again.usage.prompt_tokens == len(expected)
 
 
+def test_one_call_where_one_is_wanted(tools: Server) -> None:
+    _says(tools.service, f"{CALL}\n{CALL.replace('Paris', 'Oslo')}")
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "parallel_tool_calls": False}
+    (call,) = tools.sdk().chat.completions.create(**ask).choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    assert len(_streamed(tools.sdk().chat.completions.create(**ask, stream=True))[2]) == 1
+
+
 def test_without_tools_or_with_none_calls_are_text(tools: Server) -> None:
     _says(tools.service, CALL)
     for more in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
