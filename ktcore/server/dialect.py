@@ -43,6 +43,11 @@ class Dialect:
     tools: ToolFormat | None = None
     harmony: bool = False
 
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts are told apart from answers."""
+        return self.thoughts is not None or self.harmony
+
     def shown(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Control tokens that must be seen, or thoughts and calls could not be found."""
         words = (() if self.tools is None else self.tools.spellings) + (

@@ -22,7 +22,7 @@ from ktcore.engine.sequence import Finish
 from ktcore.server.answers import Answers
 from ktcore.server.chat import Chat, Prompt, prompt_of, structure_of
 from ktcore.server.dialect import Part, dialect_of
-from ktcore.server.errors import json_response, problem_of
+from ktcore.server.errors import FieldError, json_response, problem_of
 from ktcore.server.logprobs import ollama_logprobs as logprobs
 from ktcore.server.ollama_schemas import GenerateAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
 from ktcore.server.sampling import params_for
@@ -111,7 +111,10 @@ def _plain(served: Served, ask: OllamaAsk, messages: list[dict[str, Any]]) -> Pr
 def _prompt(
     served: Served, ask: OllamaAsk, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
 ) -> Prompt:
-    return prompt_of(served.model, Chat(messages, tools, form=ask.form, variables=ask.variables))
+    prompt = prompt_of(served.model, Chat(messages, tools, form=ask.form, variables=ask.variables))
+    if ask.think and not prompt.dialect.thinks:
+        raise FieldError("think", "the model's chat template knows no thoughts")
+    return prompt
 
 
 async def _answer(served: Served, ask: OllamaAsk, prompt: Prompt, http: Request, began: float, chat: bool) -> Response:
@@ -214,7 +217,7 @@ def _card(served: Served) -> dict[str, Any]:
 def _capabilities(template: str | None) -> list[str]:
     dialect = dialect_of(template)
     tools = ["tools"] if dialect.tools is not None else []
-    return ["completion", *tools, *(["thinking"] if dialect.thoughts or dialect.harmony else [])]
+    return ["completion", *tools, *(["thinking"] if dialect.thinks else [])]
 
 
 def _iso(moment: datetime) -> str:

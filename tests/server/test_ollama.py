@@ -73,7 +73,13 @@ def test_what_curl_sends_is_understood_and_nonsense_is_not(opened: Opened) -> No
         assert client("GET", "/api/version").json() == {"version": __version__}
         loaded = client("POST", "/api/generate", json={"model": "tiny"}).json()
         assert loaded["done_reason"] == "load"
-        for change in ({"format": "xml"}, {"options": {"temperature": "hot"}}, {"tools": [{}]}, {"messages": 3}):
+        for change in (
+            {"format": "xml"},
+            {"options": {"temperature": "hot"}},
+            {"tools": [{}]},
+            {"think": True},
+            {"messages": 3},
+        ):
             done = client("POST", "/api/chat", json={"model": "tiny", "messages": HELLO, **change})
             assert done.status_code == 400
             assert isinstance(done.json()["error"], str)
