@@ -13,7 +13,7 @@ SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 # The CPU wheel of torch where pip can find one; set TORCH to choose another build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint sanitize bench clean model
+.PHONY: demo test lint sanitize bench vendors gpu clean model
 
 demo: $(STAMP) model
 	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)"
@@ -36,6 +36,17 @@ sanitize: $(DEV)
 
 bench: $(DEV) model
 	$(BIN)/ktcore bench "$$($(BIN)/python -m ktcore.demo --path)" -p 512 -n 128
+
+# What is too slow for every day, about two hours on two cores: every configuration of the shared kernels compiled and
+# run in the interpreter, the whole kit for each simulated vendor, the matrix.
+vendors: $(DEV)
+	KTCORE_TRITON_FULL=1 KTCORE_VENDORS_FULL=1 $(BIN)/pytest tests/triton_kernels tests/vendors
+	$(foreach v,cuda rocm xpu,$(BIN)/python tests/vendors/simulate.py --backend $(v) -- conformance run --backend $(v) --level 4 --report docs/conformance/$(v)-simulated.json &&) true
+	$(BIN)/ktcore conformance render docs/conformance
+
+# On a machine with an NVIDIA GPU, in under eight minutes and without a network or an installation.
+gpu:
+	$(PYTHON) tests/vendors/gpu.py
 
 clean:
 	rm -rf $(VENV) build

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,14 @@ def decode(model: Any, prompt: Any, new: int) -> dict[str, Any]:
     return {"tokens": sequence.new_tokens, "tokens_s": 1 / statistics.median(steps), "prefill_s": stamps[0] - begin}
 
 
+def _resident(backend: str) -> Path:
+    """A rule file that brings all experts to the device."""
+    path = Path(tempfile.mkdtemp()) / "resident.yaml"
+    rule = f"{{name: resident, match: {{op: experts}}, use: {backend}.experts, device: accelerator}}"
+    path.write_text(f"version: 1\nrules:\n  - {rule}\n", encoding="utf-8")
+    return path
+
+
 def main() -> None:
     """Print one JSON object."""
     parser = arguments(__doc__)
@@ -82,6 +91,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--handoff", action="store_true")
+    parser.add_argument("--resident", action="store_true", help="experts on the device too, for what fits")
     given = parser.parse_args()
     prepare(given)
     import torch
@@ -92,7 +102,8 @@ def main() -> None:
     if given.handoff:
         report["hand_off"] = handoff(given.backend, 4 if given.simulate else 24)
     begin = time.perf_counter()
-    with ktcore.load(given.model, backend=given.backend, context=2048) as model:
+    rules = _resident(given.backend) if given.resident else None
+    with ktcore.load(given.model, backend=given.backend, rules=rules, context=2048) as model:
         report["load_s"] = time.perf_counter() - begin
         prompt = torch.randint(3, 900, (given.prompt,), generator=torch.Generator().manual_seed(1))
         decode(model, prompt, 4)  # compiles kernels, captures the step
