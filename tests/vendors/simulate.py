@@ -49,7 +49,9 @@ class Chip:
 
 
 def _cuda(name: str, major: int, minor: int) -> Chip:
-    properties = SimpleNamespace(name=f"simulated {name}", total_memory=8 * GIB, major=major, minor=minor)
+    properties = SimpleNamespace(
+        name=f"simulated {name}", total_memory=8 * GIB, major=major, minor=minor, multi_processor_count=4
+    )
     return Chip("cuda", name, properties, "cuda_stream", "CUDAGraph")
 
 
@@ -87,8 +89,8 @@ class Simulation:
     def install(self) -> Simulation:
         """Exchange the probe, the vendor and what the backend declares to the kit."""
         v = self.chip.backend
-        plugin, backend, runtime, conformance = (
-            importlib.import_module(f"ktcore_{v}.{name}") for name in ("plugin", "backend", "runtime", "conformance")
+        plugin, backend, conformance = (
+            importlib.import_module(f"ktcore_{v}.{name}") for name in ("plugin", "backend", "conformance")
         )
         self.sim.run_all_on_device()
         self._set(plugin, "probe", lambda: Probe(True, f"{self.chip.properties.name}, no hardware", devices=1))
@@ -99,7 +101,14 @@ class Simulation:
         self._set(conformance, "expectations", lambda: self._expectations(declared()))
         self._set(triton_on_sim.GridExecutor, "__call__", triton_on_sim.GridExecutor.__call__)
         triton_on_sim.install(self.sim)
-        assert runtime
+        if v == "cuda":
+            from ktcore_cuda.w4a16 import CudaTiled
+
+            from tests.vendors.emulation import Library
+
+            native = importlib.import_module("ktcore_cuda.native")
+            self._set(native, "problem", lambda: "")
+            self._set(backend, "CudaTiled", lambda bits: CudaTiled(bits, lambda: Library(self.sim)))
         return self
 
     def undo(self) -> None:

@@ -7,6 +7,7 @@ minutes a backend: `python tests/vendors/simulate.py --backend cuda -- conforman
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,10 +19,12 @@ pytest.importorskip("triton", reason="kernels are interpreted by Triton")
 from ktcore_sim.options import SimOptions
 
 import ktcore
+from ktcore.backend import Unsupported
 from ktcore.conformance.levels import all_cases
 from ktcore.conformance.open import open_target
 from ktcore.conformance.runner import run_cases
 from ktcore.conformance.status import Status
+from ktcore.ops.linear import LinearSpec
 from tests.parity.conftest import Tiny, tiny  # noqa: F401
 
 from .simulate import CHIPS, Simulation, simulation
@@ -103,6 +106,29 @@ def test_a_tiny_model_with_experts_on_the_host(
         runtime = next(r for r in model.engine.model.devices.open_runtimes() if r.device.type == "sim")
         assert runtime._module.runtime.fallback_names() == {}  # type: ignore[attr-defined]
         assert runtime._launch.calls > 0  # type: ignore[attr-defined]
+
+
+def test_the_packages_own_kernels_pass_the_kits_linear(install: Install) -> None:
+    install("cuda", delay_us=50)
+    target = open_target("cuda")
+    try:
+        # `supports` answers for all three: the kit runs each that takes a format
+        chosen = [
+            c
+            for c in all_cases()
+            if re.fullmatch(r"L2\.linear\.(Q4_1|Q4_K|Q6_K|INT4.*)\.7x512x100|L2\.linear\.company", c.id)
+        ]
+        results = run_cases(target, chosen)
+        loaded = [
+            i.id
+            for i in target.implementations
+            if not isinstance(i.supports(LinearSpec(512, 64, "Q4_K"), target.device), Unsupported)
+        ]
+    finally:
+        target.close()
+    assert [(r.id, r.reason) for r in results if r.status is not Status.PASS] == []
+    assert len(results) >= 4
+    assert loaded[:1] == ["cuda.w4a16"]
 
 
 def test_a_stream_that_is_none_is_refused_by_the_driver(install: Install) -> None:

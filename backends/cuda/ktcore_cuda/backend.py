@@ -9,13 +9,14 @@ from ktcore_triton.operators import implementations
 from ktcore.backend import Backend, Implementation
 from ktcore.errors import BackendError
 from ktcore_cuda.runtime import CudaRuntime, torch_vendor
+from ktcore_cuda.w4a16 import CudaTiled
 
 
 class CudaBackend(Backend):
-    """The shared Triton kernels over its devices."""
+    """The package's own CUDA kernels, and the shared Triton ones."""
 
     def implementations(self) -> Sequence[Implementation]:
-        return implementations("cuda")
+        return [CudaTiled(4), CudaTiled(8), *implementations("cuda")]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CudaRuntime:
         vendor = torch_vendor()

@@ -29,12 +29,13 @@ DECLARED = (
 )
 
 
-def live(name: str, memory: int, major: int, minor: int) -> Capabilities:
+def live(name: str, memory: int, major: int, minor: int, processors: int = 0) -> Capabilities:
     """Capabilities of a device from what its driver reports.
 
     Args:
         memory: total bytes.
         major, minor: compute capability.
+        processors: streaming multiprocessors; 0 where that is not known.
     """
     arch = f"sm_{major}{minor}"
     known = next((c for c in DECLARED if c.properties["arch"] == arch), None)
@@ -44,4 +45,6 @@ def live(name: str, memory: int, major: int, minor: int) -> Capabilities:
         features, properties = known.features, dict(known.properties)
     else:
         features = BASE - ({"bf16"} if major < 8 else set()) | (FP8 if (major, minor) >= (8, 9) else set())
+    if processors:
+        properties["processors"] = processors
     return Capabilities("cuda", name, memory, features, properties, live=True)

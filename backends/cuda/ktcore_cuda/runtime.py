@@ -44,10 +44,15 @@ class CudaRuntime(TorchDeviceRuntime):
     def __init__(self, index: int, vendor: CudaVendor | None = None) -> None:
         vendor = vendor or torch_vendor()
         properties = vendor.module.get_device_properties(index)
-        found = live(properties.name, properties.total_memory, properties.major, properties.minor)
+        processors = int(properties.multi_processor_count)
+        found = live(properties.name, properties.total_memory, properties.major, properties.minor, processors)
         super().__init__(vendor.module, vendor.device_type, index, found, "CUDAGraph")
         self._launch = vendor.driver().cuLaunchHostFunc
         self._launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+
+    def current_handle(self) -> int:
+        """The driver's handle of the current stream, for launches past torch."""
+        return int(self._module.current_stream(self.device).cuda_stream)
 
     def launch_host(self, stream: Stream, function: int, data: int) -> None:
         error = self._launch(stream.cuda_stream, function, data)

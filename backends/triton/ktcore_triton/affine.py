@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from ktcore.errors import BackendError
-from ktcore.weights import row_bytes
+from ktcore.weights import get_format, row_bytes
 from ktcore.weights.ref import Weight
 from ktcore_triton.codes import FORMATS, Codes, unpack
 
@@ -99,6 +99,12 @@ def affine_weight(
     return _packed(unpack(weight_format, raw.reshape(rows, -1)), device)
 
 
+def code_bits(weight_format: str) -> int:
+    """Bits that a code of that format takes, 4 or 8."""
+    block = get_format(weight_format).block_bytes
+    return unpack(weight_format, np.zeros((1, block), np.uint8)).bits
+
+
 def affine_bytes(weight_format: str, rows: int, cols: int) -> int:
     """Device bytes of a matrix in the layout; scales of K-quants are products, which float16 seldom holds."""
     sample = _packed(unpack(weight_format, np.zeros((1, row_bytes(weight_format, cols)), np.uint8)), "cpu")
@@ -176,8 +182,8 @@ def _packed(found: Codes, device: torch.device | str) -> AffineWeight:
         codes = (halves[:, :, 0] | (halves[:, :, 1] << np.uint8(4))).reshape(rows, -1)
     return AffineWeight(
         codes=torch.from_numpy(np.ascontiguousarray(codes)).to(device),
-        scale=_narrow(found.scale).to(device),
-        offset=None if found.offset is None else _narrow(found.offset).to(device),
+        scale=narrow(found.scale).to(device),
+        offset=None if found.offset is None else narrow(found.offset).to(device),
         bits=found.bits,
         group=cols // found.scale.shape[1],
         zero=found.zero,
@@ -185,7 +191,7 @@ def _packed(found: Codes, device: torch.device | str) -> AffineWeight:
     )
 
 
-def _narrow(values: npt.NDArray[np.float32]) -> torch.Tensor:
+def narrow(values: npt.NDArray[np.float32]) -> torch.Tensor:
     """float16 if every value survives it, else float32."""
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)

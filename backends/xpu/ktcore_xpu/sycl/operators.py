@@ -46,6 +46,8 @@ class SyclLinear(SyclImplementation):
 
     def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
         """Of the layout."""
+        if not supported(spec.weight_format):
+            return stored_bytes
         weight = affine_bytes(spec.weight_format, spec.out_features, spec.in_features)
         return weight + FLOAT_BYTES * spec.out_features * spec.bias
 

@@ -1,0 +1,144 @@
+"""Linear projection of few tokens at the speed of memory: 4- and 8-bit weights in tiles, a kernel of the package's own.
+
+After the ideas of Marlin (Frantar et al., 2024, arXiv 2408.11743): weights repacked so that each thread reads what it
+multiplies with in 16 bytes, asynchronous copies several stages ahead, codes made floats in registers. Unlike it, bare
+codes are multiplied and sums are scaled once a group in float32, so that scales and offsets of GGUF formats are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from ktcore_triton.affine import affine_bytes, code_bits, supported
+from ktcore_triton.codes import unpack
+from ktcore_triton.operators.base import compute_dtype
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.mirror import upload
+from ktcore.errors import BackendError
+from ktcore.ops.linear import LinearSpec
+from ktcore.weights import get_format
+from ktcore_cuda import native
+from ktcore_cuda.tiles import COLUMNS, DEPTH, TiledWeight, refusal, tiled
+
+WARPS = 8
+TILES_A_WARP = 4
+"""So many tiles of K at least for a warp: below, filling and emptying the pipeline costs more than a split gains."""
+USUAL_PROCESSORS = 108
+MOST_SPLITS = 16
+
+
+class CudaTiled(Implementation):
+    """Weights of `bits` bits with scales in groups. Option `compute`: as of the shared linear.
+
+    Args:
+        bits: 4 ("cuda.w4a16") or 8 ("cuda.w8a16"; codes of 5 and 6 bits too).
+        load_library: gives the library when the first weight is loaded.
+    """
+
+    spec_type = LinearSpec
+    options = frozenset({"compute"})
+    capturable = True
+
+    def __init__(self, bits: int, load_library: Callable[[], Any] = native.library) -> None:
+        self.id = f"cuda.w{bits}a16"
+        self._bits = bits
+        self._load_library = load_library
+
+    def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:
+        """Where the library is built or can be, for formats of so many bits."""
+        name = spec.weight_format
+        if not supported(name) or code_bits(name) != self._bits:
+            return Unsupported(f"{name} has no codes of {self._bits} bits with scales in groups")
+        if why := refusal(spec.in_features, DEPTH):
+            return Unsupported(why)
+        if device.live and (why := native.problem()):
+            return Unsupported(why)
+        return Supported(cost=0.5)
+
+    def load(self, request: LoadRequest) -> Module:
+        """Repack into tiles; builds the library if need be."""
+        return CudaTiledModule(request, self._load_library())
+
+    def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
+        """Of the tiles, the last one filled up, and the bias."""
+        if not supported(spec.weight_format):
+            return stored_bytes
+        rows = spec.out_features + -spec.out_features % COLUMNS
+        return affine_bytes(spec.weight_format, rows, spec.in_features) + 4 * spec.out_features * spec.bias
+
+
+class CudaTiledModule:
+    """float32 [T, in] -> float32 [T, out]; a row's result does not depend on the other rows.
+
+    Attributes:
+        layout: tag of the packed weight.
+    """
+
+    layout = "w4a16.16x64"
+
+    def __init__(self, request: LoadRequest, library: Any) -> None:
+        spec = cast(LinearSpec, request.spec)
+        stored, device = request.weights["weight"], request.runtime.device
+        raw = stored.raw().reshape(spec.out_features, -1)
+        self._weight: TiledWeight = tiled(unpack(get_format(spec.weight_format).name, raw), device)
+        order = stored.input_order
+        self._order = None if order is None else upload(request.runtime, torch.from_numpy(order))
+        self._bias = request.weights["bias"].tensor().to(device) if spec.bias else None
+        self._compute = compute_dtype(request)
+        if self._compute not in (torch.float16, torch.bfloat16):
+            raise BackendError(f"{request.name}: this kernel computes in float16 or bfloat16, not in {self._compute}")
+        self._runtime = request.runtime
+        self._library = library
+        self._splits = splits(self._weight, int(request.device.properties.get("processors", USUAL_PROCESSORS)))
+        # by the number of row blocks; kept, since captured graphs hold their addresses
+        self._arrived: dict[int, torch.Tensor] = {}
+
+    def unpack(self) -> torch.Tensor:
+        """The weight [out, in] on the host, columns in stored order."""
+        from ktcore_cuda.tiles import unpack as codes_of
+
+        w = self._weight
+        codes = torch.from_numpy(codes_of(w.codes.cpu().numpy(), w.padded_n, w.k, w.bits))[: w.n].float() - w.zero
+        scale = w.scale.float().cpu().t()[: w.n]
+        values = codes.view(w.n, -1, w.group) * scale[..., None]
+        if w.offset is not None:
+            values = values + w.offset.float().cpu().t()[: w.n][..., None]
+        return values.reshape(w.n, w.k)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        w = self._weight
+        x = (x if self._order is None else x.index_select(1, self._order)).to(self._compute).contiguous()
+        out = torch.empty(x.shape[0], w.n, device=x.device)
+        if not x.shape[0]:
+            return out
+        rows = 16 if x.shape[0] <= 16 else 32
+        blocks = -(-x.shape[0] // rows)
+        held = self._splits * blocks * rows * w.padded_n if self._splits > 1 else 0
+        partial = torch.empty(held, device=x.device)
+        if blocks not in self._arrived:
+            # the kernel leaves zeros behind: filled once
+            self._arrived[blocks] = torch.zeros(blocks * (w.padded_n // COLUMNS), dtype=torch.int32, device=x.device)
+        error = self._library.ktcore_gemm(
+            x.data_ptr(), w.codes.data_ptr(), w.scale.data_ptr(), None if w.offset is None else w.offset.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(), out.data_ptr(), partial.data_ptr(),
+            self._arrived[blocks].data_ptr(), x.shape[0], w.n, w.k, w.group, w.zero, w.bits,
+            int(self._compute is torch.bfloat16), int(w.scale.dtype is torch.float16), self._splits,
+            self._runtime.current_handle(),  # type: ignore[attr-defined]
+        )  # fmt: skip
+        if error:
+            raise BackendError(
+                f"the {self.layout} kernel returned {error}: {self._library.ktcore_error(error).decode()}"
+            )
+        return out
+
+
+def splits(weight: TiledWeight, processors: int) -> int:
+    """Blocks that share K: enough for two a processor, from the weight's sizes alone, so that no row's sum depends on
+    how many rows there are."""
+    columns = weight.padded_n // COLUMNS
+    wanted = -(-2 * processors // columns)
+    most = max(1, weight.k // DEPTH // (WARPS * TILES_A_WARP))
+    return max(1, min(wanted, most, MOST_SPLITS))

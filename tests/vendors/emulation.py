@@ -1,0 +1,66 @@
+"""The package's CUDA kernels built for the host (csrc/emulate.h), and as a stand-in library on the simulated device."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ktcore_cuda.native import SOURCE, typed
+
+BUILD = Path(__file__).parents[2] / "build" / "emulated"
+BASE = 0x5000_0000  # of the stand-ins' stream addresses
+
+
+def emulated() -> ctypes.CDLL:
+    """The library, built by the host's compiler unless this very source has been built before."""
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(SOURCE.iterdir()))).hexdigest()[:16]
+    path = BUILD / f"libktcore_cuda-{digest}.so"
+    if not path.is_file():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        made = path.with_suffix(f".{os.getpid()}")
+        flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-DKT_EMULATE", "-Wall", "-Wextra", "-Werror"]
+        flags += ["-Wno-unknown-pragmas", "-x", "c++"]
+        compiler = os.environ.get("CXX", "c++")
+        command = [compiler, *flags, str(SOURCE / "w4a16.cu"), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        made.replace(path)
+    return typed(ctypes.CDLL(str(path)))
+
+
+class Library:
+    """The library as a backend calls it, on the simulated device: a call is a task of the stream that it names.
+
+    Args:
+        runtime: of the simulated device.
+    """
+
+    def __init__(self, runtime: Any) -> None:
+        self._native = runtime._native
+        self._index = runtime.device.index
+        self._host = emulated()
+        self.calls = 0
+
+    def ktcore_gemm(self, *arguments: Any) -> int:
+        """As the C function; addresses are the device's, which only the task may turn into memory."""
+        assert len(arguments) == len(self._host.ktcore_gemm.argtypes)
+        *given, stream = arguments
+        pointers, numbers = given[:8], given[8:]
+        self.calls += 1
+
+        def kernel() -> None:
+            there = [self._native.alias_address(self._index, p) if p else None for p in pointers]
+            error = self._host.ktcore_gemm(*there, *numbers, None)
+            if error:
+                raise RuntimeError(f"the kernel returned {error}")
+
+        number = (stream - BASE) & 0xFFFFF
+        self._native.launch_python(self._index, number, kernel, [], "ktcore_gemm")
+        return 0
+
+    def ktcore_error(self, code: int) -> bytes:
+        """Of the emulation."""
+        return bytes(self._host.ktcore_error(code))

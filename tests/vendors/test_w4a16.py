@@ -1,0 +1,179 @@
+"""The W4A16 kernel: its tiles, its numbers on the host's emulation against float64, and what nvcc makes of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the package beside it imports it")
+
+from ktcore_cuda import native
+from ktcore_cuda.tiles import pack, refusal, tiled, unpack
+from ktcore_cuda.w4a16 import CudaTiled, splits
+from ktcore_triton.codes import FORMATS, Codes
+
+from ktcore.backend import Capabilities, Supported, Unsupported
+from ktcore.errors import BackendError
+from ktcore.ops.linear import LinearSpec
+
+from .emulation import emulated
+
+FULL = os.environ.get("KTCORE_VENDORS_FULL") == "1"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_tiles_hold_every_code_once_and_give_it_back(bits: int) -> None:
+    codes = np.random.default_rng(0).integers(0, 1 << bits, (192, 80), dtype=np.uint8)
+    packed = pack(codes, bits)
+    assert packed.size == codes.size * bits // 8
+    assert np.array_equal(unpack(packed, 192, 80, bits), codes)
+
+
+def test_a_lane_finds_what_the_matrix_instruction_wants() -> None:
+    # a code of its own for each of 64 columns at one place of K, the fragment's layout as the PTX ISA draws it
+    for k in range(16):
+        codes = np.zeros((64, 16), np.uint8)
+        codes[:, k] = np.arange(64) + 1
+        words = pack(codes, 8).reshape(2, 32, 4, 4)
+        for plane, lane, word, byte in np.argwhere(words):
+            column = (plane * 4 + word) * 8 + lane // 4
+            assert words[plane, lane, word, byte] == column + 1
+            assert lane % 4 * 2 + byte % 2 + byte // 2 * 8 == k
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+# rows, columns, depth, group, bits, zero point, offsets, bfloat16, splits
+CASES = [
+    (1, 64, 256, 32, 4, 8, False, False, 1),
+    (5, 100, 512, 128, 4, 8, False, False, 1),
+    (17, 130, 512, 64, 4, 0, True, True, 2),
+    (33, 64, 1024, 1024, 4, 7, False, True, 3),
+    (16, 72, 2048, 16, 8, 128, False, True, 2),
+    (3, 64, 512, 32, 8, 0, True, False, 4),
+    (40, 64, 160, 32, 8, 255, False, True, 1),
+    (2, 64, 16, 16, 4, 15, False, False, 2),
+    (64, 192, 272, 16, 4, 0, True, False, 5),
+]
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["half-scales", "float-scales"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
+def test_products_on_the_emulated_device(case: tuple[int, ...], narrow: bool) -> None:
+    m, n, k, group, bits, zero, offsets, bf16, parts = case
+    rng = np.random.default_rng(list(map(int, case)))
+    codes = rng.integers(0, 1 << bits, (n, k), dtype=np.uint8)
+    scale = rng.uniform(0.5, 2, (n, k // group)).astype(np.float32) / 64
+    offset = rng.normal(size=(n, k // group)).astype(np.float32) / 64
+    if narrow:
+        scale, offset = scale.astype(np.float16).astype(np.float32), offset.astype(np.float16).astype(np.float32)
+    weight = tiled(Codes(codes, scale, offset if offsets else None, zero, bits))
+    assert (weight.scale.dtype is torch.float16) == narrow
+    x = torch.from_numpy(rng.normal(size=(m, k)).astype(np.float32)).to(torch.bfloat16 if bf16 else torch.float16)
+    bias = torch.from_numpy(rng.normal(size=n).astype(np.float32))
+    rows = 16 if m <= 16 else 32
+    blocks = -(-m // rows)
+    out = torch.full((m, n), float("nan"))
+    partial = torch.full((parts * blocks * rows * weight.padded_n,), float("nan"))
+    arrived = torch.zeros(weight.padded_n // 64 * blocks, dtype=torch.int32)
+    library = emulated()
+
+    def run() -> torch.Tensor:
+        assert (
+            library.ktcore_gemm(
+                *map(_pointer, (x, weight.codes, weight.scale, weight.offset, bias, out, partial, arrived)),
+                *(m, n, k, group, zero, bits, int(bf16), int(narrow), parts),
+                None,
+            )
+            == 0
+        )
+        return out.clone()
+
+    values = (codes.astype(np.float64) - zero).reshape(n, -1, group) * scale[..., None].astype(np.float64)
+    if offsets:
+        values = values + offset[..., None]
+    wanted = x.double() @ torch.from_numpy(values.reshape(n, k)).t() + bias.double()
+    first = run()
+    assert ((first - wanted).abs().max() / wanted.abs().max()) < 1e-6
+    # counters are left at zero, or the next launch would not end right
+    assert torch.equal(run(), first)
+    assert not arrived.any()
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    library = emulated()
+    for m, n, k, group, bits in ((0, 64, 64, 32, 4), (1, 64, 24, 24, 4), (1, 64, 64, 24, 4), (1, 64, 64, 32, 5)):
+        assert library.ktcore_gemm(*[None] * 8, m, n, k, group, 8, bits, 0, 1, 1, None) == -1
+    assert refusal(40, 20)
+    with pytest.raises(BackendError, match="multiples of 16"):
+        tiled(Codes(np.zeros((4, 40), np.uint8), np.ones((4, 2), np.float32), None, 8, 4))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_affine_format_has_one_of_the_two(name: str) -> None:
+    device = Capabilities("cuda", "declared")
+    answers = [CudaTiled(bits).supports(LinearSpec(512, 64, name), device) for bits in (4, 8)]
+    assert sorted(type(a).__name__ for a in answers) == ["Supported", "Unsupported"]
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(native, "nvcc", lambda: None)
+    live = Capabilities("cuda", "card", live=True)
+    answer = CudaTiled(4).supports(LinearSpec(512, 64, "Q4_0"), live)
+    assert isinstance(answer, Unsupported)
+    assert "no nvcc" in answer.reason
+    assert isinstance(CudaTiled(4).supports(LinearSpec(512, 64, "Q4_0"), Capabilities("cuda", "declared")), Supported)
+    with pytest.raises(BackendError, match="no nvcc"):
+        native.library.__wrapped__()
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "nvcc"
+    broken.write_text("#!/bin/sh\necho 'unsupported GNU version' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(native.NVCC_VARIABLE, str(broken))
+    with pytest.raises(BackendError, match="unsupported GNU version"):
+        native.library.__wrapped__()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_splits_fill_the_processors_and_leave_warps_enough_to_do() -> None:
+    def weight(n: int, k: int) -> object:
+        codes = Codes(np.zeros((n, k), np.uint8), np.ones((n, k // 32), np.float32), None, 8, 4)
+        return tiled(codes)
+
+    assert splits(weight(64, 4096), 132) == 8  # type: ignore[arg-type]
+    assert splits(weight(128, 512), 132) == 1  # type: ignore[arg-type]
+    assert splits(weight(8192, 512), 132) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(native.nvcc() is None, reason="there is no nvcc")
+@pytest.mark.parametrize("architecture", native.ARCHITECTURES if FULL else (90,))
+def test_nvcc_compiles_it_without_spilling(architecture: int, tmp_path: Path) -> None:
+    compiler = native.nvcc()
+    assert compiler
+    command = [*native.command(compiler, tmp_path / "library.so", (architecture,)), "-Xptxas", "-v"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    registers = [int(r) for r in re.findall(r"Used (\d+) registers", done.stderr)]
+    spilled = [int(b) for b in re.findall(r"(\d+) bytes spill stores", done.stderr)]
+    assert len(registers) == len(spilled) == 32
+    # 256 threads a block, 65536 registers a processor
+    assert max(registers) <= 255
+    assert max(spilled) == 0
+    # it loads where there is no device, and says what a driver says there
+    loaded = native.typed(ctypes.CDLL(str(tmp_path / "library.so")))
+    if not torch.cuda.is_available():
+        x = torch.zeros(4096, dtype=torch.uint8).data_ptr()
+        assert loaded.ktcore_gemm(*[x] * 8, 1, 64, 64, 32, 8, 4, 0, 1, 1, None) > 0
