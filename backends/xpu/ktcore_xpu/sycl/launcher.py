@@ -92,7 +92,8 @@ def source(file: str, **defines: Define) -> str:
     """
     macros = "".join(f"#define {name} {_macro(value)}\n" for name, value in sorted(defines.items()))
     headers, shared = ((FOLDER / name).read_text() for name in ("headers.hpp", "common.hpp"))
-    return f"{headers}\n#define LANES {LANES}\n{shared}\n{macros}{(FOLDER / file).read_text()}"
+    affine = (FOLDER / "affine.hpp").read_text() if "BITS" in defines else ""
+    return f"{headers}\n#define LANES {LANES}\n{shared}\n{macros}{affine}\n{(FOLDER / file).read_text()}"
 
 
 def xpu_launcher(index: int) -> Launcher:

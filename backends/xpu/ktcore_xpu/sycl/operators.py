@@ -1,4 +1,4 @@
-"""The graph's operators over the SYCL kernels, ids "xpu.sycl_…"; a rule chooses them where Triton is not installed."""
+"""The linear operator over the SYCL kernels, and what all operators over them share."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class SyclImplementation(Implementation):
             return Unsupported(f"the kernels need sub-groups of {LANES}, the device has {', '.join(widths)}")
         missing = why_unavailable() if device.live else None
         return Supported() if missing is None else Unsupported(missing)
+
+
+def compute_dtype(request: LoadRequest) -> torch.dtype:
+    """The type that caches are held and matrix products run in."""
+    return torch.bfloat16 if request.device.has("bf16") else torch.float16
 
 
 class SyclLinear(SyclImplementation):
@@ -67,6 +72,7 @@ class SyclLinearModule:
         device = request.runtime.device
         self._launcher: Launcher = launcher_for(request.runtime)
         self._weight = affine_weight(spec.weight_format, stored.raw(), spec.out_features, spec.in_features, device)
+        self._compute = compute_dtype(request)
         order = stored.input_order
         self._order = None if order is None else upload(request.runtime, torch.from_numpy(order))
         self._bias = request.weights["bias"].tensor().float().to(device) if "bias" in request.weights else None
@@ -79,4 +85,4 @@ class SyclLinearModule:
         from ktcore_xpu.sycl.linear import linear
 
         x = x.contiguous() if self._order is None else x.index_select(1, self._order)
-        return linear(self._launcher, x, self._weight, self._bias)
+        return linear(self._launcher, x, self._weight, self._bias, self._compute)

@@ -6,7 +6,15 @@ namespace ex = sycl::ext::oneapi::experimental;
     extern "C" SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((ex::nd_range_kernel<3>)) \
         SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((ex::sub_group_size<LANES>))
 
+// local memory of the work-group, uninitialised; group_local_memory crashed the just-in-time compiler of 2026.2.0
+#define LOCAL(type, name, count)                            \
+    static ex::work_group_static<type[count]> name##_room; \
+    type *name = &name##_room[0]
+
 using uint8 = std::uint8_t;
+// minus this is the least of all numbers
+constexpr float NOTHING = __builtin_huge_valf();
+
 using words = sycl::vec<std::uint32_t, 4>;
 
 inline sycl::nd_item<3> here() { return sx::this_work_item::get_nd_item<3>(); }
