@@ -15,6 +15,7 @@ from ktcore.backend.runtime import DeviceRuntime, Stream
 from ktcore.ops.batch import StepBatch
 
 Make = Callable[[StepBatch], torch.Tensor]
+Fill = Callable[[StepBatch, Stream], None]
 
 
 def upload(runtime: DeviceRuntime, host: torch.Tensor) -> torch.Tensor:
@@ -54,6 +55,14 @@ class Mirrors:
 
     def __init__(self) -> None:
         self._held: dict[str, _Mirror] = {}
+        self._also: list[Fill] = []
+
+    def at_fill(self, fill: Fill) -> None:
+        """Have `fill(step, stream)` called at every fill, after the copies: for arguments that a graph took by value.
+
+        Whoever launches such an operator while it is captured registers how the next step's are put there.
+        """
+        self._also.append(fill)
 
     def get(self, key: str, runtime: DeviceRuntime, step: StepBatch, make: Make) -> torch.Tensor:
         """The mirror of that name; made and copied on the current stream when first asked for."""
@@ -77,3 +86,5 @@ class Mirrors:
                 raise ValueError(f"{key} is {list(host.shape)} in this step, {list(held.staged.shape)} when captured")
             held.staged.copy_(host)
             held.runtime.copy_async(held.there, held.staged, stream)
+        for fill in self._also:
+            fill(step, stream)

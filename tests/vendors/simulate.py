@@ -39,13 +39,14 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Chip:
-    """A simulated chip: what the vendor's module reports of it."""
+    """A simulated chip: what the vendor's module reports of it, and variables that its package reads."""
 
     backend: str
     name: str
     properties: SimpleNamespace
     handle: str
     graph_type: str
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def _cuda(name: str, major: int, minor: int) -> Chip:
@@ -67,6 +68,11 @@ def _xpu(name: str) -> Chip:
     return Chip("xpu", name, properties, "sycl_queue", "")
 
 
+def _npu(name: str) -> Chip:
+    properties = SimpleNamespace(name=name, total_memory=8 * GIB)
+    return Chip("npu", name, properties, "npu_stream", "NPUGraph", (("TASK_QUEUE_ENABLE", "0"),))
+
+
 CHIPS = (
     _cuda("sm_90", 9, 0),
     _cuda("sm_80", 8, 0),
@@ -74,6 +80,8 @@ CHIPS = (
     _rocm("gfx942", 64),
     _rocm("gfx1100", 32),
     _xpu("Battlemage"),
+    _npu("Ascend910B3"),
+    _npu("Ascend910_9392"),
 )
 
 
@@ -127,6 +135,10 @@ class Simulation:
         """The vendor's parts over a runtime of their own, as the backend asks for them when it opens a device."""
         v, device = self.chip.backend, "sim"
         sim = SimRuntime(0, self.options)
+        if v == "npu":
+            from tests.vendors.npu_standin import npu_vendor
+
+            return npu_vendor(sim, self.chip.properties, dict(self.chip.environment))
         module = Module(sim, self.chip.properties, self.chip.handle, self.chip.graph_type)
         functions = SimpleNamespace(cuLaunchHostFunc=HostFunctions(sim), hipLaunchHostFunc=HostFunctions(sim))
         kinds = importlib.import_module(f"ktcore_{v}.runtime")

@@ -20,12 +20,15 @@ def probe() -> Probe:
     missing = [reason for reason in (_package(), _toolkit(), _driver()) if reason]
     if missing:
         return Probe(False, "; ".join(missing))
-    device = import_module("torch_npu").npu
+    try:
+        device = import_module("torch_npu").npu
+    except (ImportError, OSError) as error:
+        return Probe(False, f"torch_npu does not import: {error}; {_versions()}; source CANN's set_env.sh")
     count = device.device_count()
     if count == 0:
         return Probe(False, "torch_npu finds no device; see ASCEND_RT_VISIBLE_DEVICES")
     names = ", ".join(device.get_device_name(i) for i in range(count))
-    return Probe(True, f"{names}, torch_npu {version('torch-npu')}", devices=count)
+    return Probe(True, f"{names}, {_versions()}", devices=count)
 
 
 @hookimpl
@@ -41,6 +44,24 @@ def ktcore_register_backends() -> list[BackendSpec]:
             declared=DECLARED,
         )
     ]
+
+
+@hookimpl
+def ktcore_conformance_expectations() -> object:
+    """Precision of the operators."""
+    from ktcore_npu import conformance
+
+    return conformance.expectations()
+
+
+def _versions() -> str:
+    """torch_npu and torch go together in one version each, the last number of torch_npu's aside."""
+    import torch
+
+    try:
+        return f"torch_npu {version('torch-npu')} with torch {torch.__version__}"
+    except PackageNotFoundError:
+        return f"torch_npu of unknown version with torch {torch.__version__}"
 
 
 def _package() -> str | None:

@@ -1,0 +1,64 @@
+"""What the implementations share: on which chips they run, the type they compute in, how weights get to the device."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.weights.formats import known_formats
+from ktcore_npu.runtime import NpuRuntime
+
+FLOAT_BYTES = 4
+HALF_BYTES = 2
+ND, FRACTAL_NZ = 2, 29
+ACTIVATIONS = ("silu", "relu", "gelu_tanh")
+COMPUTE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class NpuImplementation(Implementation):
+    """Base of all: Atlas A2 (910B) and A3 (910C), which alone have every operator that is called here.
+
+    Products run in bfloat16 where the device has it, else in float16. Option `compute` of those that multiply:
+    "bfloat16" or "float16" instead.
+    """
+
+    capturable = True
+
+    def __init__(self) -> None:
+        self.id = f"npu.{self.spec_type.op}"
+
+    def supports(self, spec: Any, device: Capabilities) -> Supported | Unsupported:
+        """By chip, format and activation."""
+        if "family" not in device.properties:
+            return Unsupported(f"{device.name} is neither Atlas A2 (910B) nor A3 (910C): no fused operators")
+        unknown = [name for name in spec.formats() if name not in known_formats()]
+        if unknown:
+            return Unsupported(f"weight format {unknown[0]} is unknown")
+        if getattr(spec, "activation", "silu") not in ACTIVATIONS:
+            return Unsupported(f"no operator for activation {spec.activation}")
+        return Supported()
+
+
+def npu(request: LoadRequest) -> NpuRuntime:
+    """The device that a module is loaded on."""
+    return cast(NpuRuntime, request.runtime)
+
+
+def compute_dtype(request: LoadRequest) -> torch.dtype:
+    """The type that products run in."""
+    asked = request.options.get("compute")
+    if asked is not None:
+        return COMPUTE[asked]
+    return torch.bfloat16 if request.device.has("bf16") else torch.float16
+
+
+def on_device(request: LoadRequest, role: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """A weight, dequantised, on the device."""
+    return request.weights[role].tensor().to(dtype).to(request.runtime.device)
+
+
+def optional(request: LoadRequest, role: str, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
+    """The same; None when the node has no such weight."""
+    return on_device(request, role, dtype) if role in request.weights else None
