@@ -119,6 +119,11 @@ class Simulation:
             self._set(backend, "CudaTiled", lambda bits: CudaTiled(bits, lambda: Library(self.sim)))
         return self
 
+    @property
+    def interpreted(self) -> bool:
+        """Whether kernels run in Triton's interpreter; Ascend's operators are torch's own here, bfloat16 too."""
+        return self.chip.backend != "npu"
+
     def undo(self) -> None:
         """Everything as it was."""
         for owner, name, value in reversed(self._before):
@@ -150,8 +155,9 @@ class Simulation:
 
     def _runtime(self, kind: type, index: int, vendor: Any) -> Any:
         opened = kind(index, vendor)
-        caps: Capabilities = opened.capabilities()
-        opened._capabilities = replace(caps, features=caps.features - {"bf16"})
+        if self.interpreted:
+            caps: Capabilities = opened.capabilities()
+            opened._capabilities = replace(caps, features=caps.features - {"bf16"})
         close: Callable[[], None] = opened.close
 
         def close_all() -> None:
@@ -162,9 +168,14 @@ class Simulation:
         return opened
 
     def _expectations(self, declared: Expectations) -> Expectations:
-        precision = {
-            pattern: replace(p, compute=_half(p.compute), kv=_half(p.kv)) for pattern, p in declared.precision.items()
-        }
+        precision = (
+            declared.precision
+            if not self.interpreted
+            else {
+                pattern: replace(p, compute=_half(p.compute), kv=_half(p.kv))
+                for pattern, p in declared.precision.items()
+            }
+        )
         return replace(
             declared,
             mode=Mode.SIMULATED,

@@ -41,8 +41,13 @@ class NpuMLA(NpuImplementation):
         return mla_branch(request, _Absorbed(request))
 
     def packed_bytes(self, spec: MLASpec, stored_bytes: int) -> int:
-        """16 bits a value of the up-projections; the parts count themselves."""
-        return HALF_BYTES * spec.heads * (spec.nope_dim + spec.value_dim) * spec.latent
+        """16 bits a value of the up-projections, 32 of such ones; the parts count themselves."""
+        return (
+            (FLOAT_BYTES if spec.kv_b_format == "F32" else HALF_BYTES)
+            * spec.heads
+            * (spec.nope_dim + spec.value_dim)
+            * spec.latent
+        )
 
 
 class _Absorbed:
@@ -51,7 +56,7 @@ class _Absorbed:
     def __init__(self, request: LoadRequest) -> None:
         s = self._spec = cast(MLASpec, request.spec)
         self._cache = request.children["cache"]
-        self._compute = compute_dtype(request)
+        self._compute = torch.float32 if s.kv_b_format == "F32" else compute_dtype(request)
         if s.split_kv_b:
             # stored transposed: k_b [heads, L, N], v_b [heads, V, L]
             self._k_up = on_device(request, "k_b", self._compute).transpose(1, 2).contiguous()

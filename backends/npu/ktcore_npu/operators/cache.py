@@ -93,6 +93,8 @@ class _Cache:
             torch.zeros(pages * page_size, width, dtype=self._compute, device=self._runtime.device)
             for width in self._widths
         )
+        # whatever stream was current: steps run on another one
+        self._runtime.synchronize()
 
     def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
         """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
