@@ -87,6 +87,16 @@ def test_the_shim_is_built_once_and_errors_are_the_compilers(monkeypatch: pytest
         build.shim_library(other)
 
 
+def test_a_missing_compiler_is_said_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(home.VARIABLE, str(whole(tmp_path).root))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    assert build.why_unavailable() == build.NO_COMPILER
+    with pytest.raises(BackendError, match="install g"):
+        build.shim_library(find_home())
+
+
 def test_what_devices_and_specs_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, cache = implementations()[:2]
     wide = Capabilities("xpu", "other", None, frozenset(), {"subgroups": "32"})

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ktcore_triton.affine import affine_weight
+from ktcore_xpu.runtime import XpuRuntime, XpuVendor
 from ktcore_xpu.sycl.host import HostCalls
 from ktcore_xpu.sycl.launcher import LANES, Launcher, source
 from ktcore_xpu.sycl.linear import gemm_macros, linear
 
+from ktcore.backend import HostCallbackMode
 from ktcore.errors import BackendError
 
 from .blocks import random_rows
@@ -75,3 +78,18 @@ def test_host_calls_run_in_the_order_of_the_queue(launcher: Launcher) -> None:
 def test_a_host_call_of_nothing_is_refused(launcher: Launcher) -> None:
     with pytest.raises(BackendError, match="no function"):
         HostCalls(launcher.shim).launch(launcher.queue(), 0, 0)
+
+
+def test_the_runtime_queues_host_work_by_the_same_call(launcher: Launcher) -> None:
+    properties = SimpleNamespace(name="Arc", total_memory=1, sub_group_sizes=[16], has_fp64=False)
+    module = SimpleNamespace(get_device_properties=lambda index: properties)
+    runtime = XpuRuntime(0, XpuVendor(module, "cpu", lambda: HostCalls(launcher.shim)))
+    assert runtime.host_callback is HostCallbackMode.EAGER
+    assert runtime.capabilities().has("host_callback:eager")
+    assert not runtime.capabilities().has("host_callback:none")
+    done = []
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(done.append)
+    address = ctypes.cast(call, ctypes.c_void_p).value or 0
+    runtime.launch_host(SimpleNamespace(sycl_queue=launcher.queue()), address, 7)
+    launcher.shim.wait(launcher.queue())
+    assert done == [7]

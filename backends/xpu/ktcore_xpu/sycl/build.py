@@ -10,10 +10,11 @@ import tempfile
 from pathlib import Path
 
 from ktcore.errors import BackendError
-from ktcore_xpu.sycl.home import SyclHome
+from ktcore_xpu.sycl.home import SyclHome, find_home
 
 SOURCE = Path(__file__).with_name("shim.cpp")
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-w")
+NO_COMPILER = "the SYCL kernels need a C++ compiler once, and there is none: install g++ or set CXX"
 
 
 def shim_library(home: SyclHome) -> Path:
@@ -22,14 +23,12 @@ def shim_library(home: SyclHome) -> Path:
     Raises:
         BackendError: there is no C++ compiler, or it fails.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    text = SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join((text, str(home.root).encode(), home.version.encode(), " ".join(FLAGS).encode())))
-    target = cache_folder() / f"shim-{key.hexdigest()[:24]}.so"
+    target = _target(home)
     if target.exists():
         return target
+    compiler = _compiler()
     if compiler is None:
-        raise BackendError("the SYCL kernels need a C++ compiler once, and there is none", "install g++ or set CXX")
+        raise BackendError(NO_COMPILER)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / "shim.so"
@@ -42,9 +41,28 @@ def shim_library(home: SyclHome) -> Path:
     return target
 
 
+def why_unavailable() -> str | None:
+    """What is missing to compile SYCL kernels here, in words; None: nothing."""
+    try:
+        home = find_home()
+    except BackendError as error:
+        return str(error)
+    return NO_COMPILER if _compiler() is None and not _target(home).exists() else None
+
+
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/ktcore/sycl`, or `~/.cache/ktcore/sycl`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ktcore" / "sycl"
+
+
+def _target(home: SyclHome) -> Path:
+    parts = (SOURCE.read_bytes(), str(home.root).encode(), home.version.encode(), " ".join(FLAGS).encode())
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    return cache_folder() / f"shim-{key[:24]}.so"
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
 def _errors(output: str) -> str:

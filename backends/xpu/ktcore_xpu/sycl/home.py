@@ -60,15 +60,6 @@ def find_home() -> SyclHome:
     raise BackendError(f"no SYCL runtime with its compiler: {'; '.join(str(r) for r in reasons)}", HINT)
 
 
-def why_unavailable() -> str | None:
-    """What is missing to compile SYCL kernels here, in words; None: nothing."""
-    try:
-        find_home()
-    except BackendError as error:
-        return str(error)
-    return None
-
-
 def _usual() -> list[Path]:
     found = [Path(sys.prefix)]
     if "CMPLR_ROOT" in os.environ:

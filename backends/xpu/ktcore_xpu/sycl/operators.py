@@ -10,7 +10,7 @@ from ktcore_triton.affine import affine_bytes, affine_weight, supported
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.mirror import upload
 from ktcore.ops.linear import LinearSpec
-from ktcore_xpu.sycl.home import why_unavailable
+from ktcore_xpu.sycl.build import why_unavailable
 from ktcore_xpu.sycl.launcher import LANES, Launcher, launcher_for
 
 FLOAT_BYTES = 4
