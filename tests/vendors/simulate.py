@@ -69,7 +69,7 @@ def _xpu(name: str) -> Chip:
 
 
 def _npu(name: str) -> Chip:
-    properties = SimpleNamespace(name=name, total_memory=8 * GIB)
+    properties = SimpleNamespace(name=f"{name} (simulated)", total_memory=8 * GIB)
     return Chip("npu", name, properties, "npu_stream", "NPUGraph", (("TASK_QUEUE_ENABLE", "0"),))
 
 
