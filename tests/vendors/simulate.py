@@ -1,6 +1,6 @@
 """Runs a vendor's backend on the simulated device: its own rules, packing, runtime and kernels, over stand-ins.
 
-    python tests/vendors/simulate.py --backend cuda [--chip sm_90] -- conformance run --backend cuda --report FILE
+    python tests/vendors/simulate.py --backend cuda [--chip sm_90] [--quick] -- conformance run --backend cuda …
 
 Everything after `--` is a command of ktcore's. Reports made so say "simulated". Kernels run in Triton's interpreter,
 which is wrong in bfloat16: the simulated chip does not declare it, so products run in float16.
@@ -19,6 +19,7 @@ import argparse
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,7 @@ class Simulation:
         self.chip = chip
         self.options = options or SimOptions.from_environment()
         self._before: list[tuple[Any, str, Any]] = []
+        self._tiles = "the backend's"
         self.sim = SimRuntime(0, self.options)
 
     def install(self) -> Simulation:
@@ -123,6 +125,21 @@ class Simulation:
     def interpreted(self) -> bool:
         """Whether kernels run in Triton's interpreter; Ascend's operators are torch's own here, bfloat16 too."""
         return self.chip.backend != "npu"
+
+    def large_tiles(self) -> Simulation:
+        """Kernels in tiles of the simulation's own: the interpreter's time goes by programs, not by their size."""
+        from ktcore_triton.operators import implementations
+        from ktcore_triton.tuning import AttentionTiles, LinearTiles, Tuning
+
+        tuning = Tuning(
+            linear=lambda tokens, wide: LinearTiles(16 if tokens <= 16 else 64, 256),
+            attention=lambda rows, width: AttentionTiles(16 if rows <= 16 else 64, 64, 2),
+            experts=lambda tokens: LinearTiles(16, 256),
+        )
+        backend = importlib.import_module(f"ktcore_{self.chip.backend}.backend")
+        self._set(backend, "implementations", lambda name, given=None: implementations(name, tuning))
+        self._tiles = "large"
+        return self
 
     def undo(self) -> None:
         """Everything as it was."""
@@ -180,6 +197,11 @@ class Simulation:
             declared,
             mode=Mode.SIMULATED,
             precision=precision,
+            versions=lambda: {
+                "chip": self.chip.name,
+                "triton": f"{version('triton')}, interpreted",
+                "tiles": self._tiles,
+            },
             freed_access_is_an_error=True,
             fallbacks=lambda runtime: int(runtime._module.runtime.fallback_count()),
             fail_late=lambda runtime, stream: runtime._module.runtime.fail(stream.sim, "asked for by the kit"),
@@ -207,10 +229,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", required=True, choices=sorted({c.backend for c in CHIPS}))
     parser.add_argument("--chip")
+    parser.add_argument("--quick", action="store_true", help="larger tiles than the backend's own: a third of the time")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    simulation(given.backend, given.chip).install()
+    made = simulation(given.backend, given.chip).install()
+    if given.quick:
+        made.large_tiles()
     from ktcore.cli.main import main as ktcore
 
     sys.argv = ["ktcore", *(given.command[1:] if given.command[:1] == ["--"] else given.command)]

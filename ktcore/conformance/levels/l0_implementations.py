@@ -78,9 +78,12 @@ def _unknown(ctx: Context) -> None:
 
 
 def _figures(ctx: Context) -> None:
-    for sample in sample_specs("F32"):
+    spec = ctx.target.registry.known(ctx.target.name).spec
+    assert spec is not None
+    for sample in (*sample_specs("F32"), *sample_specs("Q4_K")):
         for item in ctx.target.implementations:
-            if item.spec_type is type(sample):
+            # plans ask for the figures of what is taken only
+            if item.spec_type is type(sample) and isinstance(item.supports(sample, spec.declared[0]), Supported):
                 sizes = [
                     item.packed_bytes(sample, 1 << 20),
                     item.cache_bytes_per_token(sample),
