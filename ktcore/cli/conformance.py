@@ -47,14 +47,14 @@ def render(
 ) -> None:
     """Write matrix.md and matrix.html beside the reports."""
     from ktcore.backend.registry import Registry
-    from ktcore.conformance.render import build_matrix, render_html, render_markdown
+    from ktcore.conformance.render import build_matrix, load_evidence, render_html, render_markdown
     from ktcore.conformance.report import ReportError, load_report
 
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise ReportError(f"{folder}: holds no report", "make one with: ktcore conformance run --report FILE")
     names = never_run if never_run is not None else [r.name for r in Registry.discover().records()]
-    matrix = build_matrix([load_report(p) for p in paths], names)
+    matrix = build_matrix([load_report(p) for p in paths], names, load_evidence(folder / "evidence.yaml"))
     for name, text in (("matrix.md", render_markdown(matrix)), ("matrix.html", render_html(matrix))):
         (folder / name).write_text(text, encoding="utf-8")
         Console().print(f"wrote {folder / name}")

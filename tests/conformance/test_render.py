@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ktcore.conformance import Mode, Status
-from ktcore.conformance.render import build_matrix, render_html, render_markdown
+from ktcore.conformance.render import build_matrix, load_evidence, render_html, render_markdown
+from ktcore.conformance.report import ReportError
 
 from .test_report import report, result
 
@@ -47,6 +48,27 @@ def test_a_cell_sums_up_its_cases_worst_first() -> None:
 def test_two_reports_of_one_backend_are_refused() -> None:
     with pytest.raises(ValueError, match="two reports are of backend 'alpha'"):
         build_matrix([ALPHA, ALPHA])
+
+
+def test_reports_of_two_devices_of_one_backend_stand_side_by_side() -> None:
+    other = ALPHA.model_copy(update={"device": "another", "results": ALPHA.results[:1]})
+    matrix = build_matrix([ALPHA, other], ["alpha"])
+    assert {c.backend for c in matrix.columns} == {f"alpha, {ALPHA.device}", "alpha, another"}
+    shown = [row for row in matrix.rows if matrix.cell(row, matrix.columns[-1]).status is None]
+    assert shown
+    assert "alpha, another" in render_html(matrix)
+
+
+def test_evidence_beside_the_reports_is_shown_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.yaml"
+    assert load_evidence(path) == ()
+    path.write_text("- {backends: [alpha], part: kernels, word: compiled, on: chip 9, command: make it}\n")
+    matrix = build_matrix([ALPHA], [], load_evidence(path))
+    assert "| alpha | kernels | **compiled** | chip 9 | `make it` |" in render_markdown(matrix)
+    assert "chip 9" in render_html(matrix)
+    path.write_text("- {backends: [alpha], part: kernels, word: believed, on: chip 9, command: make it}\n")
+    with pytest.raises(ReportError, match="no list of evidence"):
+        load_evidence(path)
 
 
 def test_markdown_holds_every_cell_and_how_each_backend_was_run() -> None:

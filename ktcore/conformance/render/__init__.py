@@ -2,6 +2,6 @@
 
 from ktcore.conformance.render.html import render_html
 from ktcore.conformance.render.markdown import render_markdown
-from ktcore.conformance.render.matrix import Cell, Column, Matrix, build_matrix
+from ktcore.conformance.render.matrix import Cell, Column, Evidence, Matrix, build_matrix, load_evidence
 
-__all__ = ["Cell", "Column", "Matrix", "build_matrix", "render_html", "render_markdown"]
+__all__ = ["Cell", "Column", "Evidence", "Matrix", "build_matrix", "load_evidence", "render_html", "render_markdown"]

@@ -29,7 +29,7 @@ def render_markdown(matrix: Matrix) -> str:
     """The whole page."""
     lines = ["# Conformance matrix", "", "Made by `ktcore conformance render` from the reports beside this file.", ""]
     lines += [f"- {SIGNS[s]} {text}" for s, text in MEANINGS.items()]
-    lines += ["- empty: never run", "", *_devices(matrix), ""]
+    lines += ["- empty: never run", "", *_devices(matrix), "", *_evidence(matrix)]
     for level, rows in groupby(matrix.general, key=lambda r: r.level):
         lines += [f"## Level {level}: {LEVEL_NAMES[level]}", ""]
         lines += ["| | " + " | ".join(_head(c) for c in matrix.columns) + " |"]
@@ -68,6 +68,14 @@ def _devices(matrix: Matrix) -> list[str]:
             f"| {report.seed} | {report.date} |"
         )
     return lines
+
+
+def _evidence(matrix: Matrix) -> list[str]:
+    if not matrix.evidence:
+        return []
+    lines = ["## Beside the reports", "", "| backend | part | how | on or for | shown by |", "|---|---|---|---|---|"]
+    lines += [f"| {', '.join(e.backends)} | {e.part} | **{e.word}** | {e.on} | `{e.command}` |" for e in matrix.evidence]
+    return [*lines, ""]
 
 
 def _head(column: Column) -> str:

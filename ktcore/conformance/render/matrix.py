@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from ktcore.conformance.report import Report, Result
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ktcore.conformance.report import Report, ReportError, Result
 from ktcore.conformance.status import Mode, Status
 
 _WORST_FIRST = (
@@ -50,11 +55,43 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A backend, with or without a report."""
+    """A backend, with or without a report; of several reports of one backend, each has its device in the name."""
 
     backend: str
     mode: Mode
     report: Report | None = None
+
+
+class Evidence(BaseModel):
+    """What is known of a backend's parts beside its report.
+
+    Attributes:
+        part: which code.
+        word: "run elsewhere" (on something else than the vendor's device), or "compiled".
+        on: where it ran, or what it was compiled for.
+        command: what shows it again.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    backends: tuple[str, ...]
+    part: str
+    word: Literal["run elsewhere", "compiled"]
+    on: str
+    command: str
+
+
+def load_evidence(path: Path) -> tuple[Evidence, ...]:
+    """Read `evidence.yaml`, a list of `Evidence`; nothing where there is no such file.
+
+    Raises:
+        ReportError: it holds something else.
+    """
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(Evidence.model_validate(item) for item in yaml.safe_load(path.read_text(encoding="utf-8")) or ())
+    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        raise ReportError(f"{path}: no list of evidence: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -73,6 +110,7 @@ class Matrix:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     cells: Mapping[tuple[Row, str], Cell]
+    evidence: tuple[Evidence, ...] = ()
 
     @property
     def general(self) -> list[Row]:
@@ -98,26 +136,31 @@ class Matrix:
         return self.cells.get((row, column.backend), Cell(None, {}))
 
 
-def build_matrix(reports: Sequence[Report], backends: Sequence[str] = ()) -> Matrix:
+def build_matrix(
+    reports: Sequence[Report], backends: Sequence[str] = (), evidence: Sequence[Evidence] = ()
+) -> Matrix:
     """The matrix of these reports; `backends` without a report get a column that says so.
 
     Raises:
         ValueError: two reports are of one backend on one device.
     """
     names = [r.backend for r in reports]
-    twice = [n for n, c in Counter(names).items() if c > 1]
+    twice = [n for n, c in Counter((r.backend, r.device, r.mode) for r in reports).items() if c > 1]
     if twice:
-        raise ValueError(f"two reports are of backend '{twice[0]}': keep the newer one")
-    columns = [Column(r.backend, r.mode, r) for r in sorted(reports, key=lambda r: r.backend)]
+        raise ValueError(f"two reports are of backend '{twice[0][0]}' on one device: keep the newer one")
+    # one name a column: of several devices of a backend, with the device's
+    label = {id(r): r.backend if names.count(r.backend) == 1 else f"{r.backend}, {r.device}" for r in reports}
+    columns = [Column(label[id(r)], r.mode, r) for r in sorted(reports, key=lambda r: (r.backend, r.device))]
     columns += [Column(name, Mode.NEVER_RUN) for name in sorted(set(backends) - set(names))]
     grouped: dict[tuple[Row, str], list[Result]] = {}
     for report in reports:
         for result in report.results:
             row = Row(result.level, result.operator, result.format)
-            grouped.setdefault((row, report.backend), []).append(result)
+            grouped.setdefault((row, label[id(report)]), []).append(result)
     order = {row: i for i, row in enumerate(dict.fromkeys(row for row, _ in grouped))}
     rows = sorted(order, key=lambda row: (row.level, _first(order, row), row.format is not None, order[row]))
-    return Matrix(tuple(columns), tuple(rows), {key: _cell(found) for key, found in grouped.items()})
+    cells = {key: _cell(found) for key, found in grouped.items()}
+    return Matrix(tuple(columns), tuple(rows), cells, tuple(evidence))
 
 
 def _first(order: Mapping[Row, int], row: Row) -> int:
