@@ -37,11 +37,12 @@ sanitize: $(DEV)
 bench: $(DEV) model
 	$(BIN)/ktcore bench "$$($(BIN)/python -m ktcore.demo --path)" -p 512 -n 128
 
-# What is too slow for every day, about two hours on two cores: every configuration of the shared kernels compiled and
-# run in the interpreter, the whole kit for each simulated vendor, the matrix.
+# What is too slow for every day, hours on two cores: every configuration of the shared kernels compiled and interpreted,
+# SYCL kernels on the OpenCL CPU device (their runtime goes to build/sycl), the kit for each simulated vendor, the matrix.
 vendors: $(DEV)
 	KTCORE_TRITON_FULL=1 KTCORE_VENDORS_FULL=1 $(BIN)/pytest tests/triton_kernels tests/vendors
-	$(foreach v,cuda rocm xpu,$(BIN)/python tests/vendors/simulate.py --backend $(v) -- conformance run --backend $(v) --level 4 --report docs/conformance/$(v)-simulated.json &&) true
+	$(BIN)/python tests/vendors/sycl/run.py --venv build/sycl
+	$(foreach v,cuda rocm xpu npu,$(BIN)/python tests/vendors/simulate.py --backend $(v) -- conformance run --backend $(v) --level 4 --report docs/conformance/$(v)-simulated.json &&) true
 	$(BIN)/ktcore conformance render docs/conformance
 
 # On a machine with an NVIDIA GPU, in under eight minutes and without a network or an installation.

@@ -62,11 +62,11 @@ def test_reports_of_two_devices_of_one_backend_stand_side_by_side() -> None:
 def test_evidence_beside_the_reports_is_shown_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "evidence.yaml"
     assert load_evidence(path) == ()
-    path.write_text("- {backends: [alpha], part: kernels, word: compiled, on: chip 9, command: make it}\n")
+    path.write_text("- {backends: [alpha], part: kernels, word: compiled, where: chip 9, command: make it}\n")
     matrix = build_matrix([ALPHA], [], load_evidence(path))
     assert "| alpha | kernels | **compiled** | chip 9 | `make it` |" in render_markdown(matrix)
     assert "chip 9" in render_html(matrix)
-    path.write_text("- {backends: [alpha], part: kernels, word: believed, on: chip 9, command: make it}\n")
+    path.write_text("- {backends: [alpha], part: kernels, word: believed, where: chip 9, command: make it}\n")
     with pytest.raises(ReportError, match="no list of evidence"):
         load_evidence(path)
 
@@ -123,7 +123,7 @@ def test_the_committed_matrix_is_made_of_the_committed_reports() -> None:
     reports = [load_report(path) for path in sorted(folder.glob("*.json"))]
     # not what backends share
     backends = sorted(p.parts[-3] for p in (ROOT / "backends").glob("*/*/plugin.py"))
-    matrix = build_matrix(reports, backends)
+    matrix = build_matrix(reports, backends, load_evidence(folder / "evidence.yaml"))
     assert (folder / "matrix.md").read_text(encoding="utf-8") == render_markdown(matrix)
     assert (folder / "matrix.html").read_text(encoding="utf-8") == render_html(matrix)
 

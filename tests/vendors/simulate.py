@@ -141,6 +141,10 @@ class Simulation:
         self._tiles = "large"
         return self
 
+    def _versions(self) -> dict[str, str]:
+        kernels = {"triton": f"{version('triton')}, interpreted", "tiles": self._tiles} if self.interpreted else {}
+        return {"chip": self.chip.name, **kernels}
+
     def undo(self) -> None:
         """Everything as it was."""
         for owner, name, value in reversed(self._before):
@@ -197,11 +201,7 @@ class Simulation:
             declared,
             mode=Mode.SIMULATED,
             precision=precision,
-            versions=lambda: {
-                "chip": self.chip.name,
-                "triton": f"{version('triton')}, interpreted",
-                "tiles": self._tiles,
-            },
+            versions=self._versions,
             freed_access_is_an_error=True,
             fallbacks=lambda runtime: int(runtime._module.runtime.fallback_count()),
             fail_late=lambda runtime, stream: runtime._module.runtime.fail(stream.sim, "asked for by the kit"),

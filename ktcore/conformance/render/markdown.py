@@ -74,7 +74,8 @@ def _evidence(matrix: Matrix) -> list[str]:
     if not matrix.evidence:
         return []
     lines = ["## Beside the reports", "", "| backend | part | how | on or for | shown by |", "|---|---|---|---|---|"]
-    lines += [f"| {', '.join(e.backends)} | {e.part} | **{e.word}** | {e.on} | `{e.command}` |" for e in matrix.evidence]
+    for e in matrix.evidence:
+        lines.append(f"| {', '.join(e.backends)} | {e.part} | **{e.word}** | {e.where} | `{e.command}` |")
     return [*lines, ""]
 
 

@@ -68,7 +68,7 @@ class Evidence(BaseModel):
     Attributes:
         part: which code.
         word: "run elsewhere" (on something else than the vendor's device), or "compiled".
-        on: where it ran, or what it was compiled for.
+        where: what it ran on, or was compiled for.
         command: what shows it again.
     """
 
@@ -76,7 +76,7 @@ class Evidence(BaseModel):
     backends: tuple[str, ...]
     part: str
     word: Literal["run elsewhere", "compiled"]
-    on: str
+    where: str
     command: str
 
 
@@ -136,9 +136,7 @@ class Matrix:
         return self.cells.get((row, column.backend), Cell(None, {}))
 
 
-def build_matrix(
-    reports: Sequence[Report], backends: Sequence[str] = (), evidence: Sequence[Evidence] = ()
-) -> Matrix:
+def build_matrix(reports: Sequence[Report], backends: Sequence[str] = (), evidence: Sequence[Evidence] = ()) -> Matrix:
     """The matrix of these reports; `backends` without a report get a column that says so.
 
     Raises:
