@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from ktcore_triton.affine import affine_weight
-from ktcore_triton.experts import route, routed_experts
+from ktcore_triton.experts import Between, route, routed_experts
 
 from ktcore.errors import BackendError
-from ktcore.ops.moe import ExpertsSpec, RouterSpec
+from ktcore.ops.moe import ClampedGLU, ExpertsSpec, RouterSpec
 from ktcore.ops.moe import route as reference_route
 from ktcore.ops.moe import routed_experts as reference_experts
 
@@ -79,6 +79,39 @@ def test_ugly_choices(ids: torch.Tensor) -> None:
     check(ids.shape[0], 3, ids.shape[1], "Q4_K", "Q8_0", torch.float32, ids)
 
 
+@pytest.mark.parametrize(
+    ("activation", "clamped", "on_input", "bias"),
+    [
+        ("silu", ClampedGLU(1.702, 0.5), False, True),
+        ("silu", None, True, False),
+        ("relu", None, True, True),
+        ("gelu_tanh", None, False, False),
+    ],
+    ids=["gpt-oss", "on input", "relu", "gelu"],
+)  # fmt: skip
+def test_activations_biases_and_weights_on_the_input(
+    activation: str, clamped: ClampedGLU | None, on_input: bool, bias: bool
+) -> None:
+    torch.manual_seed(3)
+    experts, hidden, intermediate, tokens, k = 3, 128, 64, 4, 2
+    spec = ExpertsSpec(hidden, intermediate, experts, k, activation, "Q4_0", "Q4_0", "Q8_0", on_input, bias, clamped)
+    packed, values = [], []
+    shapes = (("Q4_0", intermediate, hidden), ("Q4_0", intermediate, hidden), ("Q8_0", hidden, intermediate))
+    for seed, (fmt, rows, cols) in enumerate(shapes):
+        raw = random_rows(fmt, experts * rows, cols, seed)
+        packed.append(affine_weight(fmt, raw, experts * rows, cols))
+        found = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[fmt]).astype(np.float64)
+        values.append(torch.from_numpy(found).view(experts, rows, cols))
+    biases = tuple(torch.randn(experts, n) for n in (intermediate, intermediate, hidden)) if bias else None
+    x, weights = torch.randn(tokens, hidden), torch.rand(tokens, k)
+    ids = torch.stack([torch.randperm(experts)[:k] for _ in range(tokens)])
+    doubles = None if biases is None else tuple(b.double() for b in biases)
+    expected = reference_experts(x.double(), ids, weights.double(), *values, spec, doubles)
+    around = Between(activation, clamped, on_input, biases)
+    found = routed_experts(x, ids, weights, *packed, experts, between=around)
+    assert float((found - expected).norm()) <= 5e-6 * float(expected.norm())
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(BackendError, match="do not fit a router of 4 of 60"):
         route(torch.zeros(1, 61), ROUTERS[1], None)
@@ -87,5 +120,10 @@ def test_what_does_not_fit_is_refused() -> None:
     ids, weights = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1)
     with pytest.raises(BackendError, match="same shape and format"):
         routed_experts(torch.zeros(1, 64), ids, weights, one, other, one, 1)
+    with pytest.raises(BackendError, match="clamped GLU, not tanh"):
+        routed_experts(torch.zeros(1, 64), ids, weights, one, one, one, 1, between=Between("tanh"))
+    with pytest.raises(BackendError, match="biases"):
+        three = (torch.zeros(64), torch.zeros(64), torch.zeros(63))
+        routed_experts(torch.zeros(1, 64), ids, weights, one, one, one, 1, between=Between(biases=three))
     with pytest.raises(BackendError, match="weights of 2 experts"):
         routed_experts(torch.zeros(1, 64), ids, weights, one, one, one, 2)

@@ -17,7 +17,7 @@ import torch
 from ktcore.errors import BackendError
 from ktcore.weights import get_format, row_bytes
 from ktcore.weights.ref import Weight
-from ktcore_triton.codes import FORMATS, Codes, unpack
+from ktcore_triton.codes import FLOAT8, FORMATS, Codes, unpack
 
 SPANS = (64, 32)
 
@@ -33,6 +33,7 @@ class AffineWeight:
         group: columns that share a scale.
         zero: taken from every code.
         span: columns that 4-bit codes interleave over; with 8 bits only the step of kernels.
+        float8: codes are e4m3fn numbers instead of integers, and zero is 0.
     """
 
     codes: torch.Tensor
@@ -42,6 +43,7 @@ class AffineWeight:
     group: int
     zero: int
     span: int
+    float8: bool = False
 
     @property
     def rows(self) -> int:
@@ -64,7 +66,8 @@ class AffineWeight:
         if self.bits == 4:
             pairs = codes.view(self.rows, -1, self.span // 2)
             codes = torch.cat((pairs & 15, pairs >> 4), -1).view(self.rows, -1)
-        values = (codes.float() - self.zero).view(self.rows, -1, self.group) * self.scale.float()[..., None]
+        plain = codes.view(torch.float8_e4m3fn).float() if self.float8 else codes.float()
+        values = (plain - self.zero).view(self.rows, -1, self.group) * self.scale.float()[..., None]
         if self.offset is not None:
             values = values + self.offset.float()[..., None]
         return values.reshape(self.rows, self.cols)
@@ -109,7 +112,9 @@ def affine_bytes(weight_format: str, rows: int, cols: int) -> int:
     """Device bytes of a matrix in the layout; scales of K-quants are products, which float16 seldom holds."""
     sample = _packed(unpack(weight_format, np.zeros((1, row_bytes(weight_format, cols)), np.uint8)), "cpu")
     scales = sample.scale.numel() * (1 if sample.offset is None else 2)
-    return rows * (sample.codes.numel() + scales * (4 if weight_format.endswith("_K") else 2))
+    return rows * (
+        sample.codes.numel() + scales * (4 if weight_format.endswith("_K") or weight_format == FLOAT8 else 2)
+    )
 
 
 def affine_bank(weight: Weight, device: torch.device | str = "cpu") -> AffineWeight:
@@ -188,6 +193,7 @@ def _packed(found: Codes, device: torch.device | str) -> AffineWeight:
         group=cols // found.scale.shape[1],
         zero=found.zero,
         span=span,
+        float8=found.float8,
     )
 
 

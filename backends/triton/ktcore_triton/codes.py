@@ -14,28 +14,37 @@ import numpy as np
 import numpy.typing as npt
 
 from ktcore.weights import get_format
-from ktcore.weights.groups import BFLOAT16, ZERO_MASK, group_formats, scale_values, unpack_nibbles
+from ktcore.weights.groups import BFLOAT16, FP8_GROUP, ZERO_MASK, group_formats, scale_values, unpack_nibbles
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+FLOAT8 = f"F8_E4M3_G{FP8_GROUP}"
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """uint8 codes [rows, cols]; float32 scale and offset [rows, groups]; the zero point of all codes; 4 or 8 bits."""
+    """uint8 codes [rows, cols]; float32 scale and offset [rows, groups]; the zero point of all codes; 4 or 8 bits.
+
+    float8: codes are e4m3fn numbers.
+    """
 
     codes: Bytes
     scale: Floats
     offset: Floats | None
     zero: int
     bits: int
+    float8: bool = False
 
 
 def unpack(name: str, raw: Bytes) -> Codes:
     """Codes of stored rows uint8 [rows, bytes]; `name` is one of `FORMATS`."""
     blocks = raw.reshape(raw.shape[0], -1, get_format(name).block_bytes)
     groups = group_formats()
+    if name == FLOAT8:
+        return Codes(
+            _rows(blocks[..., 4:]), np.ascontiguousarray(blocks[..., :4]).view("<f4")[..., 0], None, 0, 8, True
+        )
     return _integers(blocks, groups[name].bits) if name in groups else _GGML[name](blocks)
 
 
@@ -138,5 +147,5 @@ _GGML: dict[str, Callable[[Bytes], Codes]] = {
     "Q5_K": lambda b: _q45_k(b, True),
     "Q6_K": _q6_k,
 }
-FORMATS = (*_GGML, *(f.name for f in group_formats().values() if f.kind == "int"))
+FORMATS = (*_GGML, *(f.name for f in group_formats().values() if f.kind == "int"), FLOAT8)
 """Weight formats with an affine group layout."""

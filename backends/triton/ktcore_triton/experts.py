@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 
 from ktcore.errors import BackendError
-from ktcore.ops.moe import RouterSpec
+from ktcore.ops.moe import ClampedGLU, RouterSpec
 from ktcore_triton.affine import AffineWeight
 from ktcore_triton.dtypes import compute_type
 from ktcore_triton.kernels.experts import experts_kernel, router_kernel
 from ktcore_triton.tuning import LinearTiles
 
 Blocks = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+ACTIVATIONS = frozenset({"silu", "relu", "gelu_tanh"})
+
+
+@dataclass(frozen=True)
+class Between:
+    """What happens around the products; as in `ktcore.ops.moe.ExpertsSpec`.
+
+    Attributes:
+        activation: one of `ACTIVATIONS`; without meaning where `clamped` is set.
+        biases: of gate and up [experts * intermediate] and of down [experts * hidden], contiguous.
+    """
+
+    activation: str = "silu"
+    clamped: ClampedGLU | None = None
+    weight_on_input: bool = False
+    biases: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+
+SWIGLU = Between()
 
 
 def route(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,10 +70,11 @@ def routed_experts(
     down: AffineWeight,
     experts: int,
     *,
+    between: Between = SWIGLU,
     tiles: LinearTiles | None = None,
     compute: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Weighted sum over each token's experts, silu(gate) * up between them; as `ktcore.ops.moe.routed_experts`.
+    """Weighted sum over a token's experts, silu(gate) * up or what `between` says; as `ktcore.ops.moe.routed_experts`.
 
     Nothing is read back on the host. The sum's order is fixed: results do not depend on timing.
 
@@ -70,18 +92,19 @@ def routed_experts(
         raise BackendError(f"weights of {experts} experts [{intermediate}, {hidden}] do not fit x {list(x.shape)}")
     if _layout(gate) != _layout(up) or gate.codes.shape != up.codes.shape:
         raise BackendError("gate and up must have the same shape and format")
+    _check(between, experts, intermediate, hidden)
     if not (x.is_contiguous() and weights.is_contiguous()):
         raise BackendError("x and the weights of the choice must be contiguous")
     if not tokens:
         return torch.empty_like(x)
     tiles = tiles or LinearTiles(16, 32)
     blocks = _blocks(ids, experts, tiles.block_m)
-    between = torch.empty((tokens * k, intermediate), dtype=x.dtype, device=x.device)
+    inner = torch.empty((tokens * k, intermediate), dtype=x.dtype, device=x.device)
     # rows of experts that are elsewhere are never written
     parts = torch.zeros((tokens * k, hidden), dtype=torch.float32, device=x.device)
     kind = compute or x.dtype
-    _multiply(x, gate, up, weights, between, blocks, k, tiles, kind, intermediate)
-    _multiply(between, down, None, weights, parts, blocks, 1, tiles, kind, hidden)
+    _multiply(x, gate, up, weights, inner, blocks, k, tiles, kind, intermediate, between)
+    _multiply(inner, down, None, weights, parts, blocks, 1, tiles, kind, hidden, between)
     return parts.view(tokens, k, hidden).sum(1).to(x.dtype)
 
 
@@ -96,16 +119,21 @@ def _multiply(
     tiles: LinearTiles,
     compute: torch.dtype,
     n: int,
+    between: Between,
 ) -> None:
     order, experts, firsts, lasts = blocks
-    other = up or weight
+    other, gated, clamped = up or weight, up is not None, between.clamped or ClampedGLU(1.0, 0.0)
+    bias, up_bias, down_bias = between.biases or (weights, weights, weights)
     experts_kernel[(triton.cdiv(n, tiles.block_n), experts.shape[0])](
         x, weight.codes, weight.scale, weight.scale if weight.offset is None else weight.offset,
         other.codes, other.scale, other.scale if other.offset is None else other.offset,
-        weights, out, order, experts, firsts, lasts, n, weight.cols,
+        bias if gated else down_bias, up_bias, weights, out, order, experts, firsts, lasts, n, weight.cols,
+        clamped.alpha, clamped.limit,
         BITS=weight.bits, ZERO=weight.zero, GROUP=weight.group, SPAN=weight.span,
         HAS_OFFSET=weight.offset is not None, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, SHARE=share,
-        GATED=up is not None, COMPUTE=compute_type(compute), **tiles.launch.options(),
+        GATED=gated, COMPUTE=compute_type(compute), FLOAT8=weight.float8, HAS_BIAS=between.biases is not None,
+        WEIGHED=between.weight_on_input == gated, ACTIVATION="clamped" if between.clamped else between.activation,
+        **tiles.launch.options(),
     )  # fmt: skip
 
 
@@ -133,5 +161,16 @@ def _blocks(ids: torch.Tensor, experts: int, block: int) -> Blocks:
     return order.int(), expert.int(), first.int(), last.int()
 
 
+def _check(between: Between, experts: int, intermediate: int, hidden: int) -> None:
+    if between.activation not in ACTIVATIONS and between.clamped is None:
+        raise BackendError(f"experts have {', '.join(sorted(ACTIVATIONS))} or a clamped GLU, not {between.activation}")
+    wanted = [experts * intermediate, experts * intermediate, experts * hidden]
+    if between.biases is not None and [b.numel() for b in between.biases] != wanted:
+        found = [list(b.shape) for b in between.biases]
+        raise BackendError(f"biases {found} of gate, up and down; {wanted} values are needed")
+    if between.biases is not None and not all(b.is_contiguous() for b in between.biases):
+        raise BackendError("the experts' biases must be contiguous")
+
+
 def _layout(weight: AffineWeight) -> tuple[object, ...]:
-    return weight.bits, weight.group, weight.zero, weight.span, weight.offset is None
+    return weight.bits, weight.group, weight.zero, weight.span, weight.offset is None, weight.float8

@@ -51,7 +51,7 @@ def linear(
         bias if fused else x, out, tokens, rows, weight.cols, spans * weight.span,
         BITS=weight.bits, ZERO=weight.zero, GROUP=weight.group, SPAN=weight.span,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-        HAS_OFFSET=weight.offset is not None, HAS_BIAS=fused, COMPUTE=compute_type(compute),
+        HAS_OFFSET=weight.offset is not None, HAS_BIAS=fused, COMPUTE=compute_type(compute), FLOAT8=weight.float8,
         **tiles.launch.options(),
     )  # fmt: skip
     if splits == 1:

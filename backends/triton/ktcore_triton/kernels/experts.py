@@ -69,14 +69,36 @@ def router_kernel(
 
 
 @triton.jit
+def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
+    """act(gate) * up in float32, or gpt-oss's clamped form."""
+    if ACTIVATION == "clamped":
+        gate = tl.minimum(gate, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit)
+        result = gate / (1 + tl.exp(-alpha * gate)) * (up + 1)
+    elif ACTIVATION == "relu":
+        result = tl.maximum(gate, 0.0) * up
+    elif ACTIVATION == "gelu_tanh":
+        # 0.5 (1 + tanh z) = sigmoid(2 z)
+        z = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        result = gate / (1 + tl.exp(-2 * z)) * up
+    else:
+        result = gate / (1 + tl.exp(-gate)) * up
+    return result
+
+
+@triton.jit
 def experts_kernel(
-    x, codes, scale, offset, up_codes, up_scale, up_offset, weights, out, order, experts, firsts, lasts, n, cols,
+    x, codes, scale, offset, up_codes, up_scale, up_offset, bias, up_bias, weights, out,
+    order, experts, firsts, lasts, n, cols, alpha, limit,
     BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, HAS_OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHARE: tl.constexpr, GATED: tl.constexpr, COMPUTE: tl.constexpr,
+    FLOAT8: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHED: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Rows order[firsts[b] .. lasts[b]] of `out` [pairs, n] for block b of one expert. Grid: (n blocks, blocks).
 
-    Pair p reads row p // SHARE of x. GATED: silu(x gate.T) * (x up.T); else x weight.T * weights[p].
+    Pair p reads row p // SHARE of x. With y = x weight.T, WEIGHED: times weights[p] (before the bias of a
+    gated product, whose input is meant, after that of the last one): y + bias, or GATED: act(y + bias) * (up's alike),
+    where ACTIVATION is "silu", "relu", "gelu_tanh" or "clamped" (`ktcore.ops.moe.ClampedGLU`).
     """
     block = tl.program_id(1)
     first = tl.load(firsts + block)
@@ -91,15 +113,25 @@ def experts_kernel(
         zero = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         total = affine_product(
             zero, rows, there, codes, scale, offset, row, cols, 0, cols,
-            BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, COMPUTE,
+            BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, COMPUTE, FLOAT8,
         )  # fmt: skip
         if GATED:
             up = affine_product(
                 zero, rows, there, up_codes, up_scale, up_offset, row, cols, 0, cols,
-                BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, COMPUTE,
+                BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, COMPUTE, FLOAT8,
             )  # fmt: skip
-            total = total / (1 + tl.exp(-total)) * up
+            if WEIGHED:
+                weight = tl.load(weights + pair, mask=there, other=0.0).to(tl.float32)[:, None]
+                total *= weight
+                up *= weight
+            if HAS_BIAS:
+                total += tl.load(bias + row).to(tl.float32)[None, :]
+                up += tl.load(up_bias + row).to(tl.float32)[None, :]
+            total = gated(total, up, alpha, limit, ACTIVATION)
         else:
-            total *= tl.load(weights + pair, mask=there, other=0.0).to(tl.float32)[:, None]
+            if HAS_BIAS:
+                total += tl.load(bias + row).to(tl.float32)[None, :]
+            if WEIGHED:
+                total *= tl.load(weights + pair, mask=there, other=0.0).to(tl.float32)[:, None]
         at = pair[:, None] * n + column[None, :]
         tl.store(out + at, total.to(out.dtype.element_ty), mask=there[:, None] & (column < n)[None, :])

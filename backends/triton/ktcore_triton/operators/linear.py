@@ -22,7 +22,7 @@ from ktcore_triton.tuning import Tuning
 
 
 class TritonLinear(TritonImplementation):
-    """Formats with scales in groups stay quantised; FP8, MXFP4, IQ and the like become bfloat16 or float16."""
+    """Formats with scales in groups stay quantised, FP8 too; MXFP4, IQ and the like become bfloat16 or float16."""
 
     spec_type = LinearSpec
     options = frozenset({"compute"})

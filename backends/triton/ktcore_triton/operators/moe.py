@@ -45,9 +45,7 @@ class TritonExperts(TritonImplementation):
     options = frozenset({"compute"})
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
-        """Quantised in groups, SwiGLU, without biases."""
-        if spec.bias or spec.clamped or spec.weight_on_input or spec.activation != "silu":
-            return Unsupported("experts with biases, weights on their input, or another activation than silu")
+        """Quantised in groups, gate and up of one format."""
         if spec.gate_format != spec.up_format:
             return Unsupported(f"gate in {spec.gate_format} and up in {spec.up_format}, which must be of one format")
         for name in (spec.gate_format, spec.down_format):
@@ -61,13 +59,18 @@ class TritonExperts(TritonImplementation):
         device, compute, tuning = request.runtime.device, compute_dtype(request), self.tuning
         gate, up, down = (affine_bank(request.weights[role], device) for role in ("gate", "up", "down"))
 
-        def run(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-            from ktcore_triton.experts import routed_experts
+        biases = None
+        if spec.bias:
+            biases = on_device(request, "gate_bias"), on_device(request, "up_bias"), on_device(request, "down_bias")
 
-            tiles = tuning.experts(x.shape[0])
+        def run(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            from ktcore_triton.experts import Between, routed_experts
+
+            between = Between(spec.activation, spec.clamped, spec.weight_on_input, biases)
             return routed_experts(
-                x.contiguous(), ids, weights, gate, up, down, spec.experts, tiles=tiles, compute=compute
-            )
+                x.contiguous(), ids, weights, gate, up, down, spec.experts,
+                between=between, tiles=tuning.experts(x.shape[0]), compute=compute,
+            )  # fmt: skip
 
         return run
 
