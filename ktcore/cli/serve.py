@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +55,19 @@ def serve(
     drain: Annotated[
         int, typer.Option("--drain", metavar="SECONDS", min=0, help="Time for answers under way when it is to stop.")
     ] = 30,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", metavar="ORIGIN", help="A site whose pages may ask, like https://chat.example."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain (PEM): serve HTTPS.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="The certificate's private key (PEM).")
+    ] = None,
+    log: Annotated[
+        str, typer.Option("--log", metavar="|".join(("text", "json", "off")), help="Lines a request on stderr.")
+    ] = "text",
     backend: o.BackendOption = "auto",
     rules: o.RulesOption = None,
     experts_from: o.ExpertsFromOption = None,
@@ -81,15 +96,21 @@ def serve(
         ) from error
     from ktcore.cli.terminal import note, opened
     from ktcore.engine.service import Service
+    from ktcore.server.logs import FORMATS, logging_to_stderr
     from ktcore.server.settings import MAX_BODY, Settings
 
     keys = _keys(api_key_file, host)
-    settings = Settings(name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout)
+    tls = _tls(tls_cert, tls_key)
+    if log not in FORMATS:
+        raise RequestError(f"--log {log}: known are {', '.join(FORMATS)}")
+    origins = _origins(cors_origin or [])
+    settings = Settings(name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout, origins)
     loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs)
-    with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service:
+    with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service, logging_to_stderr(log):
         note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
-        note(f"serving on http://{host}:{port}/v1, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")
-        _listen(service, settings, host, port, drain)
+        where = f"{'https' if tls else 'http'}://{host}:{port}/v1"
+        note(f"serving on {where}, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")
+        _listen(service, settings, host, port, drain, tls)
 
 
 def _keys(file: Path | None, host: str) -> Keys:
@@ -106,7 +127,33 @@ def _keys(file: Path | None, host: str) -> Keys:
     return Keys((key,) if key else ())
 
 
-def _listen(service: Service, settings: Settings, host: str, port: int, drain: int) -> None:
+def _tls(cert: Path | None, key: Path | None) -> dict[str, str]:
+    """What uvicorn takes of them."""
+    if cert is None and key is None:
+        return {}
+    if cert is None or key is None:
+        raise RequestError("HTTPS needs both --tls-cert and --tls-key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise RequestError(f"{cert} and {key} cannot be used for HTTPS: {error}", "both are PEM files") from error
+    return {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
+
+
+def _origins(given: list[str]) -> tuple[str, ...]:
+    """Origins as browsers send them.
+
+    Raises:
+        RequestError: one is none; "*" would open the server to every page that anyone visits.
+    """
+    for origin in given:
+        if not re.fullmatch(r"https?://[^/\s*]+", origin):
+            raise RequestError(f"--cors-origin {origin!r} is no origin", "write it like https://chat.example:8443")
+    return tuple(given)
+
+
+def _listen(service: Service, settings: Settings, host: str, port: int, drain: int, tls: dict[str, str]) -> None:
     """Until Ctrl-C or SIGTERM; then no more requests are taken, and those under way get `drain` seconds."""
     import uvicorn
 
@@ -126,6 +173,7 @@ def _listen(service: Service, settings: Settings, host: str, port: int, drain: i
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=drain,
+            **tls,  # type: ignore[arg-type]
         )
     finally:
         signal.signal(signal.SIGTERM, before)

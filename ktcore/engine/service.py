@@ -155,7 +155,7 @@ class Service:
             stream.check()
             tickets.append(Ticket(stream, deliver, request.timeout_s))
         with self._changed:
-            if self._closing or not self._thread.is_alive():
+            if not self.ready:
                 raise ClosingError("the service is closing and takes no more requests")
             if self.waiting + len(tickets) > self.queue_limit:
                 raise QueueFullError(
@@ -164,6 +164,11 @@ class Service:
             self._inbox += tickets
             self._changed.notify()
         return tickets
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return not self._closing and self._thread.is_alive()
 
     def close(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those under way end for `drain_s` seconds, and stop the thread."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from ktcore import __version__
@@ -10,6 +11,7 @@ from ktcore.engine.service import Service
 from ktcore.server.embeddings import embedding_routes
 from ktcore.server.errors import add_handlers, json_response
 from ktcore.server.guard import Guard
+from ktcore.server.logs import RequestLog
 from ktcore.server.metrics import Metrics
 from ktcore.server.ollama import ollama_routes
 from ktcore.server.openai import openai_routes
@@ -27,6 +29,12 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     served = Served(service, settings, Metrics(service))
     add_handlers(app)
     app.add_middleware(Guard, settings=settings)
+    if settings.origins:
+        # before the gate: a browser's question whether it may ask comes without a key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(RequestLog)
     app.include_router(openai_routes(served))
     app.include_router(ollama_routes(served))
     app.include_router(embedding_routes(served))
@@ -38,6 +46,10 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
     @app.get("/health")
     async def health() -> Response:
         return json_response({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        return json_response({"status": "ok"}) if service.ready else json_response({"status": "closing"}, 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -50,8 +50,10 @@ class Guard:
             return None
         headers = dict(scope["headers"])
         if not self._settings.keys:
-            origin = headers.get(b"origin", b"").decode("latin-1").partition("://")
-            called = [headers.get(b"host", b"").decode("latin-1"), *([origin[2]] if any(origin) else [])]
+            site = headers.get(b"origin", b"").decode("latin-1")
+            called = [headers.get(b"host", b"").decode("latin-1")]
+            if site and site not in self._settings.origins:
+                called.append(site.partition("://")[2])
             if all(is_loopback(_name(host)) for host in called):
                 return None
             return Problem(403, "this server answers to loopback names alone; give it API keys to be reached otherwise")

@@ -202,7 +202,6 @@ class Simulation:
             mode=Mode.SIMULATED,
             precision=precision,
             versions=self._versions,
-            freed_access_is_an_error=True,
             fallbacks=lambda runtime: int(runtime._module.runtime.fallback_count()),
             fail_late=lambda runtime, stream: runtime._module.runtime.fail(stream.sim, "asked for by the kit"),
         )

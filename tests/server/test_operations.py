@@ -1,0 +1,94 @@
+"""What operators look at: readiness, pages of other sites, HTTPS, and lines in the log without what was asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra `server`")
+pytest.importorskip("httpx", reason="the test's HTTP client")
+
+from fastapi.testclient import TestClient
+
+import ktcore
+from ktcore.cli import serve
+from ktcore.engine.service import Service
+from ktcore.errors import RequestError
+from ktcore.server.app import build_app
+from ktcore.server.logs import Lines
+from ktcore.server.settings import Keys, Settings
+
+Open = Callable[..., ktcore.Model]
+SITE = "https://chat.example"
+ASK = {"model": "tiny", "prompt": "a secret", "max_tokens": 2}
+
+
+def test_it_is_not_ready_when_it_is_about_to_end(opened: Open) -> None:
+    with Service(opened("dense"), 8) as service:
+        client = TestClient(build_app(service, Settings("tiny")), base_url="http://localhost")
+        assert client.get("/ready").status_code == 200
+        service.close()
+        assert client.get("/ready").status_code == 503
+        assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("keys", [Keys(), Keys(("k",))], ids=["open", "keyed"])
+def test_pages_of_named_sites_may_ask(keys: Keys, opened: Open) -> None:
+    with Service(opened("dense"), 8) as service:
+        client = TestClient(build_app(service, Settings("tiny", keys, origins=(SITE,))), base_url="http://localhost")
+        wants = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        asked = client.options("/v1/completions", headers={"Origin": SITE, **wants})
+        assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, SITE)
+        other = client.options("/v1/completions", headers={"Origin": "https://evil.example", **wants})
+        assert "access-control-allow-origin" not in other.headers
+        authorization = {"Authorization": "Bearer k"} if keys else {}
+        done = client.post("/v1/completions", json=ASK, headers={"Origin": SITE, **authorization})
+        assert (done.status_code, done.headers["access-control-allow-origin"]) == (200, SITE)
+        if not keys:
+            refused = client.post("/v1/completions", json=ASK, headers={"Origin": "https://evil.example"})
+            assert refused.status_code == 403
+
+
+def test_lines_tell_the_request_and_not_what_was_asked(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    with Service(opened("dense"), 8) as service, caplog.at_level(logging.INFO, "ktcore.server.requests"):
+        client = TestClient(build_app(service, Settings("tiny", Keys(("k" * 20,)))), base_url="http://localhost")
+        client.post("/v1/completions?secret=1", json=ASK, headers={"Authorization": "Bearer " + "k" * 20})
+        client.get("/no%0Asuch%20route")
+    records = [r for r in caplog.records if r.name == "ktcore.server.requests"]
+    as_json = [json.loads(Lines(True).format(r)) for r in records]
+    assert [(line["method"], line["path"], line["status"]) for line in as_json] == [
+        ("POST", "/v1/completions", 200),
+        ("GET", "/no\nsuch route", 401),
+    ]
+    assert as_json[0]["bytes"] > 0
+    words = [Lines(False).format(r) for r in records]
+    assert all("\n" not in line for line in words)
+    everything = json.dumps(as_json) + "".join(words)
+    assert "secret" not in everything
+    assert "kkkk" not in everything
+
+
+def test_a_broken_certificate_is_refused_before_the_model_loads(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="both --tls-cert and --tls-key"):
+        serve._tls(tmp_path / "cert.pem", None)
+    (tmp_path / "cert.pem").write_text("nonsense")
+    with pytest.raises(RequestError, match="cannot be used for HTTPS"):
+        serve._tls(tmp_path / "cert.pem", tmp_path / "cert.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    command += ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    made = subprocess.run(command, capture_output=True)
+    if made.returncode:
+        pytest.skip("openssl cannot make a certificate here")
+    assert serve._tls(tmp_path / "cert.pem", tmp_path / "key.pem")["ssl_certfile"].endswith("cert.pem")
+
+
+@pytest.mark.parametrize("origin", ["*", "chat.example", "https://chat.example/", "https://*.example", "https://a b"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(RequestError, match="no origin"):
+        serve._origins([origin])
+    assert serve._origins([SITE]) == (SITE,)
