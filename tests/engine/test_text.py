@@ -14,7 +14,7 @@ from ktcore.engine.text import TextBuilder
 class _Letters:
     """A tokenizer whose ids are code points."""
 
-    def stream_decoder(self) -> _Letters:
+    def stream_decoder(self, shown: frozenset[int]) -> _Letters:
         return self
 
     def push(self, token: int) -> str:

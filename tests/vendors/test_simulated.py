@@ -119,16 +119,14 @@ def test_the_packages_own_kernels_pass_the_kits_linear(install: Install) -> None
             if re.fullmatch(r"L2\.linear\.(Q4_1|Q4_K|Q6_K|INT4.*)\.7x512x100|L2\.linear\.company", c.id)
         ]
         results = run_cases(target, chosen)
-        loaded = [
-            i.id
-            for i in target.implementations
-            if not isinstance(i.supports(LinearSpec(512, 64, "Q4_K"), target.device), Unsupported)
-        ]
+        spec, device = LinearSpec(512, 64, "Q4_K"), target.device
+        linears = [i for i in target.implementations if i.spec_type is LinearSpec]
+        takers = [i.id for i in linears if not isinstance(i.supports(spec, device), Unsupported)]
     finally:
         target.close()
     assert [(r.id, r.reason) for r in results if r.status is not Status.PASS] == []
     assert len(results) >= 4
-    assert loaded[:1] == ["cuda.w4a16"]
+    assert takers == ["cuda.w4a16", "cuda.linear"]
 
 
 def test_a_stream_that_is_none_is_refused_by_the_driver(install: Install) -> None:
