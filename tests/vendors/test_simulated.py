@@ -116,7 +116,9 @@ def test_the_packages_own_kernels_pass_the_kits_linear(install: Install) -> None
         chosen = [
             c
             for c in all_cases()
-            if re.fullmatch(r"L2\.linear\.(Q4_1|Q4_K|Q6_K|INT4.*)\.7x512x100|L2\.linear\.company", c.id)
+            if re.fullmatch(
+                r"L2\.linear\.(Q4_1|Q4_K|Q6_K|INT4.*)\.7x512x100|L2\.linear\.(company|wrong-width|strided-input)", c.id
+            )
         ]
         results = run_cases(target, chosen)
         spec, device = LinearSpec(512, 64, "Q4_K"), target.device

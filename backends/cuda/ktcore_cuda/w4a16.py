@@ -110,6 +110,8 @@ class CudaTiledModule:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         w = self._weight
+        if x.dim() != 2 or x.shape[1] != w.k:
+            raise BackendError(f"x {list(x.shape)} for a weight [{w.n}, {w.k}]")
         x = (x if self._order is None else x.index_select(1, self._order)).to(self._compute).contiguous()
         out = torch.empty(x.shape[0], w.n, device=x.device)
         if not x.shape[0]:
