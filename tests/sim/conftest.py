@@ -49,6 +49,8 @@ def open_runtime() -> Iterator[Open]:
 
     def opener(index: int = 0, **options: Any) -> SimRuntime:
         runtime = SimRuntime(index, SimOptions(**options))
+        if index not in before:
+            gc.collect()  # what another file's tests left to be collected is none of this one's
         before.setdefault(index, runtime.held())
         opened.append(runtime)
         return runtime
