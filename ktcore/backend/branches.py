@@ -12,6 +12,7 @@ import torch
 
 from ktcore.backend.experts import submit_experts, wait_experts
 from ktcore.backend.implementation import LoadRequest
+from ktcore.backend.loading import on_device
 from ktcore.backend.mirror import mirrored
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.ops.attention import AttentionSpec, tempered
@@ -123,3 +124,31 @@ def moe_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
         return x + y if spec.residual else y
 
     return run
+
+
+class AbsorbedLatents:
+    """What `mla_branch` attends with where keys are never expanded: (step, q_nope [T, heads, N], q_rope [T, heads, R])
+    -> [T, heads, V].
+
+    Args:
+        compute: type that the up-projections are held and multiplied in.
+    """
+
+    def __init__(self, request: LoadRequest, compute: torch.dtype) -> None:
+        s = self._spec = cast(MLASpec, request.spec)
+        self._cache = request.children["cache"]
+        self._compute = compute
+        if s.split_kv_b:
+            # stored transposed: k_b [heads, L, N], v_b [heads, V, L]
+            self._k_up = on_device(request, "k_b", compute).transpose(1, 2).contiguous()
+            self._v_up = on_device(request, "v_b", compute).transpose(1, 2).contiguous()
+        else:
+            up = on_device(request, "kv_b", compute).view(s.heads, s.nope_dim + s.value_dim, s.latent)
+            self._k_up = up[:, : s.nope_dim].contiguous()
+            self._v_up = up[:, s.nope_dim :].transpose(1, 2).contiguous()
+
+    def __call__(self, step: StepBatch, q_nope: torch.Tensor, q_rope: torch.Tensor) -> torch.Tensor:
+        # [heads, T, N] x [heads, N, L]: the query in latent space
+        absorbed = torch.bmm(q_nope.transpose(0, 1).to(self._compute), self._k_up).transpose(0, 1)
+        seen = self._cache.attend(step, torch.cat((absorbed.float(), q_rope), -1), self._spec.scale)
+        return torch.bmm(seen.transpose(0, 1).to(self._compute), self._v_up).transpose(0, 1).float()

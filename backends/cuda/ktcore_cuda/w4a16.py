@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from ktcore_triton.affine import affine_bytes, code_bits, supported
 from ktcore_triton.codes import unpack
-from ktcore_triton.operators.base import compute_dtype
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.loading import compute_dtype, optional
 from ktcore.backend.mirror import upload
 from ktcore.errors import BackendError
 from ktcore.ops.linear import LinearSpec
@@ -86,7 +86,7 @@ class CudaTiledModule:
         self._weight: TiledWeight = tiled(unpack(get_format(spec.weight_format).name, raw), device)
         order = stored.input_order
         self._order = None if order is None else upload(request.runtime, torch.from_numpy(order))
-        self._bias = request.weights["bias"].tensor().to(device) if spec.bias else None
+        self._bias = optional(request, "bias") if spec.bias else None
         self._compute = compute_dtype(request)
         if self._compute not in (torch.float16, torch.bfloat16):
             raise BackendError(f"{request.name}: this kernel computes in float16 or bfloat16, not in {self._compute}")

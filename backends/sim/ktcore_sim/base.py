@@ -1,4 +1,4 @@
-"""What the implementations share: how weights get to the device, and what they support."""
+"""What the implementations share: what they support."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, Implementation, Supported, Unsupported
 from ktcore.weights.formats import known_formats
 
 FLOAT_BYTES = 4
@@ -31,13 +31,3 @@ class SimImplementation(Implementation):
 def kernels() -> Any:
     """The package's own operators; there once a runtime is open."""
     return torch.ops.ktcore_sim
-
-
-def weight(request: LoadRequest, role: str) -> torch.Tensor:
-    """A weight in float32 on the device."""
-    return request.weights[role].tensor().to(request.runtime.device)
-
-
-def optional_weight(request: LoadRequest, role: str) -> torch.Tensor | None:
-    """The same; None when the node has no such weight."""
-    return weight(request, role) if role in request.weights else None

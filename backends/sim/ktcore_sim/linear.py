@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ktcore.backend import LoadRequest
+from ktcore.backend.loading import on_device, optional
 from ktcore.ops.linear import LinearSpec
-from ktcore_sim.base import FLOAT_BYTES, SimImplementation, optional_weight, weight
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation
 
 
 class SimLinear(SimImplementation):
@@ -34,8 +35,8 @@ class SimLinearModule:
     layout = "sim.in_out.f32"
 
     def __init__(self, request: LoadRequest) -> None:
-        self._packed = weight(request, "weight").t().contiguous()
-        self._bias = optional_weight(request, "bias")
+        self._packed = on_device(request, "weight").t().contiguous()
+        self._bias = optional(request, "bias")
 
     def unpack(self) -> torch.Tensor:
         """The weight [out, in] on the host."""

@@ -8,8 +8,9 @@ import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.branches import moe_branch
+from ktcore.backend.loading import on_device, optional
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
-from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels, optional_weight, weight
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
 
 
 class SimRouter(SimImplementation):
@@ -40,8 +41,8 @@ class SimRouterModule:
 
     def __init__(self, request: LoadRequest) -> None:
         self._spec = cast(RouterSpec, request.spec)
-        self._weight = weight(request, "weight").t().contiguous()
-        self._bias = optional_weight(request, "bias") if self._spec.choice_bias else None
+        self._weight = on_device(request, "weight").t().contiguous()
+        self._bias = optional(request, "bias") if self._spec.choice_bias else None
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         s = self._spec

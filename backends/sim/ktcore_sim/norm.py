@@ -7,8 +7,9 @@ from typing import cast
 import torch
 
 from ktcore.backend import LoadRequest
+from ktcore.backend.loading import optional
 from ktcore.ops.norm import RMSNormSpec
-from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels, optional_weight
+from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
 
 
 class SimRMSNorm(SimImplementation):
@@ -31,7 +32,7 @@ class SimRMSNormModule:
 
     def __init__(self, request: LoadRequest) -> None:
         spec = cast(RMSNormSpec, request.spec)
-        found = optional_weight(request, "weight")
+        found = optional(request, "weight")
         self._weight = found + spec.offset if found is not None and spec.offset else found
         self._eps = spec.eps
 

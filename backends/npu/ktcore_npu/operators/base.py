@@ -1,10 +1,8 @@
-"""What the implementations share: on which chips they run, the type they compute in, how weights get to the device."""
+"""What the implementations share: on which chips they run."""
 
 from __future__ import annotations
 
 from typing import Any, cast
-
-import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
 from ktcore.weights.formats import known_formats
@@ -14,7 +12,6 @@ FLOAT_BYTES = 4
 HALF_BYTES = 2
 ND, FRACTAL_NZ = 2, 29
 ACTIVATIONS = ("silu", "relu", "gelu_tanh")
-COMPUTE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class NpuImplementation(Implementation):
@@ -44,21 +41,3 @@ class NpuImplementation(Implementation):
 def npu(request: LoadRequest) -> NpuRuntime:
     """The device that a module is loaded on."""
     return cast(NpuRuntime, request.runtime)
-
-
-def compute_dtype(request: LoadRequest) -> torch.dtype:
-    """The type that products run in."""
-    asked = request.options.get("compute")
-    if asked is not None:
-        return COMPUTE[asked]
-    return torch.bfloat16 if request.device.has("bf16") else torch.float16
-
-
-def on_device(request: LoadRequest, role: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A weight, dequantised, on the device."""
-    return request.weights[role].tensor().to(dtype).to(request.runtime.device)
-
-
-def optional(request: LoadRequest, role: str, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
-    """The same; None when the node has no such weight."""
-    return on_device(request, role, dtype) if role in request.weights else None

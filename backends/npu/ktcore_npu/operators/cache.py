@@ -14,11 +14,12 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.loading import compute_dtype
 from ktcore.backend.mirror import mirrored
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
-from ktcore_npu.operators.base import HALF_BYTES, NpuImplementation, compute_dtype, npu
+from ktcore_npu.operators.base import HALF_BYTES, NpuImplementation, npu
 from ktcore_npu.operators.fused_attention import fused_attention
 
 PAGE_SIZES = (128, 64, 32, 16, 256, 512)

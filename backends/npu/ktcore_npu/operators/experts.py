@@ -15,9 +15,10 @@ from typing import Any, cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.loading import compute_dtype
 from ktcore.ops.moe import ExpertsSpec
 from ktcore.weights.ref import Weight
-from ktcore_npu.operators.base import HALF_BYTES, NpuImplementation, compute_dtype, npu
+from ktcore_npu.operators.base import HALF_BYTES, NpuImplementation, npu
 from ktcore_npu.operators.codes import code_layout, signed_codes
 from ktcore_npu.operators.linear import pack_int4
 

@@ -14,19 +14,10 @@ from typing import Any, cast
 import torch
 
 from ktcore.backend import LoadRequest, Module
+from ktcore.backend.loading import compute_dtype, on_device, optional
 from ktcore.backend.mirror import upload
 from ktcore.ops.linear import LinearSpec
-from ktcore_npu.operators.base import (
-    FLOAT_BYTES,
-    FRACTAL_NZ,
-    HALF_BYTES,
-    ND,
-    NpuImplementation,
-    compute_dtype,
-    npu,
-    on_device,
-    optional,
-)
+from ktcore_npu.operators.base import FLOAT_BYTES, FRACTAL_NZ, HALF_BYTES, ND, NpuImplementation, npu
 from ktcore_npu.operators.codes import code_layout, signed_codes
 
 WIDEST = 65535

@@ -15,8 +15,9 @@ import torch
 
 from ktcore.backend import LoadRequest, Module
 from ktcore.backend.branches import moe_branch
+from ktcore.backend.loading import on_device, optional
 from ktcore.ops.moe import MoESpec, RouterSpec, route
-from ktcore_npu.operators.base import FLOAT_BYTES, NpuImplementation, npu, on_device, optional
+from ktcore_npu.operators.base import FLOAT_BYTES, NpuImplementation, npu
 
 MOST_EXPERTS, MOST_CHOSEN = 2048, 1024
 

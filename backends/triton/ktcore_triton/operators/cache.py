@@ -7,12 +7,13 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.loading import compute_dtype
 from ktcore.backend.mirror import mirrored
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
-from ktcore_triton.operators.base import HALF_BYTES, TritonImplementation, compute_dtype
+from ktcore_triton.operators.base import HALF_BYTES, TritonImplementation
 from ktcore_triton.tuning import Tuning
 
 PAGE_SIZES = (64, 32, 16, 128)

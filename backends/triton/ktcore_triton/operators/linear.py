@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 
 from ktcore.backend import LoadRequest, Module
+from ktcore.backend.loading import compute_dtype, on_device, optional
 from ktcore.backend.mirror import upload
 from ktcore.ops.linear import LinearSpec
 from ktcore_triton.affine import AffineWeight, affine_bytes, affine_weight, supported
@@ -14,11 +16,9 @@ from ktcore_triton.operators.base import (
     FLOAT_BYTES,
     HALF_BYTES,
     TritonImplementation,
-    compute_dtype,
-    on_device,
-    optional,
 )
-from ktcore_triton.tuning import Tuning
+
+Product = Callable[[torch.Tensor, AffineWeight, torch.Tensor | None], torch.Tensor]
 
 
 class TritonLinear(TritonImplementation):
@@ -30,8 +30,17 @@ class TritonLinear(TritonImplementation):
     def load(self, request: LoadRequest) -> Module:
         """Repack into the affine group layout, or convert."""
         spec = cast(LinearSpec, request.spec)
-        kind = Quantised if supported(spec.weight_format) else Plain
-        return kind(request, self.tuning)
+        if not supported(spec.weight_format):
+            return Plain(request)
+        compute, tuning = compute_dtype(request), self.tuning
+
+        def product(x: torch.Tensor, weight: AffineWeight, bias: torch.Tensor | None) -> torch.Tensor:
+            from ktcore_triton.linear import linear
+
+            tiles = tuning.linear(x.shape[0], compute == torch.float32)
+            return linear(x, weight, bias, tiles=tiles, compute=compute)
+
+        return AffineLinear(request, product)
 
     def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
         """Of the layout, or two bytes a value."""
@@ -43,8 +52,11 @@ class TritonLinear(TritonImplementation):
         return weight + FLOAT_BYTES * spec.out_features * spec.bias
 
 
-class Quantised:
+class AffineLinear:
     """float32 [T, in] -> float32 [T, out].
+
+    Args:
+        product: (x [T, in], columns in stored order, contiguous; weight; bias [out]) -> [T, out].
 
     Attributes:
         layout: tag of the packed weight.
@@ -52,7 +64,7 @@ class Quantised:
 
     layout = "affine.groups"
 
-    def __init__(self, request: LoadRequest, tuning: Tuning) -> None:
+    def __init__(self, request: LoadRequest, product: Product) -> None:
         spec = cast(LinearSpec, request.spec)
         stored = request.weights["weight"]
         device = request.runtime.device
@@ -62,19 +74,15 @@ class Quantised:
         order = stored.input_order
         self._order = None if order is None else upload(request.runtime, torch.from_numpy(order))
         self._bias = optional(request, "bias")
-        self._compute = compute_dtype(request)
-        self._tuning = tuning
+        self._product = product
 
     def unpack(self) -> torch.Tensor:
         """The weight [out, in] on the host, columns in stored order."""
         return self._weight.values().cpu()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        from ktcore_triton.linear import linear
-
         x = x.contiguous() if self._order is None else x.index_select(1, self._order)
-        tiles = self._tuning.linear(x.shape[0], self._compute == torch.float32)
-        return linear(x, self._weight, self._bias, tiles=tiles, compute=self._compute)
+        return self._product(x, self._weight, self._bias)
 
 
 class Plain:
@@ -86,7 +94,7 @@ class Plain:
 
     layout = "rows"
 
-    def __init__(self, request: LoadRequest, tuning: Tuning) -> None:
+    def __init__(self, request: LoadRequest) -> None:
         spec = cast(LinearSpec, request.spec)
         self._compute = torch.float32 if spec.weight_format == "F32" else compute_dtype(request)
         self._weight = on_device(request, "weight", self._compute)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.branches import moe_branch
+from ktcore.backend.loading import compute_dtype, on_device
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
-from ktcore_triton.affine import affine_bank, affine_bytes, supported
-from ktcore_triton.operators.base import FLOAT_BYTES, TritonImplementation, compute_dtype, on_device, optional
+from ktcore_triton.affine import AffineWeight, affine_bank, affine_bytes, supported
+from ktcore_triton.operators.base import FLOAT_BYTES, TritonImplementation
+
+Chosen = tuple[torch.Tensor, torch.Tensor]
+Choose = Callable[[torch.Tensor, RouterSpec, "torch.Tensor | None"], Chosen]
 
 
 class TritonRouter(TritonImplementation):
@@ -20,22 +25,17 @@ class TritonRouter(TritonImplementation):
 
     def load(self, request: LoadRequest) -> Module:
         """The weight stays float32."""
-        spec = cast(RouterSpec, request.spec)
-        weight = on_device(request, "weight").t().contiguous()
-        bias = on_device(request, "bias") if spec.choice_bias else None
-        logit_bias = optional(request, "logit_bias") if spec.logit_bias else None
 
-        def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def choose(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> Chosen:
             from ktcore_triton.experts import route
 
-            logits = torch.mm(x, weight)
-            return route(logits if logit_bias is None else logits + logit_bias, spec, bias)
+            return route(logits, spec, bias)
 
-        return run
+        return routing(request, choose)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
         """Float32."""
-        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias)
+        return router_bytes(spec)
 
 
 class TritonExperts(TritonImplementation):
@@ -46,19 +46,15 @@ class TritonExperts(TritonImplementation):
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
         """Quantised in groups, gate and up of one format."""
-        if spec.gate_format != spec.up_format:
-            return Unsupported(f"gate in {spec.gate_format} and up in {spec.up_format}, which must be of one format")
-        for name in (spec.gate_format, spec.down_format):
-            if not supported(name):
-                return Unsupported(f"experts in {name}: the kernel takes formats with scales in groups")
+        if why := refused_formats(spec):
+            return Unsupported(why)
         return super().supports(spec, device)
 
     def load(self, request: LoadRequest) -> Module:
         """Repack expert by expert: the peak is the result and one expert."""
         spec = cast(ExpertsSpec, request.spec)
-        device, compute, tuning = request.runtime.device, compute_dtype(request), self.tuning
-        gate, up, down = (affine_bank(request.weights[role], device) for role in ("gate", "up", "down"))
-
+        compute, tuning = compute_dtype(request), self.tuning
+        gate, up, down = banks(request)
         biases = None
         if spec.bias:
             biases = on_device(request, "gate_bias"), on_device(request, "up_bias"), on_device(request, "down_bias")
@@ -76,10 +72,7 @@ class TritonExperts(TritonImplementation):
 
     def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
         """Of the layout."""
-        if not (supported(spec.gate_format) and supported(spec.down_format)):
-            return stored_bytes
-        wide = affine_bytes(spec.gate_format, spec.experts * spec.intermediate, spec.hidden)
-        return 2 * wide + affine_bytes(spec.down_format, spec.experts * spec.hidden, spec.intermediate)
+        return bank_bytes(spec, stored_bytes)
 
 
 class TritonMoE(TritonImplementation):
@@ -90,3 +83,45 @@ class TritonMoE(TritonImplementation):
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""
         return moe_branch(request)
+
+
+def routing(request: LoadRequest, choose: Choose) -> Callable[[torch.Tensor], Chosen]:
+    """x float32 [T, hidden] -> ids and weights [T, k]; logits in float32, from which `choose` chooses."""
+    spec = cast(RouterSpec, request.spec)
+    weight = on_device(request, "weight").t().contiguous()
+    bias = on_device(request, "bias") if spec.choice_bias else None
+    logit_bias = on_device(request, "logit_bias") if spec.logit_bias else None
+
+    def run(x: torch.Tensor) -> Chosen:
+        logits = torch.mm(x, weight)
+        return choose(logits if logit_bias is None else logits + logit_bias, spec, bias)
+
+    return run
+
+
+def router_bytes(spec: RouterSpec) -> int:
+    """Device bytes of a router in float32."""
+    return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias)
+
+
+def refused_formats(spec: ExpertsSpec) -> str:
+    """Why experts cannot be held as affine banks; empty where they can."""
+    if spec.gate_format != spec.up_format:
+        return f"gate in {spec.gate_format} and up in {spec.up_format}, which must be of one format"
+    unfit = [name for name in (spec.gate_format, spec.down_format) if not supported(name)]
+    return f"experts in {unfit[0]}: the kernel takes formats with scales in groups" if unfit else ""
+
+
+def banks(request: LoadRequest) -> tuple[AffineWeight, AffineWeight, AffineWeight]:
+    """Gate, up and down of all experts on the device."""
+    device = request.runtime.device
+    gate, up, down = (affine_bank(request.weights[role], device) for role in ("gate", "up", "down"))
+    return gate, up, down
+
+
+def bank_bytes(spec: ExpertsSpec, stored_bytes: int) -> int:
+    """Device bytes of them."""
+    if not (supported(spec.gate_format) and supported(spec.down_format)):
+        return stored_bytes
+    wide = affine_bytes(spec.gate_format, spec.experts * spec.intermediate, spec.hidden)
+    return 2 * wide + affine_bytes(spec.down_format, spec.experts * spec.hidden, spec.intermediate)

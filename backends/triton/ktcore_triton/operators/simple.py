@@ -8,13 +8,14 @@ import torch
 
 from ktcore.backend import LoadRequest, Module
 from ktcore.backend.branches import mlp_branch
+from ktcore.backend.loading import compute_dtype, embedding_rows, on_device
 from ktcore.backend.mirror import upload
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.mlp import MLPSpec
 from ktcore.ops.mlp import gated as torch_gated
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import RopeSpec, inverse_frequencies
-from ktcore_triton.operators.base import FLOAT_BYTES, HALF_BYTES, TritonImplementation, compute_dtype, on_device
+from ktcore_triton.operators.base import FLOAT_BYTES, HALF_BYTES, TritonImplementation
 
 
 class TritonEmbedding(TritonImplementation):
@@ -25,14 +26,8 @@ class TritonEmbedding(TritonImplementation):
 
     def load(self, request: LoadRequest) -> Module:
         """Dequantise the table."""
-        spec, runtime = cast(EmbeddingSpec, request.spec), request.runtime
-        table = on_device(request, "weight", torch.float32 if spec.weight_format == "F32" else compute_dtype(request))
-
-        def run(ids: torch.Tensor) -> torch.Tensor:
-            ids = ids if ids.device == table.device else upload(runtime, ids)
-            return table.index_select(0, ids).float()
-
-        return run
+        in_float32 = cast(EmbeddingSpec, request.spec).weight_format == "F32"
+        return embedding_rows(request, torch.float32 if in_float32 else compute_dtype(request))
 
     def packed_bytes(self, spec: EmbeddingSpec, stored_bytes: int) -> int:
         """Of the table."""

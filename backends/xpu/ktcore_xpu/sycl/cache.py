@@ -7,12 +7,13 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.loading import compute_dtype
 from ktcore.backend.mirror import mirrored
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore_xpu.sycl.launcher import LANES, launcher_for
-from ktcore_xpu.sycl.operators import SyclImplementation, compute_dtype
+from ktcore_xpu.sycl.operators import SyclImplementation
 
 PAGE_SIZES = (64, 32, 16, 128)
 HALF_BYTES = 2

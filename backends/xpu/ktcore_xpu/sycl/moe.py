@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from ktcore_triton.affine import affine_bank, affine_bytes, supported
+from ktcore_triton.operators.moe import Chosen, bank_bytes, banks, refused_formats, router_bytes, routing
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
 from ktcore.ops.moe import ExpertsSpec, RouterSpec
 from ktcore_xpu.sycl.launcher import launcher_for
-from ktcore_xpu.sycl.operators import FLOAT_BYTES, SyclImplementation
+from ktcore_xpu.sycl.operators import SyclImplementation
 
 
 class SyclRouter(SyclImplementation):
@@ -21,23 +21,18 @@ class SyclRouter(SyclImplementation):
 
     def load(self, request: LoadRequest) -> Module:
         """The weight stays float32."""
-        spec = cast(RouterSpec, request.spec)
-        launcher, device = launcher_for(request.runtime), request.runtime.device
-        weight = request.weights["weight"].tensor().float().to(device).t().contiguous()
-        bias = request.weights["bias"].tensor().float().to(device) if spec.choice_bias else None
-        logit_bias = request.weights["logit_bias"].tensor().float().to(device) if spec.logit_bias else None
+        launcher = launcher_for(request.runtime)
 
-        def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def choose(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> Chosen:
             from ktcore_xpu.sycl.experts import route
 
-            logits = torch.mm(x, weight)
-            return route(launcher, logits if logit_bias is None else logits + logit_bias, spec, bias)
+            return route(launcher, logits, spec, bias)
 
-        return run
+        return routing(request, choose)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
         """Float32."""
-        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias)
+        return router_bytes(spec)
 
 
 class SyclExperts(SyclImplementation):
@@ -50,18 +45,15 @@ class SyclExperts(SyclImplementation):
         """Quantised in groups, SwiGLU, without biases."""
         if spec.bias or spec.clamped or spec.weight_on_input or spec.activation != "silu":
             return Unsupported("experts with biases, weights on their input, or another activation than silu")
-        if spec.gate_format != spec.up_format:
-            return Unsupported(f"gate in {spec.gate_format} and up in {spec.up_format}, which must be of one format")
-        for name in (spec.gate_format, spec.down_format):
-            if not supported(name):
-                return Unsupported(f"experts in {name}: the kernel takes formats with scales in groups")
+        if why := refused_formats(spec):
+            return Unsupported(why)
         return super().supports(spec, device)
 
     def load(self, request: LoadRequest) -> Module:
         """Repack expert by expert: the peak is the result and one expert."""
         spec = cast(ExpertsSpec, request.spec)
-        launcher, device = launcher_for(request.runtime), request.runtime.device
-        gate, up, down = (affine_bank(request.weights[role], device) for role in ("gate", "up", "down"))
+        launcher = launcher_for(request.runtime)
+        gate, up, down = banks(request)
 
         def run(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             from ktcore_xpu.sycl.experts import routed_experts
@@ -74,7 +66,4 @@ class SyclExperts(SyclImplementation):
 
     def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
         """Of the layout."""
-        if not (supported(spec.gate_format) and supported(spec.down_format)):
-            return stored_bytes
-        wide = affine_bytes(spec.gate_format, spec.experts * spec.intermediate, spec.hidden)
-        return 2 * wide + affine_bytes(spec.down_format, spec.experts * spec.hidden, spec.intermediate)
+        return bank_bytes(spec, stored_bytes)
