@@ -16,6 +16,7 @@ from ktcore.backend.runtime import DeviceGraph, GraphMode, HostCallbackMode
 from ktcore.engine.devices import Devices
 from ktcore.engine.handoff import HandOffTicket
 from ktcore.engine.runner import LoadedModel
+from ktcore.engine.scores import Scores
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.moe import ExpertsSpec
@@ -61,6 +62,12 @@ class _Captured:
     logits: torch.Tensor
     tickets: list[HandOffTicket]
 
+    def check(self) -> None:
+        """Raise what host experts of the last replay raised."""
+        for ticket in self.tickets:
+            if ticket.error is not None:
+                raise ticket.error
+
 
 class DecodeGraphs:
     """The captured steps of one engine.
@@ -86,14 +93,13 @@ class DecodeGraphs:
         """Numbers of sequences that steps have been captured for."""
         return tuple(sorted(self._captured))
 
-    def logits(self, step: StepBatch) -> torch.Tensor | None:
-        """Logits float32 [sequences, vocab] on the CPU after a decode step; None for a step of another kind.
+    def scores(self, step: StepBatch) -> Scores | None:
+        """A row for each sequence of a decode step, in its order; None for a step of another kind.
 
         Call it with the engine's streams current (`LoadedModel.running`).
 
         Raises:
             BackendError: the step cannot be captured, with the device's reason.
-            Exception: what host experts of this step raised.
         """
         if step.tokens != step.sequences or step.sequences > SIZES[-1]:
             return None
@@ -106,11 +112,7 @@ class DecodeGraphs:
         captured.x.copy_(self._model.embed(padded.token_ids))
         captured.mirrors.fill(padded, stream)
         captured.graph.replay(stream)
-        logits = captured.logits[: step.sequences].cpu()
-        for ticket in captured.tickets:
-            if ticket.error is not None:
-                raise ticket.error
-        return logits
+        return Scores(captured.logits[: step.sequences], captured.check)
 
     def _capture(self, size: int) -> _Captured:
         model, runtime = self._model, self._model.devices.runtime(self._device)

@@ -85,10 +85,10 @@ class Engine:
         if batch is None:
             return False
         with torch.inference_mode(), self.model.running():
-            logits = self.graphs.logits(batch.step) if self.graphs is not None and batch.decodes else None
-            if logits is not None:
+            scores = self.graphs.scores(batch.step) if self.graphs is not None and batch.decodes else None
+            if scores is not None:
                 self.scheduler.ran(batch)
-                draw(self.model.sampler, batch.sequences, logits)
+                draw(self.model.sampler, batch.sequences, scores)
             else:
                 hidden = self.model.hidden(batch.step)
                 self.scheduler.ran(batch)
@@ -118,4 +118,4 @@ class Engine:
         if not ready:
             return
         last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
-        draw(self.model.sampler, ready, self.model.logits(last))
+        draw(self.model.sampler, ready, self.model.scores(last))

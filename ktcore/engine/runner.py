@@ -10,6 +10,7 @@ import torch
 
 from ktcore.backend.implementation import CacheOwner, StateOwner
 from ktcore.engine.devices import Devices
+from ktcore.engine.scores import Scores
 from ktcore.engine.split import DeferralChain
 from ktcore.ops.batch import StepBatch
 from ktcore.weights.quantize import Loss
@@ -64,9 +65,11 @@ class LoadedModel:
         Raises:
             Exception: what host experts of this step raised.
         """
-        logits = self.head(self.norm(hidden)).cpu()
-        self.devices.check()
-        return logits
+        return self.scores(hidden).rows()
+
+    def scores(self, hidden: torch.Tensor) -> Scores:
+        """The same, left on the device."""
+        return Scores(self.head(self.norm(hidden)), self.devices.check)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states float32 [n, hidden] after the final norm, on the CPU, from rows of `hidden`.

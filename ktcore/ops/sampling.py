@@ -27,7 +27,7 @@ class SamplingSpec(Spec):
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next token is drawn. The fields take effect in this order: logit_bias, the penalties, temperature, top_k,
-    top_p, min_p, typical_p.
+    top_p, min_p, typical_p. Of tokens with equal logits the one with the lower id comes first.
 
     Attributes:
         temperature: 0 is greedy and deterministic.
@@ -155,17 +155,26 @@ def _likeliest(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tens
     """Probabilities in falling order and their ids: as many as the filters can keep, if that is known to be few."""
     vocab = logits.shape[-1]
     if 0 < params.top_k < vocab:
-        values, index = logits.topk(params.top_k)
+        values, index = _highest(logits, params.top_k)
         return values.softmax(-1), index
     total = logits.logsumexp(-1)
     if vocab > 4 * _FIRST and (params.top_p < 1.0 or params.min_p > 0.0):
-        values, index = logits.topk(_FIRST)
+        values, index = _highest(logits, _FIRST)
         probs = (values - total).exp()
         settled = params.top_p < 1.0 and bool(probs[:-1].sum() >= params.top_p)
         if settled or probs[-1] < params.min_p * probs[0]:
             return probs, index
-    values, index = logits.sort(descending=True)
+    values, index = logits.sort(descending=True, stable=True)
     return (values - total).exp(), index
+
+
+def _highest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest logits in falling order and their ids; of equals the lower ids, which topk leaves open."""
+    least = logits.topk(count).values[-1]
+    # not "at least": what is not a number must not vanish
+    index = (~(logits < least)).nonzero()[:, 0]
+    values, order = logits[index].sort(descending=True, stable=True)
+    return values[:count], index[order[:count]]
 
 
 def _typical(probs: torch.Tensor, mass: float) -> torch.Tensor:
