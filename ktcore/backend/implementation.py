@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.ops.base import Spec
 from ktcore.weights.packed.parts import PackedParts
 from ktcore.weights.ref import Weight
+
+if TYPE_CHECKING:
+    import torch
 
 Module = Any
 """A loaded operator: a callable with the signature that its spec's docstring gives."""
@@ -123,4 +126,28 @@ class CacheOwner(Protocol):
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Make room for `pages` pages of `page_size` tokens; earlier content is gone."""
+        ...
+
+
+@runtime_checkable
+class PageTensors(Protocol):
+    """A `CacheOwner` whose pages can be copied to the host and back, for prefixes that are kept off the device."""
+
+    def page_tensors(self) -> Sequence[torch.Tensor]:
+        """The memory of the pages, on their device: each tensor [pages, …], contiguous; a row is all of a page.
+
+        The same memory until `allocate_pages` is called again.
+        """
+        ...
+
+
+@runtime_checkable
+class StateTensors(Protocol):
+    """A `StateOwner` whose states can be copied to the host and back."""
+
+    def state_tensors(self) -> Sequence[torch.Tensor]:
+        """The memory of the states, on their device: each tensor [slots, …], contiguous; a row is all of a slot.
+
+        The same memory until `allocate_states` is called again.
+        """
         ...

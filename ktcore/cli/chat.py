@@ -45,6 +45,10 @@ def chat(
     memory: o.MemoryOption = None,
     packed_cache: o.PackedCacheOption = None,
     graphs: o.GraphsOption = True,
+    prefix_cache: o.PrefixCacheOption = None,
+    prefix_cache_disk: o.PrefixDiskOption = None,
+    prefix_cache_memory: o.PrefixMemoryOption = None,
+    prompt_lookup: o.PromptLookupOption = 0,
     debug: o.DebugOption = False,
 ) -> None:
     """Hold a conversation; the model sees all of it, through its own chat template.
@@ -57,9 +61,10 @@ def chat(
     """
     from ktcore.cli.terminal import opened
 
-    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
+    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, prompt_lookup)
     shape = t.templating(template, variables, tools, documents)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs)
+    prefix = o.prefix(prefix_cache, prefix_cache_memory, prefix_cache_disk)
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
     with opened(model, **loading) as (loaded, _):
         if loaded.tokenizer.chat_template is None and template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")

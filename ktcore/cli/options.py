@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ktcore.engine.prefix.cache import PrefixOptions
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -45,6 +48,7 @@ def sampling(
     repetition_penalty: float,
     seed: int | None,
     stop: list[str] | None,
+    prompt_lookup: int = 0,
 ) -> dict[str, Any]:
     """The options as `Model.generate` takes them, checked before anything is loaded.
 
@@ -54,7 +58,7 @@ def sampling(
     from ktcore.ops.sampling import SamplingParams
 
     params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    return {**vars(params), "stop": stop or []}
+    return {**vars(params), "stop": stop or [], "prompt_lookup": prompt_lookup}
 
 
 def loading(
@@ -66,6 +70,7 @@ def loading(
     memory: Any,
     packed_cache: Path | None,
     graphs: bool = True,
+    prefix: PrefixOptions | None = None,
 ) -> dict[str, Any]:
     """The options that load a model, as `ktcore.load` takes them."""
     return {
@@ -77,7 +82,15 @@ def loading(
         "memory": memory,
         "packed_cache": packed_cache,
         "graphs": graphs,
+        "prefix": prefix,
     }
+
+
+def prefix(folder: Path | None, memory: Any, disk: Any) -> PrefixOptions:
+    """The options of the prefix cache, as `ktcore.load` takes them."""
+    from ktcore.engine.prefix.cache import DISK_BYTES, PrefixOptions
+
+    return PrefixOptions(2**30 if memory is None else memory, folder, disk or DISK_BYTES)
 
 
 def _note_debug(context: typer.Context, given: bool) -> bool:
@@ -167,6 +180,48 @@ PackedCacheOption = Annotated[
         metavar="DIR",
         rich_help_panel=_LOADING,
         help="Leave packed weights there, and map them from there the next time.",
+    ),
+]
+PrefixCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prefix-cache",
+        metavar="DIR",
+        rich_help_panel=_LOADING,
+        help="Keep what was computed for prompts there, for later prompts that begin alike, over restarts.",
+    ),
+]
+PrefixDiskOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prefix-cache-disk",
+        parser=parse_size,
+        metavar="SIZE",
+        show_default="8GiB",
+        rich_help_panel=_LOADING,
+        help="Largest size of --prefix-cache.",
+    ),
+]
+PrefixMemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prefix-cache-memory",
+        parser=parse_size,
+        metavar="SIZE",
+        show_default="1GiB",
+        rich_help_panel=_LOADING,
+        help="Main memory for prompts that no longer fit into the context.",
+    ),
+]
+PromptLookupOption = Annotated[
+    int,
+    typer.Option(
+        "--prompt-lookup",
+        metavar="N",
+        min=0,
+        max=64,
+        rich_help_panel=_SAMPLING,
+        help="Guess up to N next tokens from the text so far; answers stay the same.",
     ),
 ]
 GraphsOption = Annotated[

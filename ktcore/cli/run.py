@@ -45,6 +45,9 @@ def run(
     memory: o.MemoryOption = None,
     packed_cache: o.PackedCacheOption = None,
     graphs: o.GraphsOption = True,
+    prefix_cache: o.PrefixCacheOption = None,
+    prefix_cache_disk: o.PrefixDiskOption = None,
+    prompt_lookup: o.PromptLookupOption = 0,
     debug: o.DebugOption = False,
 ) -> None:
     """Answer a prompt; the text streams to stdout, speeds go to stderr.
@@ -66,8 +69,9 @@ def run(
     shape = t.templating(template, variables, tools, documents)
     if raw and shape:
         raise RequestError("a chat template's options need the chat template, which --raw leaves out", "drop --raw")
-    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs)
+    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, prompt_lookup)
+    prefix = o.prefix(prefix_cache, 0, prefix_cache_disk)
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
     with opened(model, **loading) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw, shape)
         pieces = []

@@ -76,11 +76,16 @@ def serve(
     memory: o.MemoryOption = None,
     packed_cache: o.PackedCacheOption = None,
     graphs: o.GraphsOption = True,
+    prefix_cache: o.PrefixCacheOption = None,
+    prefix_cache_disk: o.PrefixDiskOption = None,
+    prefix_cache_memory: o.PrefixMemoryOption = None,
+    prompt_lookup: o.PromptLookupOption = 0,
     debug: o.DebugOption = False,
 ) -> None:
     """Serve a model to clients of the OpenAI and Ollama APIs, several conversations at once.
 
-    The context (--context) is shared: a request waits until its prompt and its longest answer fit into what is free.
+    The context (--context) is shared: a request waits until its prompt fits into what is free, and answers that outgrow
+    it make room for each other. Prompts that begin alike are computed once (--prefix-cache keeps them on disk).
 
     \b
       ktcore serve model.gguf
@@ -104,8 +109,11 @@ def serve(
     if log not in FORMATS:
         raise RequestError(f"--log {log}: known are {', '.join(FORMATS)}")
     origins = _origins(cors_origin or [])
-    settings = Settings(name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout, origins)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs)
+    settings = Settings(
+        name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout, origins, prompt_lookup
+    )
+    prefix = o.prefix(prefix_cache, prefix_cache_memory, prefix_cache_disk)
+    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
     with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service, logging_to_stderr(log):
         note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
         where = f"{'https' if tls else 'http'}://{host}:{port}/v1"

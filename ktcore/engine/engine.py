@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from ktcore.engine.decode_graph import DecodeGraphs
+from ktcore.engine.pace import Pace
 from ktcore.engine.pages import PageAllocator
+from ktcore.engine.prefix.cache import PrefixCache, PrefixOptions
+from ktcore.engine.prefix.transfer import Transfer
 from ktcore.engine.runner import LoadedModel
 from ktcore.engine.sampler import draw
 from ktcore.engine.scheduler import Scheduled, Scheduler
@@ -23,6 +28,11 @@ class Engine:
         chunk: most tokens of one step; longer prompts run in several.
         state_slots: most sequences at once, where the model has recurrent states.
         graphs: capture decode steps as device graphs where the model allows it (`LoadedModel.no_graphs` says why not).
+        prefix: what prompts that begin alike share; None shares nothing.
+        identity: names model and plan, for prefixes on disk.
+
+    Attributes:
+        pace: bounds what prompts may add to a step beside sequences that decode; None: nothing but the chunk does.
     """
 
     def __init__(
@@ -33,8 +43,11 @@ class Engine:
         chunk: int = STEP_TOKENS,
         state_slots: int = STATE_SLOTS,
         graphs: bool = True,
+        prefix: PrefixOptions | None = None,
+        identity: str = "",
     ) -> None:
         self.model = model
+        self.pace: Pace | None = None
         self.context = context
         pages = -(-context // page_size)
         captures = int(graphs and model.graph_device is not None)
@@ -47,7 +60,9 @@ class Engine:
         self.graphs = None
         if captures:
             self.graphs = DecodeGraphs(model, pages, state_slots if model.states else None, page_size, pages)
-        self.scheduler = Scheduler(PageAllocator(pages, page_size), chunk, slots)
+        allocator = PageAllocator(pages, page_size)
+        self.prefix = PrefixCache(allocator, Transfer(model), prefix, slots is not None, identity)
+        self.scheduler = Scheduler(allocator, self.prefix, chunk, slots)
 
     def check(self, sequence: Sequence) -> None:
         """Refuse what can never run; any thread may ask.
@@ -81,31 +96,61 @@ class Engine:
 
     def step(self) -> bool:
         """One step over all running sequences; False when there was nothing to do."""
-        batch = self.scheduler.next_batch()
-        if batch is None:
-            return False
         with torch.inference_mode(), self.model.running():
-            scores = self.graphs.scores(batch.step) if self.graphs is not None and batch.decodes else None
-            if scores is not None:
-                self.scheduler.ran(batch)
-                draw(self.model.sampler, batch.sequences, scores)
-            else:
-                hidden = self.model.hidden(batch.step)
-                self.scheduler.ran(batch)
-                self._sample(batch, hidden)
-        self.scheduler.retire()
+            limit = None if self.pace is None else self.pace.most(self._decoding())
+            batch = self.scheduler.next_batch(limit)
+            if batch is None:
+                return False
+            began = time.perf_counter()
+            decoding, prompt = batch.decoding, batch.prompt_tokens
+            self._run(batch)
+            if self.pace is not None:
+                self.pace.note(decoding, prompt, time.perf_counter() - began)
+            self.scheduler.retire()
+            self.prefix.copy_out()
         return True
+
+    def settle(self, most: int | None = None) -> bool:
+        """Copy pages that sequences left to further tiers of the prefix cache, at most so many; False when all are."""
+        if self.prefix.leaving:
+            with torch.inference_mode(), self.model.running():
+                self.prefix.copy_out(most)
+        return self.prefix.leaving > 0
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence and take its pages back."""
         self.scheduler.cancel(sequence)
 
+    def close(self) -> None:
+        """Keep what prefixes are to be kept, and release the devices."""
+        try:
+            self.settle()
+        finally:
+            self.prefix.close()
+            self.model.close()
+
+    def _decoding(self) -> int:
+        return sum(s.pending == 1 and s.cached > 0 for s in self.scheduler.running)
+
+    def _run(self, batch: Scheduled) -> None:
+        scores = self.graphs.scores(batch.step) if self.graphs is not None and batch.decodes else None
+        if scores is not None:
+            self.scheduler.ran(batch)
+            draw(self.model.sampler, batch.sequences, scores)
+            self.prefix.commit(batch.sequences)
+        else:
+            hidden = self.model.hidden(batch.step)
+            self.scheduler.ran(batch)
+            self._sample(batch, hidden)
+
     def _sample(self, batch: Scheduled, hidden: torch.Tensor) -> None:
         rows: list[int] = []
         ready: list[Sequence] = []
+        guesses: list[tuple[int, ...]] = []
         for i, sequence in enumerate(batch.sequences):
+            start, end = batch.step.q_start[i], batch.step.q_start[i + 1]
             if sequence.all_logits:
-                span = hidden[batch.step.q_start[i] : batch.step.q_start[i + 1]]
+                span = hidden[start:end]
                 if sequence.pool is not None:
                     sequence.pool.add(self.model.normed(span))
                 else:
@@ -113,9 +158,11 @@ class Engine:
                 if sequence.pending == 0:
                     sequence.finish = Finish.LENGTH
             elif sequence.pending == 0:
-                rows.append(batch.step.q_start[i + 1] - 1)
+                rows += range(end - 1 - len(batch.guesses[i]), end)
                 ready.append(sequence)
+                guesses.append(batch.guesses[i])
         if not ready:
             return
         last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
-        draw(self.model.sampler, ready, self.model.scores(last))
+        draw(self.model.sampler, ready, self.model.scores(last), guesses)
+        self.prefix.commit(ready)

@@ -17,9 +17,12 @@ import torch
 
 from ktcore.engine.engine import Engine
 from ktcore.engine.loader import Progress, load_modules
+from ktcore.engine.lookahead import PromptLookup
 from ktcore.engine.output import PLAIN, Output
 from ktcore.engine.packed_cache import load_cached
 from ktcore.engine.pooling import Pool
+from ktcore.engine.prefix.cache import ON_DEVICE, PrefixOptions
+from ktcore.engine.prefix.identity import prefix_identity
 from ktcore.engine.sequence import Chosen, Finish, Sequence
 from ktcore.engine.structure import Structures
 from ktcore.engine.text import TextBuilder
@@ -36,9 +39,14 @@ Message = dict[str, Any]
 
 @dataclass
 class Stats:
-    """Times of one generation: `prefill_s` until the first token was drawn, `decode_s` for all later ones."""
+    """Times of one generation: `prefill_s` until the first token was drawn, `decode_s` for all later ones.
+
+    Attributes:
+        cached_tokens: of the prompt's, those that the prefix cache had.
+    """
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     new_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -66,6 +74,7 @@ def load(
     progress: Progress | None = None,
     packed_cache: str | Path | None = None,
     graphs: bool = True,
+    prefix: PrefixOptions | None = ON_DEVICE,
 ) -> Model:
     """Load a GGUF file or a Hugging Face folder.
 
@@ -80,6 +89,8 @@ def load(
         packed_cache: a folder where packed weights are left, and mapped from when the same model is loaded with the
             same plan again; None keeps them in memory only.
         graphs: run whole decode steps as captured device graphs where device and plan allow it.
+        prefix: prompts that begin alike share what was computed for them, on the device and in the further tiers that
+            are named here; None computes every prompt anew.
 
     Raises:
         CheckpointError, ArchitectureError, RuleError, BackendError, PlanError: what is wrong, where, what to do.
@@ -93,7 +104,8 @@ def load(
         else:
             modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
         size = context or plan.default_context()
-        engine = Engine(modules, size, plan.page_size, graphs=graphs)
+        identity = "" if prefix is None or prefix.folder is None else prefix_identity(checkpoint, plan)
+        engine = Engine(modules, size, plan.page_size, graphs=graphs, prefix=prefix, identity=identity)
         return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)
     except BaseException:
         checkpoint.close()
@@ -170,18 +182,19 @@ class Model:
 
         Args:
             prompt: text; a list of texts, which run as one batch; or int64 ids [batch, seq].
-            options: those of `ktcore.SamplingParams`, such as temperature (0 is greedy), top_p or seed, and stop, a
-                list of strings that end the answer.
+            options: those of `ktcore.SamplingParams`, such as temperature (0 is greedy), top_p or seed; stop, a list of
+                strings that end the answer; prompt_lookup, how many next tokens are guessed from the text so far (the
+                answer is the same, sooner where it repeats the prompt).
 
         Returns:
             The new text, a list of new texts, or, as in transformers, ids [batch, seq + new] with the prompt in front
             and rows that ended early padded with their last id.
         """
-        stop, params = _options(options)
+        stop, params, output = _options(options)
         if isinstance(prompt, torch.Tensor):
-            return self._generate_ids(prompt, max_new_tokens, params)
+            return self._generate_ids(prompt, max_new_tokens, params, output)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        streams = [TextStream(self, self.tokenizer.encode(p), max_new_tokens, params, stop) for p in prompts]
+        streams = [TextStream(self, self.tokenizer.encode(p), max_new_tokens, params, stop, output) for p in prompts]
         with self._running():
             try:
                 for stream in streams:
@@ -192,13 +205,14 @@ class Model:
             finally:
                 for stream in streams:
                     stream.close()
+                self.engine.settle()
         texts = ["".join(s.drain()) for s in streams]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, max_new_tokens: int = 64, **options: Any) -> TextStream:
         """Like `generate` for one text, but an iterator of text pieces; its `stats` hold times afterwards."""
-        stop, params = _options(options)
-        return TextStream(self, self.tokenizer.encode(prompt), max_new_tokens, params, stop)
+        stop, params, output = _options(options)
+        return TextStream(self, self.tokenizer.encode(prompt), max_new_tokens, params, stop, output)
 
     def chat(self, messages: Seq[Message], max_new_tokens: int = 512, **options: Any) -> str:
         """Answer a conversation `[{"role": "user", "content": "…"}, …]` through the model's own chat template.
@@ -232,7 +246,7 @@ class Model:
             TokenizerError: the checkpoint has no such chat template, or a broken one.
             RequestError: the template refuses these messages, or a variable has a name of the template's own.
         """
-        stop, params = _options(options)
+        stop, params, output = _options(options)
         named = dict(variables or {})
         taken = sorted(named.keys() & RESERVED)
         if taken:
@@ -240,7 +254,7 @@ class Model:
                 f"{', '.join(taken)} cannot be a variable of the chat template", "it has its own meaning"
             )
         ids = self.tokenizer.encode_chat(list(messages), True, tools, documents, template, **named)
-        return TextStream(self, ids, max_new_tokens, params, stop)
+        return TextStream(self, ids, max_new_tokens, params, stop, output)
 
     def logits(self, ids: Seq[int] | torch.Tensor) -> torch.Tensor:
         """Logits float32 [tokens, vocab] of a sequence of token ids [tokens]; row i predicts token i + 1."""
@@ -255,7 +269,7 @@ class Model:
         """Release devices, memory and the file; calls after it are errors."""
         if not self._closed:
             self._closed = True
-            self.engine.model.close()
+            self.engine.close()
             self._checkpoint.close()
 
     def __enter__(self) -> Model:
@@ -264,14 +278,16 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _generate_ids(self, prompt: torch.Tensor, max_new_tokens: int, params: SamplingParams) -> torch.Tensor:
+    def _generate_ids(
+        self, prompt: torch.Tensor, max_new_tokens: int, params: SamplingParams, output: Output
+    ) -> torch.Tensor:
         if prompt.dim() != 2 or prompt.dtype not in (torch.int64, torch.int32):
             raise RequestError(f"ids must be int64 [batch, seq], not {prompt.dtype} {list(prompt.shape)}")
         stop_ids = self._tokenizer.stop_ids if self._tokenizer else frozenset()
         sequences = []
         for row in prompt.tolist():
             self._check_ids(row)
-            sequences.append(Sequence(row, params, max_new_tokens, stop_ids))
+            sequences.append(Sequence(row, params, max_new_tokens, stop_ids, lookup=_lookup(output)))
         with self._running():
             self._run(sequences)
         width = max((len(s.tokens) for s in sequences), default=0)
@@ -290,6 +306,7 @@ class Model:
                 self.engine.add(sequence)
             while self.engine.step():
                 pass
+            self.engine.settle()
         except BaseException:
             for sequence in sequences:
                 self.engine.cancel(sequence)
@@ -316,6 +333,7 @@ class TextStream:
         params: SamplingParams,
         stop: tuple[str, ...],
         output: Output = PLAIN,
+        user: str = "",
     ) -> None:
         self.stats = Stats(prompt_tokens=len(ids))
         self._model = model
@@ -331,6 +349,8 @@ class TextStream:
             pool=pool,
             top_logprobs=output.logprobs,
             guide=guide,
+            lookup=_lookup(output),
+            user=user,
         )
         self._text = TextBuilder(model.tokenizer, stop, output.shown)
         self._pieces: list[str] = []
@@ -424,25 +444,33 @@ class TextStream:
                 yield from self.drain()
             finally:
                 self.close()
+                self._model.engine.settle()
 
     def _note_time(self) -> None:
         now = time.perf_counter()
         self.stats.new_tokens += 1
         if self.stats.new_tokens == 1:
+            self.stats.cached_tokens = self._sequence.prefix.reused or 0
             self.stats.prefill_s = now - self._clock
         else:
             self.stats.decode_s += now - self._clock
         self._clock = now
 
 
-def _options(options: dict[str, Any]) -> tuple[tuple[str, ...], SamplingParams]:
+def _options(options: dict[str, Any]) -> tuple[tuple[str, ...], SamplingParams, Output]:
     rest = dict(options)
     stop = rest.pop("stop", None) or ()
+    output = replace(PLAIN, prompt_lookup=rest.pop("prompt_lookup", 0))
     known = set(SamplingParams.__dataclass_fields__)
     unknown = sorted(set(rest) - known)
     if unknown:
         raise RequestError(
-            f"unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}", f"known: {', '.join(sorted(known))}, stop"
+            f"unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}",
+            f"known: {', '.join(sorted(known))}, stop, prompt_lookup",
         )
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return stops, SamplingParams(**rest)
+    return stops, SamplingParams(**rest), output
+
+
+def _lookup(output: Output) -> PromptLookup | None:
+    return PromptLookup(output.prompt_lookup) if output.prompt_lookup else None

@@ -16,6 +16,8 @@ class Output:
     structure: the form that the answer must have.
     pool: give no text but a vector of the prompt, its hidden states pooled so: "mean" or "last".
     shown: control tokens that belong to the text, because something is read from them.
+    prompt_lookup: most next tokens to guess from the text so far (`ktcore.engine.lookahead`); 0 guesses nothing, None
+        leaves it to the server.
     """
 
     stop_ids: frozenset[int] = frozenset()
@@ -24,6 +26,7 @@ class Output:
     structure: Structure | None = None
     pool: str | None = None
     shown: frozenset[int] = frozenset()
+    prompt_lookup: int | None = None
 
     def ends(self, own: frozenset[int]) -> frozenset[int]:
         """The ids that end the answer, of a model that has its `own`."""

@@ -14,18 +14,31 @@ FEW = 1024
 """Most candidates that are fetched from a device in place of a row."""
 
 
-def draw(sampler: Callable[..., int], sequences: Iterable[Sequence], scores: Scores) -> None:
+def draw(
+    sampler: Callable[..., int],
+    sequences: Iterable[Sequence],
+    scores: Scores,
+    guesses: Iterable[tuple[int, ...]] | None = None,
+) -> None:
     """Append a token to each sequence, drawn from its row of a step's scores.
 
     Rows know nothing of each other, so that what else is in the batch cannot change an answer. Logits on a device stay
     there where an answer takes the likeliest token, or one of the k likeliest, and nothing else is asked of them; the
     tokens are those that whole rows would give.
 
+    A sequence that ran guessed tokens behind its last one has a row for that one and one for each guess. Each place is
+    drawn from its row as without guesses; the first token that was guessed otherwise is the last one to be drawn, since
+    the rows behind belong to another text.
+
     Args:
         sampler: the model's sampling operator (`ktcore.ops.sampling.SamplingSpec`).
+        guesses: of each sequence; None: there are none.
     """
     waiting = list(sequences)
-    needs = [_needed(s) for s in waiting] if not scores.on_host else [None] * len(waiting)
+    guessed = [()] * len(waiting) if guesses is None else list(guesses)
+    needs: list[int | None] = []
+    for sequence, guess in zip(waiting, guessed, strict=True):
+        needs += [_needed(sequence) if not scores.on_host else None] * (1 + len(guess))
     ids = scores.likeliest() if 0 in needs else []
     rows: dict[int, torch.Tensor] = {}
     some = [i for i, need in enumerate(needs) if need]
@@ -35,14 +48,29 @@ def draw(sampler: Callable[..., int], sequences: Iterable[Sequence], scores: Sco
     whole = [i for i, need in enumerate(needs) if need is None]
     if whole:
         rows |= zip(whole, scores.rows(whole), strict=True)
-    for i, sequence in enumerate(waiting):
-        if i not in rows:
-            sequence.append(ids[i])
-            continue
-        try:
-            _next(sampler, sequence, rows[i])
-        except RequestError as error:  # its form cannot be followed: no other answer's concern
-            sequence.fail(error)
+    at = 0
+    for sequence, guess in zip(waiting, guessed, strict=True):
+        right = 0
+        for i, expected in enumerate((*guess, None), at):
+            _append(sampler, sequence, rows.get(i), ids[i] if i not in rows else None)
+            if sequence.finish is not None or sequence.tokens[-1] != expected:
+                break
+            right += 1
+        at += 1 + len(guess)
+        sequence.cached += right
+        if sequence.lookup is not None:
+            sequence.lookup.learn(len(guess), right)
+
+
+def _append(sampler: Callable[..., int], sequence: Sequence, row: torch.Tensor | None, token: int | None) -> None:
+    if row is None:
+        assert token is not None
+        sequence.append(token)
+        return
+    try:
+        _next(sampler, sequence, row)
+    except RequestError as error:  # its form cannot be followed: no other answer's concern
+        sequence.fail(error)
 
 
 def _needed(sequence: Sequence) -> int | None:

@@ -7,7 +7,9 @@ from enum import Enum
 
 import torch
 
+from ktcore.engine.lookahead import PromptLookup
 from ktcore.engine.pooling import Pool
+from ktcore.engine.prefix.state import PrefixState
 from ktcore.engine.structure import Guide
 from ktcore.ops.sampling import SamplingParams
 
@@ -52,6 +54,10 @@ class Sequence:
         guide: decides which tokens may come next, where the answer has a form.
         error: why it ended early, if by its own fault.
         top_logprobs: how many of the likeliest tokens to note in `chosen` at each place; None notes nothing.
+        user: whose it is, for fairness.
+        lookup: guesses next tokens, where the request allows it.
+        arrival: its number in the order of arrival, as the scheduler gave it.
+        preempted: how often it had to make room for others.
     """
 
     tokens: list[int]
@@ -71,6 +77,11 @@ class Sequence:
     pool: Pool | None = None
     top_logprobs: int | None = None
     chosen: list[Chosen] = field(default_factory=list)
+    user: str = ""
+    lookup: PromptLookup | None = None
+    arrival: int = 0
+    preempted: int = 0
+    prefix: PrefixState = field(default_factory=PrefixState)
 
     def __post_init__(self) -> None:
         self.prompt_len = len(self.tokens)

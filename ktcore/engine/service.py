@@ -14,11 +14,17 @@ import torch
 
 from ktcore.engine.model import Model, Stats, TextStream
 from ktcore.engine.output import PLAIN, Output
+from ktcore.engine.pace import Pace
 from ktcore.engine.sequence import Chosen, Finish
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
+
+SETTLED = 16
+"""Pages that are copied at once to further tiers while nobody asks for anything."""
+STRETCH = 3.0
+"""How many times as long as others' decode steps a step with a newcomer's prompt may take."""
 
 
 class QueueFullError(RequestError):
@@ -41,6 +47,7 @@ class Request:
         ids: the prompt's token ids.
         stop: strings that end the answer and are not part of it.
         timeout_s: seconds from now until an unfinished answer ends with DeadlineError; None waits for ever.
+        user: whose it is: users are served alike, however many requests each has.
     """
 
     ids: list[int]
@@ -49,6 +56,7 @@ class Request:
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None
     output: Output = PLAIN
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,15 +113,17 @@ class Service:
     """Runs a model for many callers. While it is open the model is its own: `Model.generate` waits.
 
     The scheduler decides each step: every sequence that decodes runs one token, what is left of the chunk goes to
-    prompts, so a long prompt holds nobody up for longer than a chunk. A sequence is admitted when its longest answer
-    fits into the free KV pages.
+    prompts, so a long prompt holds nobody up for longer than a chunk, and for less where `stretch` says so. A sequence
+    is admitted when its prompt fits into the free KV pages; answers that outgrow them make room for each other.
 
     Args:
         queue_limit: most requests that wait for admission.
+        stretch: prompts may make a step so many times as long as one without them; None: as long as a chunk takes.
     """
 
-    def __init__(self, model: Model, queue_limit: int = 64) -> None:
+    def __init__(self, model: Model, queue_limit: int = 64, stretch: float | None = STRETCH) -> None:
         self.model = model
+        self.stretch = stretch
         self.queue_limit = queue_limit
         self._inbox: list[Ticket] = []
         self._active: list[Ticket] = []
@@ -150,7 +160,13 @@ class Service:
         for request, deliver in requests:
             self.model._check_ids(request.ids)
             stream = TextStream(
-                self.model, list(request.ids), request.max_new_tokens, request.params, request.stop, request.output
+                self.model,
+                list(request.ids),
+                request.max_new_tokens,
+                request.params,
+                request.stop,
+                request.output,
+                request.user,
             )
             stream.check()
             tickets.append(Ticket(stream, deliver, request.timeout_s))
@@ -183,6 +199,8 @@ class Service:
 
     def _run(self) -> None:
         with self.model._running():
+            engine = self.model.engine
+            engine.pace = None if self.stretch is None else Pace(self.stretch)
             while self._next():
                 # whatever breaks must not end the thread: callers would wait for ever
                 try:
@@ -190,6 +208,7 @@ class Service:
                 except Exception as error:
                     log.exception("a step failed; the answers under way are lost")
                     self._fail(error)
+            engine.pace = None
 
     def _turn(self) -> None:
         for ticket in self._active:
@@ -199,6 +218,8 @@ class Service:
         self._drop_ended()
         self.model.engine.step()
         self._hand_out()
+        while not self._inbox and not self._active and self.model.engine.settle(SETTLED):
+            pass
 
     def _next(self) -> bool:
         """Wait for work and take in what is new; False when there will be none."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from ktcore.engine.prefix.cache import PrefixStats
 from ktcore.engine.service import DeadlineError, Delta, Service
 
 FIRST_TOKEN = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -25,6 +29,14 @@ class Metrics:
         pages = service.model.engine.scheduler.pages
         Gauge("ktcore_kv_pages", "KV pages in all", registry=place).set(pages.total)
         Gauge("ktcore_kv_pages_free", "KV pages nobody owns", registry=place).set_function(lambda: pages.free)
+        scheduler, prefix = service.model.engine.scheduler, service.model.engine.prefix
+        Gauge("ktcore_kv_pages_kept", "Free KV pages whose prefixes can still be shared", registry=place).set_function(
+            lambda: pages.kept
+        )
+        place.register(EngineCounts(lambda: (prefix.stats, scheduler.preemptions)))
+        stored = Gauge("ktcore_prefix_bytes", "Bytes of the prefix cache", ["tier"], registry=place)
+        stored.labels("memory").set_function(lambda: prefix.memory.bytes)
+        stored.labels("disk").set_function(lambda: 0 if prefix.disk is None else prefix.disk.used)
         self.ended = Counter("ktcore_answers", "Answers that ended, by how", ["finish"], registry=place)
         self.prompt = Counter("ktcore_prompt_tokens", "Prompt tokens of answers that ended", registry=place)
         self.drawn = Counter("ktcore_generated_tokens", "Drawn tokens of answers that ended", registry=place)
@@ -45,6 +57,27 @@ class Metrics:
     def observer(self) -> Observer:
         """What watches the deltas of one answer that begins now."""
         return Observer(self)
+
+
+class EngineCounts(Collector):
+    """What the engine counts: prompt tokens that came from the prefix cache, by tier, and preemptions."""
+
+    def __init__(self, counts: Callable[[], tuple[PrefixStats, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The figures of this moment."""
+        stats, preemptions = self._counts()
+        asked = CounterMetricFamily("ktcore_prefix_asked_tokens", "Prompt tokens of admitted requests")
+        asked.add_metric([], stats.asked)
+        yield asked
+        reused = CounterMetricFamily("ktcore_prefix_reused_tokens", "Of those, what was not computed", labels=["tier"])
+        for tier, count in (("device", stats.device), ("memory", stats.memory), ("disk", stats.disk)):
+            reused.add_metric([tier], count)
+        yield reused
+        preempted = CounterMetricFamily("ktcore_preemptions", "Times that an answer made room for others")
+        preempted.add_metric([], preemptions)
+        yield preempted
 
 
 class Observer:

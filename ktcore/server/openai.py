@@ -86,7 +86,7 @@ def _requests(served: Served, ask: Ask, prompts: list[Prompt], longest: int | No
     new, timeout = longest or served.settings.default_tokens, served.settings.timeout(ask.timeout)
     outputs = [replace(ask.output, structure=prompt.structure, shown=prompt.shown) for prompt in prompts]
     return [
-        engine.Request(prompt.ids, for_choice(params, choice), new, ask.stops, timeout, output)
+        engine.Request(prompt.ids, for_choice(params, choice), new, ask.stops, timeout, output, ask.user or "")
         for prompt, output in zip(prompts, outputs, strict=True)
         for choice in range(ask.n or 1)
     ]

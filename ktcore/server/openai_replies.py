@@ -27,7 +27,7 @@ def event(body: Any) -> str:
     return f"data: {json.dumps(body)}\n\n"
 
 
-def usage(stats: Iterable[Stats], choices: int) -> dict[str, int]:
+def usage(stats: Iterable[Stats], choices: int) -> dict[str, Any]:
     """Counts of all answers; a prompt with several choices counts once.
 
     Args:
@@ -37,7 +37,12 @@ def usage(stats: Iterable[Stats], choices: int) -> dict[str, int]:
     every = list(stats)
     prompt = sum(s.prompt_tokens for s in every[::choices])
     new = sum(s.new_tokens for s in every)
-    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": new,
+        "total_tokens": prompt + new,
+        "prompt_tokens_details": {"cached_tokens": sum(s.cached_tokens for s in every[::choices])},
+    }
 
 
 def _reason(finish: Finish, called: bool) -> str:

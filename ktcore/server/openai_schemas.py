@@ -50,6 +50,8 @@ class Ask(BaseModel):
     logit_bias: Annotated[dict[Id, Bias], Field(max_length=1024)] | None = None
     stop_token_ids: Annotated[list[Id], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
+    prompt_lookup: int | None = Field(None, ge=0, le=64)
+    user: Annotated[str, StringConstraints(max_length=1000)] | None = None
     guided_json: dict[str, Any] | None = None
     guided_regex: Annotated[str, StringConstraints(min_length=1, max_length=10_000)] | None = None
     guided_choice: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
@@ -71,7 +73,9 @@ class Ask(BaseModel):
     @property
     def output(self) -> Output:
         """What is wanted besides text, and what ends it."""
-        return Output(frozenset(self.stop_token_ids or ()), bool(self.ignore_eos), self.top)
+        return Output(
+            frozenset(self.stop_token_ids or ()), bool(self.ignore_eos), self.top, prompt_lookup=self.prompt_lookup
+        )
 
     @property
     def forms(self) -> list[Form]:

@@ -83,7 +83,7 @@ class Building:
         self.body["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
         self.body["usage"] = {
             "input_tokens": stats.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": stats.cached_tokens},
             "output_tokens": stats.new_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": stats.prompt_tokens + stats.new_tokens,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from fastapi import Request as HttpRequest
 
 from ktcore.engine.model import Model
+from ktcore.engine.output import Output
 from ktcore.engine.service import Request, Service
 from ktcore.server.answers import Answers
 from ktcore.server.dialect import Reader
@@ -53,4 +55,20 @@ class Served:
         Raises:
             KtcoreError: what `Service.submit` refuses.
         """
-        return Answers(self.service, requests, http, self.metrics, readers or [None] * len(requests))
+        user = caller(http)
+        lookup = self.settings.prompt_lookup
+        named = [replace(r, user=f"{user} {r.user}", output=_guessing(r.output, lookup)) for r in requests]
+        return Answers(self.service, named, http, self.metrics, readers or [None] * len(requests))
+
+
+def caller(http: HttpRequest) -> str:
+    """Who asks, for fairness: a digest of the key, or the address where no keys are needed."""
+    key = http.headers.get("authorization")
+    if key is not None:
+        return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    return http.client.host if http.client is not None else ""
+
+
+def _guessing(output: Output, lookup: int) -> Output:
+    """With the operator's prompt lookup where the request says nothing of it."""
+    return output if output.prompt_lookup is not None else replace(output, prompt_lookup=lookup)

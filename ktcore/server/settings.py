@@ -58,6 +58,7 @@ class Settings:
     max_body: bytes of a request's body.
     default_tokens: longest answer where a request names none.
     timeout_s: most seconds an answer may take; None sets no bound, and requests may set their own below it.
+    prompt_lookup: most next tokens to guess where a request says nothing of it.
     origins: other sites ("https://chat.example") whose pages may ask from a browser (CORS).
     """
 
@@ -67,6 +68,7 @@ class Settings:
     default_tokens: int = 1024
     timeout_s: float | None = None
     origins: tuple[str, ...] = ()
+    prompt_lookup: int = 0
 
     def timeout(self, asked: float | None) -> float | None:
         """The bound for a request that asks for one, or for none."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from ktcore.engine.pages import PageAllocator
+from ktcore.engine.prefix.cache import PrefixCache
+from ktcore.engine.prefix.transfer import Transfer
 from ktcore.engine.scheduler import Scheduler
 from ktcore.engine.sequence import Finish, Sequence
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0)
+NO_MODEL: Any = SimpleNamespace(caches=(), states=())
+
+
+def _scheduler(pages: int, page_size: int, chunk: int) -> Scheduler:
+    allocator = PageAllocator(pages, page_size)
+    return Scheduler(allocator, PrefixCache(allocator, Transfer(NO_MODEL), None, False, ""), chunk)
 
 
 def _sequence(prompt: int, new: int) -> Sequence:
@@ -18,7 +29,7 @@ def _sequence(prompt: int, new: int) -> Sequence:
 
 
 def test_a_long_prompt_runs_in_chunks_with_the_right_positions_and_contexts() -> None:
-    scheduler = Scheduler(PageAllocator(8, 4), chunk=5)
+    scheduler = _scheduler(8, 4, chunk=5)
     sequence = _sequence(12, 2)
     scheduler.add(sequence)
     seen = []
@@ -34,7 +45,7 @@ def test_a_long_prompt_runs_in_chunks_with_the_right_positions_and_contexts() ->
 
 
 def test_decoding_sequences_go_before_a_newcomers_prompt() -> None:
-    scheduler = Scheduler(PageAllocator(32, 4), chunk=6)
+    scheduler = _scheduler(32, 4, chunk=6)
     first, second = _sequence(3, 4), _sequence(20, 1)
     scheduler.add(first)
     scheduler.ran(scheduler.next_batch())  # type: ignore[arg-type]
@@ -49,7 +60,7 @@ def test_decoding_sequences_go_before_a_newcomers_prompt() -> None:
 
 
 def test_slots_follow_the_block_table() -> None:
-    scheduler = Scheduler(PageAllocator(8, 4), chunk=64)
+    scheduler = _scheduler(8, 4, chunk=64)
     a, b = _sequence(5, 1), _sequence(6, 1)
     scheduler.add(a)
     scheduler.add(b)
@@ -61,7 +72,7 @@ def test_slots_follow_the_block_table() -> None:
 
 
 def test_admission_waits_for_pages_and_goes_on_when_they_come_back() -> None:
-    scheduler = Scheduler(PageAllocator(4, 4), chunk=64)
+    scheduler = _scheduler(4, 4, chunk=64)
     a, b = _sequence(8, 4), _sequence(8, 4)
     scheduler.add(a)
     scheduler.add(b)
@@ -77,7 +88,7 @@ def test_admission_waits_for_pages_and_goes_on_when_they_come_back() -> None:
 
 
 def test_cancelling_returns_the_pages_of_waiting_and_running_sequences() -> None:
-    scheduler = Scheduler(PageAllocator(4, 4), chunk=64)
+    scheduler = _scheduler(4, 4, chunk=64)
     a, b = _sequence(8, 4), _sequence(8, 4)
     scheduler.add(a)
     scheduler.add(b)

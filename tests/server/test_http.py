@@ -77,7 +77,12 @@ def test_a_chat_answers_as_the_model_does(opened: Opened) -> None:
         }
     ]
     count = len(model.tokenizer.encode_chat(_messages()))
-    assert found["usage"] == {"prompt_tokens": count, "completion_tokens": 8, "total_tokens": count + 8}
+    assert found["usage"] == {
+        "prompt_tokens": count,
+        "completion_tokens": 8,
+        "total_tokens": count + 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])

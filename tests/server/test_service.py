@@ -119,14 +119,14 @@ def test_a_long_prompt_holds_a_running_answer_up_for_no_more_than_a_chunk(opened
     batches: list[Scheduled] = []
     plain = scheduler.next_batch
 
-    def noted() -> Scheduled | None:
-        batch = plain()
+    def noted(*limits: int | None) -> Scheduled | None:
+        batch = plain(*limits)
         if batch is not None:
             batches.append(batch)
         return batch
 
     scheduler.next_batch = noted  # type: ignore[method-assign]
-    with Service(model) as service:
+    with Service(model, stretch=None) as service:
         first = Caller(service, _prompt(1, 8), 200)
         first.deltas.get(timeout=60)
         second = Caller(service, _prompt(2, 400), 2)

@@ -124,6 +124,10 @@ class CpuAttentionModule:
         self._pages, self._page_size = pages, page_size
         self._k_ptr, self._v_ptr = self._k.data_ptr(), self._v.data_ptr()
 
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        """Keys and values."""
+        return self._k, self._v
+
     def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
         x = packing.rows(x, self._hidden)
         out = torch.empty_like(x)

@@ -61,7 +61,7 @@ class CpuGatedDeltaNetModule:
         self._name, self._hidden = request.name, spec.hidden
         self._shapes = spec.state.shapes
         self._conv = self._state = torch.empty(0)
-        self._held: list[int] = []
+        self._held = torch.empty(0, dtype=torch.int64)
         self._block = _native.DeltaBlock(
             request.runtime.pool,  # type: ignore[attr-defined]
             packing.pack(request, "qkv.weight"),
@@ -88,7 +88,11 @@ class CpuGatedDeltaNetModule:
     def allocate_states(self, slots: int) -> None:
         """Make room for `slots` sequences; earlier content is gone."""
         self._conv, self._state = (torch.empty(slots, *shape) for shape in self._shapes)
-        self._held = [-1] * slots
+        self._held = torch.full((slots,), -1)
+
+    def state_tensors(self) -> tuple[torch.Tensor, ...]:
+        """How many tokens slots hold [slots], the convolution's inputs, and the states."""
+        return self._held, self._conv, self._state
 
     def copy_states(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy slots `source` to slots `target`, pair by pair."""
@@ -120,9 +124,10 @@ class CpuGatedDeltaNetModule:
         """A slot that holds the state after other tokens would give wrong tokens silently."""
         for i, slot in enumerate(step.state_slots):
             before = step.context_lens[i] - (step.q_start[i + 1] - step.q_start[i])
-            if before and 0 <= slot < len(self._held) and self._held[slot] != before:
+            if before and 0 <= slot < len(self._held) and int(self._held[slot]) != before:
+                held = int(self._held[slot])
                 raise BackendError(
-                    f"{self._name}: slot {slot} holds the state after {self._held[slot]} tokens, {before} are needed"
+                    f"{self._name}: slot {slot} holds the state after {held} tokens, {before} are needed"
                 )
 
 

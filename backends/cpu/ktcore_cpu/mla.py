@@ -116,6 +116,10 @@ class CpuMLAModule:
         self._pages = empty_rows((pages, page_size), self._row, self._kv_dtype)
         self._count, self._page_size = pages, page_size
 
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        """The latents."""
+        return (self._pages,)
+
     def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
         x = packing.rows(x, self._hidden)
         out = torch.empty_like(x)

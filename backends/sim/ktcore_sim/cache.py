@@ -61,6 +61,10 @@ class SimKVCacheModule:
         self._rows = torch.empty(0, device=self._runtime.device)
         self._rows = torch.empty(pages * page_size, width, device=self._runtime.device)
 
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        """The rows."""
+        return (self._rows.view(self._pages, -1),)
+
     def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
         """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
         self._check(step)

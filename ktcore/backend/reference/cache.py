@@ -59,6 +59,11 @@ class PagedCache:
         self._position = torch.full((pages * page_size,), EMPTY)
         self._rows = torch.zeros(pages * page_size, width, device=self._device)
 
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        """The positions that slots hold [pages, page_size], and their rows [pages, page_size, width]."""
+        rows = self._rows.view(-1, self._page_size, self._rows.shape[1])
+        return self._position.view(-1, self._page_size), rows
+
     def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
         """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
         slots = self._checked(step, step.slots())

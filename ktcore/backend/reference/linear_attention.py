@@ -46,12 +46,16 @@ class StateSlots:
         self._spec = spec
         self._device = device
         self._states: tuple[torch.Tensor, ...] = ()
-        self._held: list[int] = []
+        self._held = torch.empty(0, dtype=torch.int64)
 
     def allocate_states(self, slots: int) -> None:
         """Make room for `slots` sequences; earlier content is gone."""
         self._states = tuple(torch.zeros(slots, *shape, device=self._device) for shape in self._spec.shapes)
-        self._held = [-1] * slots
+        self._held = torch.full((slots,), -1)
+
+    def state_tensors(self) -> tuple[torch.Tensor, ...]:
+        """How many tokens slots hold [slots], and the states."""
+        return self._held, *self._states
 
     def copy_states(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy slots `source` to slots `target`, pair by pair."""
@@ -65,9 +69,10 @@ class StateSlots:
         slots = self._slots(step)
         for i, slot in enumerate(slots):
             before = step.context_lens[i] - (step.q_start[i + 1] - step.q_start[i])
-            if before and self._held[slot] != before:
+            if before and int(self._held[slot]) != before:
+                held = int(self._held[slot])
                 raise BackendError(
-                    f"{self._name}: slot {slot} holds the state after {self._held[slot]} tokens, {before} are needed"
+                    f"{self._name}: slot {slot} holds the state after {held} tokens, {before} are needed"
                 )
         found = tuple(state[list(slots)] for state in self._states)
         for i in range(step.sequences):

@@ -97,6 +97,10 @@ class _Cache:
         # whatever stream was current: steps run on another one
         self._runtime.synchronize()
 
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        """Keys and values, or latents and rotary keys."""
+        return self._first.view(self._pages, -1), self._second.view(self._pages, -1)
+
     def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
         """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
         self._check(step)

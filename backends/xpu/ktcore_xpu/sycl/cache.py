@@ -71,6 +71,12 @@ class SyclKVCacheModule:
         if spec.kind == "gqa":
             self._second = torch.empty(rows, heads, spec.value_dim, dtype=self._type, device=device)
 
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        """Keys and values; of "mla" latents and rotary keys together."""
+        if self.spec.kind == "mla":
+            return (self._first.view(self._pages, -1),)
+        return self._first.view(self._pages, -1), self._second.view(self._pages, -1)
+
     def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
         """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
         self._check(step)

@@ -1,0 +1,79 @@
+"""KV pages and recurrent states as bytes on the host, of all layers together: out of their devices and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ktcore.backend.implementation import PageTensors, StateTensors
+from ktcore.engine.runner import LoadedModel
+
+
+class Transfer:
+    """Moves pages and states of one loaded model, whose memory is allocated already.
+
+    Call it with the engine's streams current (`LoadedModel.running`).
+
+    Attributes:
+        page_bytes: of one page, over all layers.
+        state_bytes: of one sequence's states, over all layers; 0 where the model has none.
+        obstacle: why pages cannot be moved, in words; empty where they can.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._pages: list[torch.Tensor] = []
+        self._states: list[torch.Tensor] = []
+        mute = [type(c).__name__ for c in model.caches if not isinstance(c, PageTensors)]
+        mute += [type(s).__name__ for s in model.states if not isinstance(s, StateTensors)]
+        self.obstacle = f"{mute[0]} does not show its memory" if mute else ""
+        if not mute:
+            self._pages = [t for c in model.caches if isinstance(c, PageTensors) for t in c.page_tensors()]
+            self._states = [t for s in model.states if isinstance(s, StateTensors) for t in s.state_tensors()]
+        self.page_bytes = _row_bytes(self._pages)
+        self.state_bytes = _row_bytes(self._states)
+
+    def layout(self) -> list[object]:
+        """What the bytes of a page and of a state are made of, for comparing."""
+        return [[str(t.dtype), list(t.shape[1:])] for t in (*self._pages, *self._states)]
+
+    def read_pages(self, pages: Sequence[int]) -> torch.Tensor:
+        """uint8 [pages, page_bytes] on the CPU."""
+        return _read(self._pages, pages)
+
+    def write_pages(self, pages: Sequence[int], content: Iterable[torch.Tensor]) -> None:
+        """Fill pages from uint8 [page_bytes] each, on the CPU."""
+        _write(self._pages, pages, torch.stack(list(content)))
+
+    def read_state(self, slot: int) -> torch.Tensor:
+        """uint8 [state_bytes] on the CPU."""
+        return _read(self._states, [slot])[0]
+
+    def write_state(self, slot: int, content: torch.Tensor) -> None:
+        """Fill a slot from uint8 [state_bytes] on the CPU."""
+        _write(self._states, [slot], content[None])
+
+
+def _row_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t[0].numel() * t.element_size() for t in tensors if t.shape[0])
+
+
+def _read(tensors: Sequence[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+    index = torch.tensor(list(rows))
+    out = torch.empty(len(index), _row_bytes(tensors), dtype=torch.uint8)
+    at = 0
+    for tensor in tensors:
+        found = tensor.index_select(0, index.to(tensor.device)).cpu().reshape(len(index), -1).view(torch.uint8)
+        out[:, at : at + found.shape[1]] = found
+        at += found.shape[1]
+    return out
+
+
+def _write(tensors: Sequence[torch.Tensor], rows: Sequence[int], content: torch.Tensor) -> None:
+    index = torch.tensor(list(rows))
+    at = 0
+    for tensor in tensors:
+        size = _row_bytes([tensor])
+        part = content[:, at : at + size].contiguous().view(tensor.dtype).reshape(len(index), *tensor.shape[1:])
+        tensor.index_copy_(0, index.to(tensor.device), part.to(tensor.device))
+        at += size
