@@ -131,10 +131,11 @@ class Scheduler:
                 self.prefix.drop(found)
                 continue
             count = self.pages.needed(len(sequence.tokens)) - len(found.shared)
-            # one page for every sequence that runs, or the newcomer would only be turned out again
-            if count + len(self.running) > self.pages.free:
+            # one page for every sequence that will grow, or the newcomer would only be turned out again
+            wanted = count + sum(self.pages.needed(s.longest) > len(s.pages) for s in self.running)
+            if wanted > self.pages.free:
                 self.prefix.copy_out(None)
-            if count + len(self.running) > self.pages.free:
+            if wanted > self.pages.free:
                 self.prefix.drop(found)
                 return
             fresh = self.pages.take(count)
