@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-LEAST = 16
-"""Tokens of prompts that every step may take."""
+FIRST = 64
+"""Tokens of prompts to begin with."""
+LEAST = 4
+"""Tokens of prompts that a step may always take, so that they come to an end."""
+AGE = 256
+"""Steps after which the time of a step without prompts is measured again, at the cost of one such step."""
+_AIM = 0.85
+"""Steps vary: aim so much below the bound."""
 _NEW = 0.25
-_CAUTION = 0.8
-"""A step's time varies: aim this much below the bound."""
 
 
 class Pace:
-    """Learns from the steps what decoding takes and what a prompt's token adds.
+    """Learns from the steps, as a controller does: whatever makes a step too long makes the next one smaller.
 
     Args:
         stretch: how many times as long as a step that only decodes one with prompts may be.
@@ -19,28 +23,37 @@ class Pace:
     def __init__(self, stretch: float) -> None:
         self.stretch = stretch
         self._decode: dict[int, float] = {}
-        self._token: float | None = None
+        self._measured: dict[int, int] = {}
+        self._steps = 0
+        self._limit = float(FIRST)
 
     def most(self, decoding: int) -> int | None:
         """Tokens of prompts for a step in which so many sequences decode; None where there is no bound."""
         if not decoding:
             return None
-        if self._token is None or not self._decode:
-            return 4 * LEAST
-        room = (self.stretch * _CAUTION - 1) * self._expected(decoding)
-        return max(LEAST, int(room / max(self._token, 1e-9)))
+        near = self._near(decoding)
+        if near is None or abs(near - decoding) > max(1, decoding // 4) or self._steps - self._measured[near] > AGE:
+            return 0
+        return max(LEAST, int(self._limit))
 
     def note(self, decoding: int, prompt: int, seconds: float) -> None:
         """A step took so long."""
-        if decoding and not prompt:
+        self._steps += 1
+        if not decoding:
+            return
+        if not prompt:
             old = self._decode.get(decoding, seconds)
             # a step that had to wait for something else must not count for long
             self._decode[decoding] = old + _NEW * (min(seconds, 2 * old) - old)
-        elif prompt >= LEAST:
-            extra = seconds - (self._expected(decoding) if decoding and self._decode else 0.0)
-            cost = max(extra, 0.0) / prompt
-            self._token = cost if self._token is None else self._token + _NEW * (cost - self._token)
+            self._measured[decoding] = self._steps
+            return
+        near = self._near(decoding)
+        if near is None:
+            return
+        ratio = self.stretch * _AIM * self._decode[near] / seconds
+        # what did not use its limit says nothing against a larger one, nor for it
+        if ratio < 1 or prompt >= int(self._limit):
+            self._limit = min(max(prompt * min(max(ratio, 0.5), 1.25), LEAST), 1e6)
 
-    def _expected(self, decoding: int) -> float:
-        near = min(self._decode, key=lambda n: abs(n - decoding))
-        return self._decode[near]
+    def _near(self, decoding: int) -> int | None:
+        return min(self._decode, key=lambda n: abs(n - decoding), default=None)

@@ -108,3 +108,79 @@ def test_allocator_refuses_more_than_it_has() -> None:
         allocator.take(2)
     allocator.give_back(taken)
     assert sorted(allocator.take(3)) == [0, 1, 2]
+
+
+def test_pages_are_shared_kept_and_taken_back_the_longest_left_first() -> None:
+    allocator = PageAllocator(4, 16)
+    first = allocator.take(2)
+    assert allocator.register(first[0], b"a")
+    assert allocator.register(first[1], b"b")
+    assert allocator.share(b"a") == first[0]
+    allocator.give_back(first)
+    assert (allocator.free, allocator.kept) == (3, 1)  # "a" has an owner still
+    allocator.give_back([first[0]])
+    assert (allocator.free, allocator.kept) == (4, 2)
+    other = allocator.take(3)
+    assert not allocator.has(b"b")
+    assert allocator.share(b"a") == first[0]
+    assert not allocator.register(other[0], b"a")
+    with pytest.raises(RequestError, match="1 KV pages are needed, 0 of 4"):
+        allocator.take(1)
+    allocator.give_back([first[0], *other])
+    with pytest.raises(ValueError, match="more often"):
+        allocator.give_back([first[0]])
+
+
+def test_forgotten_contents_are_free_pages() -> None:
+    allocator = PageAllocator(2, 16)
+    pages = allocator.take(2)
+    allocator.register(pages[0], b"a")
+    allocator.give_back(pages)
+    allocator.forget()
+    assert (allocator.free, allocator.kept) == (2, 0)
+    assert allocator.share(b"a") is None
+    assert sorted(allocator.take(2)) == [0, 1]
+
+
+def test_the_youngest_makes_room_and_comes_back_before_newcomers() -> None:
+    scheduler = _scheduler(5, 4, chunk=64)
+    old, young, late = _sequence(7, 9), _sequence(7, 9), _sequence(3, 1)
+    for sequence in (old, young):
+        scheduler.add(sequence)
+    for _ in range(2):
+        batch = scheduler.next_batch()
+        assert batch is not None
+        assert batch.sequences == (old, young)
+        scheduler.ran(batch)
+        for sequence in batch.sequences:
+            sequence.append(5)
+    scheduler.add(late)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (old,)
+    assert (young.pages, young.cached, young.preempted) == ([], 0, 1)
+    assert young.tokens == [*range(7), 5, 5]
+    old.finish = Finish.STOP
+    scheduler.retire()
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (young, late)
+    assert batch.counts == (9, 3)
+
+
+def test_prompts_are_bounded_beside_sequences_that_decode_and_nowhere_else() -> None:
+    scheduler = _scheduler(64, 4, chunk=32)
+    first, second = _sequence(3, 4), _sequence(50, 1)
+    scheduler.add(first)
+    scheduler.ran(scheduler.next_batch(prompt_limit=2))  # type: ignore[arg-type]
+    assert first.pending == 0
+    first.append(9)
+    scheduler.add(second)
+    batch = scheduler.next_batch(prompt_limit=2)
+    assert batch is not None
+    assert batch.counts == (1, 2)
+    assert (batch.decoding, batch.prompt_tokens) == (1, 2)
+    scheduler.cancel(first)
+    batch = scheduler.next_batch(prompt_limit=2)
+    assert batch is not None
+    assert batch.counts == (32,)

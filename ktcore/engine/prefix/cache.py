@@ -258,7 +258,7 @@ class PrefixCache:
                 if fresh:
                     contents = self._transfer.read_pages([page for _, page in fresh])
                     for (name, _), content in zip(fresh, contents, strict=True):
-                        self._keep(name, content.clone())
+                        self._keep(name, content)
             finally:
                 self._pages.give_back([page for page, _ in taken])
             if most is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 
 from ktcore.backend.implementation import PageTensors, StateTensors
@@ -37,13 +38,13 @@ class Transfer:
         """What the bytes of a page and of a state are made of, for comparing."""
         return [[str(t.dtype), list(t.shape[1:])] for t in (*self._pages, *self._states)]
 
-    def read_pages(self, pages: Sequence[int]) -> torch.Tensor:
-        """uint8 [pages, page_bytes] on the CPU."""
+    def read_pages(self, pages: Sequence[int]) -> list[torch.Tensor]:
+        """Each page's uint8 [page_bytes] on the CPU."""
         return _read(self._pages, pages)
 
-    def write_pages(self, pages: Sequence[int], content: Iterable[torch.Tensor]) -> None:
+    def write_pages(self, pages: Sequence[int], contents: Sequence[torch.Tensor]) -> None:
         """Fill pages from uint8 [page_bytes] each, on the CPU."""
-        _write(self._pages, pages, torch.stack(list(content)))
+        _write(self._pages, pages, contents)
 
     def read_state(self, slot: int) -> torch.Tensor:
         """uint8 [state_bytes] on the CPU."""
@@ -51,29 +52,49 @@ class Transfer:
 
     def write_state(self, slot: int, content: torch.Tensor) -> None:
         """Fill a slot from uint8 [state_bytes] on the CPU."""
-        _write(self._states, [slot], content[None])
+        _write(self._states, [slot], [content])
 
 
 def _row_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(t[0].numel() * t.element_size() for t in tensors if t.shape[0])
 
 
-def _read(tensors: Sequence[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
-    index = torch.tensor(list(rows))
-    out = torch.empty(len(index), _row_bytes(tensors), dtype=torch.uint8)
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    """The memory of a contiguous host tensor [rows, …] as uint8 [rows, bytes]."""
+    return tensor.reshape(tensor.shape[0], -1).view(torch.uint8).numpy()
+
+
+# Rows are copied one by one in NumPy: torch would divide each small copy among threads, which costs more than it gives.
+
+
+def _read(tensors: Sequence[torch.Tensor], rows: Sequence[int]) -> list[torch.Tensor]:
+    size = _row_bytes(tensors)
+    out = [torch.empty(size, dtype=torch.uint8) for _ in rows]
+    targets = [content.numpy() for content in out]
     at = 0
     for tensor in tensors:
-        found = tensor.index_select(0, index.to(tensor.device)).cpu().reshape(len(index), -1).view(torch.uint8)
-        out[:, at : at + found.shape[1]] = found
-        at += found.shape[1]
+        if tensor.device.type == "cpu":
+            source, places = _bytes(tensor), rows
+        else:
+            index = torch.tensor(list(rows)).to(tensor.device)
+            source, places = _bytes(tensor.index_select(0, index).cpu()), range(len(rows))
+        end = at + source.shape[1]
+        for target, place in zip(targets, places, strict=True):
+            target[at:end] = source[place]
+        at = end
     return out
 
 
-def _write(tensors: Sequence[torch.Tensor], rows: Sequence[int], content: torch.Tensor) -> None:
-    index = torch.tensor(list(rows))
+def _write(tensors: Sequence[torch.Tensor], rows: Sequence[int], contents: Sequence[torch.Tensor]) -> None:
+    sources = [content.numpy() for content in contents]
     at = 0
     for tensor in tensors:
-        size = _row_bytes([tensor])
-        part = content[:, at : at + size].contiguous().view(tensor.dtype).reshape(len(index), *tensor.shape[1:])
-        tensor.index_copy_(0, index.to(tensor.device), part.to(tensor.device))
-        at += size
+        on_host = tensor.device.type == "cpu"
+        part = tensor if on_host else torch.empty(len(rows), *tensor.shape[1:], dtype=tensor.dtype)
+        target = _bytes(part)
+        end = at + target.shape[1]
+        for source, place in zip(sources, rows if on_host else range(len(rows)), strict=True):
+            target[place] = source[at:end]
+        if not on_host:
+            tensor.index_copy_(0, torch.tensor(list(rows)).to(tensor.device), part.to(tensor.device))
+        at = end

@@ -1,0 +1,52 @@
+"""Steps stay short beside prompts: the controller against machines of known speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktcore.engine.pace import AGE, FIRST, LEAST, Pace
+
+
+def _run(pace: Pace, steps: int, decode: float, token: float, fixed: float = 0.0) -> tuple[float, int]:
+    """The longest of the last steps, as a multiple of one without prompts, and their prompts' tokens in all."""
+    longest, tokens = 0.0, 0
+    for step in range(steps):
+        limit = pace.most(4)
+        assert limit is not None
+        seconds = decode + (limit * token + fixed if limit else 0.0)
+        pace.note(4, limit, seconds)
+        if step > steps // 2:
+            longest, tokens = max(longest, seconds / decode), tokens + limit
+    return longest, tokens
+
+
+@pytest.mark.parametrize("token", [1e-5, 1e-4, 1e-3])
+def test_steps_come_as_close_to_the_bound_as_is_safe(token: float) -> None:
+    longest, tokens = _run(Pace(3.0), 200, decode=0.01, token=token)
+    assert 2.0 < longest <= 3.3
+    assert tokens > 0
+
+
+def test_a_prompt_always_goes_on() -> None:
+    longest, tokens = _run(Pace(3.0), 100, decode=0.001, token=0.01)
+    assert tokens >= 48 * LEAST
+    assert longest > 3
+
+
+def test_the_limit_follows_when_prompts_become_dearer() -> None:
+    pace = Pace(3.0)
+    _run(pace, 100, decode=0.01, token=1e-4)
+    longest, _ = _run(pace, 60, decode=0.01, token=5e-4, fixed=0.005)
+    assert longest <= 3.0
+
+
+def test_a_step_without_prompts_is_measured_now_and_then() -> None:
+    pace = Pace(3.0)
+    assert pace.most(0) is None
+    assert pace.most(4) == 0
+    pace.note(4, 0, 0.01)
+    assert pace.most(4) == FIRST
+    assert pace.most(32) == 0  # far from what was measured
+    for _ in range(AGE + 1):
+        pace.note(4, 32, 0.02)
+    assert pace.most(4) == 0
