@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ktcore.backend.capabilities import Capabilities
-from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module, Unsupported
+from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module, StateOwner, Unsupported
 from ktcore.backend.reference import reference_implementations
 from ktcore.backend.registry import Registry
 from ktcore.backend.runtime import DeviceRuntime
@@ -27,6 +27,7 @@ class Loaded:
     Attributes:
         answered_by: implementation ids of it and its parts.
         caches: what holds KV pages, with the page sizes it takes.
+        states: what holds recurrent states.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Loaded:
     precision: Precision
     answered_by: list[str] = field(default_factory=list)
     caches: list[tuple[CacheOwner, tuple[int, ...]]] = field(default_factory=list)
+    states: list[StateOwner] = field(default_factory=list)
 
     @property
     def page_sizes(self) -> tuple[int, ...]:
@@ -172,6 +174,7 @@ class Target:
                 children[role] = loaded.module
                 whole.answered_by += loaded.answered_by
                 whole.caches += loaded.caches
+                whole.states += loaded.states
                 whole.precision = whole.precision.merged(loaded.precision)
         own = weights if chosen.fused else {role: w for role, w in weights.items() if "." not in role}
         request = LoadRequest(ctx.case.id, spec, dict(own), self.runtime, self.device, children, dict(options or {}))
@@ -179,6 +182,8 @@ class Target:
             whole.module = chosen.load(request)
         if isinstance(whole.module, CacheOwner):
             whole.caches.append((whole.module, chosen.page_sizes(spec)))
+        if isinstance(whole.module, StateOwner):
+            whole.states.append(whole.module)
         return whole
 
     def _precision(self, chosen: Implementation, spec: Spec) -> Precision:

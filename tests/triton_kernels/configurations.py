@@ -27,7 +27,7 @@ class Configuration:
 
 def configurations(full: bool) -> list[Configuration]:
     """All of them, or those that represent their kernel."""
-    return [c for c in (*_linear(), *_rows(), *_attention(), *_experts()) if full or not c.full]
+    return [c for c in (*_linear(), *_rows(), *_attention(), *_experts(), *_delta()) if full or not c.full]
 
 
 def _linear() -> list[Configuration]:
@@ -139,3 +139,19 @@ def _experts() -> list[Configuration]:
         out.append(Configuration(f"experts-{'up' if gated else 'down'}", "experts:experts_kernel", types, constants,
                                  full=not gated, compute={"COMPUTE": "bf16"}))  # fmt: skip
     return out
+
+
+def _delta() -> list[Configuration]:
+    places = {"slots": "*i64", "starts": "*i32", "q_start": "*i32"}
+    convolution = {"x": "*fp32", "weight": "*fp32", "state": "*fp32", **places, "out": "*fp32", "channels": "i32"}
+    rule = {**dict.fromkeys(("mixed", "a", "b", "decay", "dt_bias", "state"), "*fp32"), **places, "out": "*fp32",
+            "key_heads": "i32", "value_heads": "i32", "scale": "fp32", "eps": "fp32", "most": "i32"}  # fmt: skip
+    # the shape of Qwen3-Next-80B-A3B
+    heads = {"KEY": 128, "VALUE": 128, "BLOCK_K": 128, "BLOCK_V": 32}
+    return [
+        *(Configuration(f"convolution-{block}", "delta:convolution_kernel", convolution,
+                        {"WIDTH": 4, "BLOCK_W": 4, "BLOCK_T": block, "BLOCK_C": 128}, full=block == 1)
+          for block in (1, 16)),
+        Configuration("delta-recurrence", "delta:recurrence_kernel", rule, heads, 4, 1),
+        Configuration("delta-chunks", "delta:chunks_kernel", rule, {**heads, "BLOCK_K": 32, "CHUNK": 16}, 8, 1),
+    ]  # fmt: skip

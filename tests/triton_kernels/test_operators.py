@@ -47,6 +47,8 @@ CHOSEN = (
     "L2.experts.Q4_K.8-experts",
     "L2.moe.one-token",
     "L3.attention.window",
+    "L3.gated_delta_net.ragged",
+    "L3.gated_delta_net.one-token",
     "L3.mlp.*",
 )
 FULL = os.environ.get("KTCORE_TRITON_FULL") == "1"

@@ -65,6 +65,16 @@ def expert_tiles(tokens: int) -> LinearTiles:
 
 
 @dataclass(frozen=True)
+class DeltaTiles:
+    """One program's part of the gated delta rule: columns of a head's state; tokens that are solved at once, 16, 32 or
+    64; how chunks are launched."""
+
+    block_v: int = 32
+    chunk: int = 16
+    launch: Launch = Launch(warps=8, stages=1)
+
+
+@dataclass(frozen=True)
 class Tuning:
     """What a backend overrides of the launch shapes, as functions of a call's size.
 
@@ -72,8 +82,10 @@ class Tuning:
         linear: (tokens, wide) -> tiles; wide: products in float32.
         attention: (query rows a key head, value width) -> tiles.
         experts: tokens -> tiles.
+        delta: (most new tokens of a sequence, values a head) -> tiles.
     """
 
     linear: Callable[[int, bool], LinearTiles] = lambda tokens, wide: linear_tiles(tokens, wide=wide)
     attention: Callable[[int, int], AttentionTiles] = attention_tiles
     experts: Callable[[int], LinearTiles] = expert_tiles
+    delta: Callable[[int, int], DeltaTiles] = lambda tokens, width: DeltaTiles()

@@ -22,12 +22,14 @@ class Plan:
         page_size: tokens a page.
         pages: how many pages there are; some belong to nobody.
         tables: pages of each sequence, in order.
+        slots: of each sequence's recurrent states; empty for operators without such.
     """
 
     steps: tuple[tuple[int, ...], ...]
     page_size: int
     pages: int
     tables: tuple[tuple[int, ...], ...]
+    slots: tuple[int, ...] = ()
 
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each sequence after the last step."""
@@ -77,4 +79,5 @@ def _batch(plan: Plan, rows: list[tuple[int, slice]]) -> StepBatch:
         context_lens=tuple(span.stop for _, span in rows),
         block_table=table,
         page_size=plan.page_size,
+        state_slots=tuple(plan.slots[i] for i, _ in rows) if plan.slots else (),
     )

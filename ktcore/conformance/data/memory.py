@@ -13,6 +13,7 @@ from ktcore.conformance.data.blocks import random_weight
 from ktcore.ops import (
     EmbeddingSpec,
     ExpertsSpec,
+    GatedDeltaNetSpec,
     LinearSpec,
     MLASpec,
     RMSNormSpec,
@@ -112,6 +113,11 @@ def _own(spec: Spec) -> Iterator[Wanted]:
         yield "down", (spec.experts, spec.hidden, spec.intermediate), spec.down_format, 0.0, tall
     elif isinstance(spec, MLASpec):
         yield from _up_projections(spec)
+    elif isinstance(spec, GatedDeltaNetSpec):
+        yield "conv", (spec.qkv.out_features, spec.conv_width), spec.conv_format, 0.0, 0.6
+        # rates that are negative, or their logarithms
+        yield "decay", (spec.value_heads,), spec.decay_format, *((0.0, 0.8) if spec.decay_log else (-1.0, 0.3))
+        yield "dt_bias", (spec.value_heads,), spec.dt_bias_format, 0.0, 1.0
     elif isinstance(spec, RopeSpec) and spec.freq_factors:
         yield "freq_factors", (spec.dim // 2,), "F32", 3.0, 0.7
 

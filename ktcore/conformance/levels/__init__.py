@@ -28,6 +28,7 @@ _MODULES = (
     "l2_sampling",
     "l2_properties",
     "l3_optional",
+    "l3_delta_net",
     "l4_handoff",
     "l4_models",
     "l5_figures",

@@ -63,11 +63,13 @@ def check_sequences(
         compare(ctx, torch.cat(got), torch.cat(exact), torch.cat(own), f"{loaded.id}: result")
 
 
-def run_sequences(ctx: Context, loaded: Loaded, plan: Plan, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Outputs of every sequence, put back together from the steps."""
+def run_sequences(
+    ctx: Context, loaded: Loaded, plan: Plan, inputs: Sequence[torch.Tensor], skip: int = 0
+) -> list[torch.Tensor]:
+    """Outputs of every sequence, put back together from the steps but the first `skip`, which are not run."""
     loaded.allocate(plan.pages, plan.page_size)
     found: list[list[torch.Tensor]] = [[] for _ in inputs]
-    for step, rows in batches(plan):
+    for step, rows in batches(plan)[skip:]:
         x = torch.cat([inputs[i][span] for i, span in rows])
         got = ctx.target.call(loaded.module, x, step)
         for at, (i, span) in zip(step.q_start, rows, strict=False):

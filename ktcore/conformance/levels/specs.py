@@ -5,6 +5,7 @@ from __future__ import annotations
 from ktcore.ops import (
     AttentionSpec,
     ExpertsSpec,
+    GatedDeltaNetSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -14,6 +15,7 @@ from ktcore.ops import (
     RopeScaling,
     RopeSpec,
     RouterSpec,
+    StateCacheSpec,
 )
 
 YARN = RopeScaling("yarn", 40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
@@ -151,4 +153,36 @@ def moe(hidden: int, count: int, top_k: int, intermediate: int, fmt: str = "F32"
         mlp(hidden, intermediate, fmt, branch=False) if shared else None,
         None,
         norm(hidden),
+    )
+
+
+def delta_net(
+    key_heads: int,
+    value_heads: int,
+    dim: int,
+    fmt: str = "F32",
+    hidden: int = 256,
+    *,
+    width: int = 4,
+    decay_log: bool = False,
+) -> GatedDeltaNetSpec:
+    """A branch with pre-norm and residual, keys and values `dim` wide."""
+    channels = (2 * key_heads + value_heads) * dim
+    return GatedDeltaNetSpec(
+        hidden=hidden,
+        key_heads=key_heads,
+        value_heads=value_heads,
+        key_dim=dim,
+        value_dim=dim,
+        conv_width=width,
+        qkv=linear(hidden, channels, fmt),
+        z=linear(hidden, value_heads * dim, fmt),
+        b=linear(hidden, value_heads, "F32"),
+        a=linear(hidden, value_heads, "F32"),
+        o=linear(value_heads * dim, hidden, fmt),
+        out_norm=norm(dim),
+        state=StateCacheSpec(((width - 1, channels), (value_heads, dim, dim))),
+        conv_format="F32",
+        decay_log=decay_log,
+        norm=norm(hidden),
     )

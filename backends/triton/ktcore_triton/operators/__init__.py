@@ -13,6 +13,7 @@ def implementations(backend: str, tuning: Tuning | None = None) -> list[Implemen
     """One implementation "`backend`.<operator>" of every operator that the shared kernels cover."""
     from ktcore_triton.operators.attention import TritonAttention, TritonMLA
     from ktcore_triton.operators.cache import TritonKVCache
+    from ktcore_triton.operators.delta import TritonGatedDeltaNet, TritonStateCache
     from ktcore_triton.operators.linear import TritonLinear
     from ktcore_triton.operators.moe import TritonExperts, TritonMoE, TritonRouter
     from ktcore_triton.operators.simple import TritonEmbedding, TritonMLP, TritonRMSNorm, TritonRope
@@ -29,5 +30,7 @@ def implementations(backend: str, tuning: Tuning | None = None) -> list[Implemen
         TritonRouter,
         TritonExperts,
         TritonMoE,
+        TritonStateCache,
+        TritonGatedDeltaNet,
     )
     return [kind(backend, tuning or Tuning()) for kind in kinds]
