@@ -86,6 +86,13 @@ void bind_bank(py::module_& m) {
                const std::optional<Floats>& down) { bank.set_biases(to_flat(gate), to_flat(up), to_flat(down)); },
             py::arg("gate"), py::arg("up"), py::arg("down"))
         .def_property_readonly("experts", &ExpertBank::experts)
+        .def_property_readonly("load",
+                               [](const ExpertBank& bank) {
+                                   py::array_t<int64_t> out(bank.experts());
+                                   for (int e = 0; e < bank.experts(); e++)
+                                       out.mutable_at(e) = static_cast<int64_t>(bank.noted(e));
+                                   return out;
+                               })
         .def_property_readonly("packed", &ExpertBank::packed)
         .def_property_readonly("nbytes", &ExpertBank::nbytes);
 }

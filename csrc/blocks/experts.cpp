@@ -35,7 +35,10 @@ void ExpertPlan::assign(const ExpertBank& bank, const int64_t* ids, const float*
         int& at = cursor[static_cast<size_t>(e)];
         const int count = at;
         at = total;
-        if (count > 0) add_group(bank.expert(e), total, count, exact);
+        if (count > 0) {
+            add_group(bank.expert(e), total, count, exact);
+            bank.note(e, count);
+        }
         total += count;
     }
     token.resize(static_cast<size_t>(total));

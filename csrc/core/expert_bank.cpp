@@ -38,6 +38,7 @@ void ExpertBank::lay_out(int64_t experts, int64_t hidden, int64_t ffn, const std
     stride_ = down_at_ + shape_.down.panel_bytes * static_cast<size_t>(shape_.down.panels);
     if (stride_ > SIZE_MAX / 2 / static_cast<size_t>(experts)) throw std::bad_alloc();
     packed_.resize(static_cast<size_t>(experts));
+    load_ = std::make_unique<std::vector<std::atomic<uint64_t>>>(static_cast<size_t>(experts));
 }
 
 size_t ExpertBank::expert_bytes(int64_t hidden, int64_t ffn, const std::string& gate, const std::string& up,

@@ -1,6 +1,7 @@
 // All routed experts of a layer in one area of memory, an expert's three matrices side by side.
 #pragma once
 #include <atomic>
+#include <memory>
 #include <mutex>
 
 #include "core/packed.h"
@@ -46,6 +47,12 @@ class ExpertBank {
     const ExpertViews& shape() const { return shape_; }
     ExpertViews expert(int e) const;
     size_t nbytes() const { return stride_ * packed_.size(); }
+    // Tokens that expert `e` has been given so far. One thread at a time notes them, any may read.
+    void note(int e, int tokens) const {
+        auto& at = (*load_)[static_cast<size_t>(e)];
+        at.store(at.load(std::memory_order_relaxed) + static_cast<uint64_t>(tokens), std::memory_order_relaxed);
+    }
+    uint64_t noted(int e) const { return (*load_)[static_cast<size_t>(e)].load(std::memory_order_relaxed); }
 
   private:
     ExpertViews shape_{};
@@ -53,6 +60,7 @@ class ExpertBank {
     std::mutex claims_;
     std::vector<bool> packed_;  // or being packed
     std::atomic<int> count_{0};
+    std::unique_ptr<std::vector<std::atomic<uint64_t>>> load_;
     ExpertBank() = default;
     const uint8_t* data_ = nullptr;
     Memory memory_;

@@ -4,6 +4,7 @@ from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.hookspecs import hookimpl
 from ktcore.backend.implementation import (
     CacheOwner,
+    ExpertLoad,
     Implementation,
     LoadRequest,
     Module,
@@ -26,6 +27,7 @@ __all__ = [
     "Capabilities",
     "DeviceGraph",
     "DeviceRuntime",
+    "ExpertLoad",
     "GraphMode",
     "HostCallbackMode",
     "Implementation",

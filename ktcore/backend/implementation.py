@@ -121,6 +121,18 @@ class StateOwner(Protocol):
 
 
 @runtime_checkable
+class ExpertLoad(Protocol):
+    """A module with routed experts that counts what they are given."""
+
+    def expert_load(self) -> torch.Tensor | None:
+        """Tokens that each of its experts has been given so far, int64 [experts] on the CPU; None: not counted here.
+
+        Any thread may call it.
+        """
+        ...
+
+
+@runtime_checkable
 class CacheOwner(Protocol):
     """A module that holds KV pages: a cache by itself, or a fused attention with the cache inside."""
 

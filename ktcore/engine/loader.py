@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module, StateOwner
+from ktcore.backend.implementation import CacheOwner, ExpertLoad, Implementation, LoadRequest, Module, StateOwner
 from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry
 from ktcore.engine.decode_graph import graph_device
@@ -66,6 +66,7 @@ def load_modules(
             devices=loader.devices,
             deferred=loader.chain,
             losses=loader.losses,
+            expert_loads=loader.expert_loads,
         )
         device, why_not = graph_device(plan, model.devices)
         model = replace(model, graph_device=device, no_graphs=why_not)
@@ -101,6 +102,7 @@ class _Loader:
         self.done = 0
         self.chain = DeferralChain()
         self.losses: dict[str, Loss] = {}
+        self.expert_loads: dict[int, list[ExpertLoad]] = {}
         moe_layers = [n.layer for n in plan.graph.walk() if isinstance(n.spec, ExpertsSpec)]
         self.last_moe_layer = moe_layers[-1] if moe_layers else None
 
@@ -150,6 +152,8 @@ class _Loader:
             self.caches.append(module)
         if isinstance(module, StateOwner):
             self.states.append(module)
+        if isinstance(module, ExpertLoad) and node.layer is not None:
+            self.expert_loads.setdefault(node.layer, []).append(module)
         return module
 
     def _child(self, part: Node, parent_device: str) -> Module:

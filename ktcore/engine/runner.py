@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 
-from ktcore.backend.implementation import CacheOwner, StateOwner
+from ktcore.backend.implementation import CacheOwner, ExpertLoad, StateOwner
 from ktcore.engine.devices import Devices
 from ktcore.engine.scores import Scores
 from ktcore.engine.split import DeferralChain
@@ -40,6 +40,8 @@ class LoadedModel:
     """What quantising while loading has cost, by operator."""
     graph_device: str | None = None
     no_graphs: str = ""
+    expert_loads: Mapping[int, Sequence[ExpertLoad]] = field(default_factory=dict)
+    """Layer -> modules that count what its experts are given."""
 
     def running(self) -> AbstractContextManager[None]:
         """Within the context, work goes to the streams that the hand-offs are ordered by."""

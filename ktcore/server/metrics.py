@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ktcore.backend.implementation import ExpertLoad
 from ktcore.engine.prefix.cache import PrefixStats
 from ktcore.engine.service import DeadlineError, Delta, Service
 
@@ -33,7 +35,9 @@ class Metrics:
         Gauge("ktcore_kv_pages_kept", "Free KV pages whose prefixes can still be shared", registry=place).set_function(
             lambda: pages.kept
         )
-        place.register(EngineCounts(lambda: (prefix.stats, scheduler.preemptions)))
+        place.register(
+            EngineCounts(lambda: (prefix.stats, scheduler.preemptions), service.model.engine.model.expert_loads)
+        )
         stored = Gauge("ktcore_prefix_bytes", "Bytes of the prefix cache", ["tier"], registry=place)
         stored.labels("memory").set_function(lambda: prefix.memory.bytes)
         stored.labels("disk").set_function(lambda: 0 if prefix.disk is None else prefix.disk.used)
@@ -62,10 +66,13 @@ class Metrics:
 class EngineCounts(Collector):
     """What the engine counts: prompt tokens that came from the prefix cache, by tier, and preemptions."""
 
-    def __init__(self, counts: Callable[[], tuple[PrefixStats, int]]) -> None:
+    def __init__(
+        self, counts: Callable[[], tuple[PrefixStats, int]], loads: Mapping[int, Sequence[ExpertLoad]]
+    ) -> None:
         self._counts = counts
+        self._loads = loads
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """The figures of this moment."""
         stats, preemptions = self._counts()
         asked = CounterMetricFamily("ktcore_prefix_asked_tokens", "Prompt tokens of admitted requests")
@@ -78,6 +85,28 @@ class EngineCounts(Collector):
         preempted = CounterMetricFamily("ktcore_preemptions", "Times that an answer made room for others")
         preempted.add_metric([], preemptions)
         yield preempted
+        yield from self._experts()
+
+    def _experts(self) -> Iterator[Metric]:
+        tokens = CounterMetricFamily(
+            "ktcore_expert_tokens", "Pairs of token and expert that ran on the host, by layer", labels=["layer"]
+        )
+        busiest = GaugeMetricFamily(
+            "ktcore_expert_busiest_share", "Of those, the share of the layer's busiest expert", labels=["layer"]
+        )
+        used = GaugeMetricFamily("ktcore_experts_used", "Experts that ran at all, by layer", labels=["layer"])
+        for layer, modules in sorted(self._loads.items()):
+            counted = [load for module in modules if (load := module.expert_load()) is not None]
+            if not counted:
+                continue
+            every = torch.cat(counted)
+            total = int(every.sum())
+            tokens.add_metric([str(layer)], total)
+            busiest.add_metric([str(layer)], int(every.max()) / total if total else 0.0)
+            used.add_metric([str(layer)], int((every > 0).sum()))
+        yield tokens
+        yield busiest
+        yield used
 
 
 class Observer:

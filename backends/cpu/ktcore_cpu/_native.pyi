@@ -365,6 +365,9 @@ class ExpertBank:
     @staticmethod
     def expert_bytes(hidden: int, intermediate: int, gate_format: str, up_format: str, down_format: str) -> int: ...
     @property
+    def load(self) -> np.ndarray:
+        """Tokens that each expert has been given so far, int64 [experts]."""
+    @property
     def contents(self) -> np.ndarray:
         """All experts' packed bytes, uint8 [nbytes]: a read-only view that keeps the bank alive."""
     @property

@@ -57,18 +57,24 @@ class CpuExpertsModule:
         spec: ExpertsSpec = request.spec  # type: ignore[assignment]
         self._hidden = spec.hidden
         self._block: _native.ExpertsBlock | _native.ShardedExpertsBlock
+        self._bank: _native.ExpertBank | None = None
         self.numa, team = numa_plan(request, spec)
         if team is not None and request.packed is None:
             self._block = spread_block(request, spec, self.numa, team)
             return
+        self._bank = pack_experts(request, spec)
         self._block = _native.ExpertsBlock(
             request.runtime.pool,  # type: ignore[attr-defined]
-            pack_experts(request, spec),
+            self._bank,
             activation=spec.activation,
             weight_on_input=spec.weight_on_input,
             exact=packing.exact(request),
             clamp=clamp_of(spec),
         )
+
+    def expert_load(self) -> torch.Tensor | None:
+        """Tokens that each expert has been given, int64 [experts]; not counted where NUMA nodes share them."""
+        return None if self._bank is None else torch.from_numpy(self._bank.load)
 
     def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         x = packing.rows(x, self._hidden)

@@ -62,9 +62,10 @@ class CpuMoEModule:
             for part, role in (("gate_proj", "gate"), ("up", "up"), ("down", "down"))
             if spec.shared is not None
         }
+        self._bank = pack_experts(request, spec.experts, "experts.")
         self._block = _native.MoEBlock(
             request.runtime.pool,  # type: ignore[attr-defined]
-            pack_experts(request, spec.experts, "experts."),
+            self._bank,
             packing.pack(request, "router.weight"),
             router_config(request, spec.router, "router."),
             **shared,
@@ -77,6 +78,10 @@ class CpuMoEModule:
             exact=packing.exact(request),
             clamp=clamp_of(spec.experts),
         )
+
+    def expert_load(self) -> torch.Tensor:
+        """Tokens that each routed expert has been given, int64 [experts]."""
+        return torch.from_numpy(self._bank.load)
 
     def __call__(self, x: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         x = packing.rows(x, self._hidden)
