@@ -71,25 +71,34 @@ def _draws(seed: int) -> list[tuple[list[int], int, SamplingParams]]:
                 frequency_penalty=draw.choice([0.0, 0.3]),
                 logit_bias=draw.choice([{}, {65: 4.0, 66: -3.0}]),
             )
-        mix.append((_prompt(draw.randint(0, 10**6), draw.randint(1, 70)), draw.randint(1, 24), params))
+        prompt = _prompt(draw.randint(0, 10**6), draw.randint(1, 70))
+        if draw.random() < 0.3:  # begins as others do
+            prompt = _prompt(seed % 3, 70) + prompt[:20]
+        mix.append((prompt, draw.randint(1, 60), params))
     return mix
 
 
 @pytest.mark.parametrize("rules", ["reference", None])
 @pytest.mark.parametrize("name", ["dense", "moe"])
 def test_batched_answers_equal_those_alone(opened: Opened, name: str, rules: str | None) -> None:
-    with opened(name, rules=rules, context=512) as model:
-        model.engine.scheduler.chunk = 24
-        for seed in range(8):
+    # room for all of a mix at once, or for so little that answers make room for each other
+    with opened(name, rules=rules, context=512) as wide, opened(name, rules=rules, context=192) as narrow:
+        for seed in range(16):
+            model = (wide, narrow)[seed % 2]
+            model.engine.scheduler.chunk = 24
             mix = _draws(seed)
-            with Service(model) as service:
+            with Service(wide) as service:
                 alone = [Caller(service, ids, new, params).wait()[0] for ids, new, params in mix]
+            with Service(model) as service:
                 callers = []
-                for ids, new, params in mix:
-                    callers.append(Caller(service, ids, new, params))
+                for i, (ids, new, params) in enumerate(mix):
+                    output = Output(prompt_lookup=i % 3 * 2)
+                    callers.append(Caller(service, ids, new, params, output=output, user=str(i % 2)))
                     time.sleep(random.Random(seed).random() * 0.004)
                 together = [caller.wait()[0] for caller in callers]
             assert together == alone
+        assert narrow.engine.scheduler.preemptions > 0
+        assert wide.engine.prefix.stats.device > 0
 
 
 def test_forms_in_a_batch_bind_their_own_answers_alone(opened: Opened) -> None:
