@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ktcore.backend import Registry
@@ -48,3 +50,20 @@ def test_shared_experts_stay_with_the_dense_part(installed: Registry) -> None:
     made = resolve(deepseek_v3(), load_rules("deepseek_v3", "cuda", None, installed), installed, "cuda")
     assert made.choices["layers.1.ffn.shared"].device == "cuda:0"
     assert made.choices["layers.1.ffn.experts"].device == "cpu:0"
+
+
+@pytest.mark.parametrize("backend", ["cuda", "rocm"])
+@pytest.mark.parametrize(
+    ("stored", "runs"),
+    [("F32", "linear"), ("BF16", "linear"), ("MXFP4", "linear")]
+    + [(f, "w4a16") for f in ("Q4_0", "Q4_1", "INT4_G32", "INT4_G32_ORDERED")]
+    + [(f, "w8a16") for f in ("Q8_0", "Q5_1", "INT8_G32")],
+)
+def test_each_format_goes_to_its_product_and_nothing_falls_back(
+    installed: Registry, backend: str, stored: str, runs: str
+) -> None:
+    rules = replace(load_rules("llama", backend, None, installed), strict=True)
+    made = resolve(llama(1, stored), rules, installed, backend)
+    assert not made.fallbacks
+    linears = {c.implementation.id for c in made.choices.values() if c.node.spec.op == "linear" and c.node.layer == 0}
+    assert linears == {f"{backend}.{runs}"}

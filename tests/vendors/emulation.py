@@ -1,4 +1,4 @@
-"""The package's CUDA kernels built for the host (csrc/emulate.h), and as a stand-in library on the simulated device."""
+"""The quantised product built for the host (csrc/emulate.h), and as a stand-in library on the simulated device."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ktcore_cuda.native import SOURCE, typed
+from ktcore_triton.native.build import KERNEL, SOURCE, typed
+from ktcore_triton.native.fragments import Fragments
 
 BUILD = Path(__file__).parents[2] / "build" / "emulated"
 BASE = 0x5000_0000  # of the stand-ins' stream addresses
 
 
-def emulated() -> ctypes.CDLL:
-    """The library, built by the host's compiler unless this very source has been built before."""
+def emulated(fragments: Fragments) -> ctypes.CDLL:
+    """The library with those fragments, built by the host's compiler unless this very source has been built before."""
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(SOURCE.iterdir()))).hexdigest()[:16]
-    path = BUILD / f"libktcore_cuda-{digest}.so"
+    path = BUILD / f"libktcore_{fragments.name}-{digest}.so"
     if not path.is_file():
         BUILD.mkdir(parents=True, exist_ok=True)
         made = path.with_suffix(f".{os.getpid()}")
-        flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-DKT_EMULATE", "-Wall", "-Wextra", "-Werror"]
+        flags = [
+            "-std=c++20",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-DKT_EMULATE",
+            fragments.macro,
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+        ]
         flags += ["-Wno-unknown-pragmas", "-x", "c++"]
         compiler = os.environ.get("CXX", "c++")
-        command = [compiler, *flags, str(SOURCE / "w4a16.cu"), "-o", str(made)]
+        command = [compiler, *flags, str(KERNEL), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(path)
     return typed(ctypes.CDLL(str(path)))
@@ -36,12 +47,13 @@ class Library:
 
     Args:
         runtime: of the simulated device.
+        fragments: of the simulated chip.
     """
 
-    def __init__(self, runtime: Any) -> None:
+    def __init__(self, runtime: Any, fragments: Fragments) -> None:
         self._native = runtime._native
         self._index = runtime.device.index
-        self._host = emulated()
+        self._host = emulated(fragments)
         self.calls = 0
 
     def ktcore_gemm(self, *arguments: Any) -> int:

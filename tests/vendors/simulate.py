@@ -58,7 +58,9 @@ def _cuda(name: str, major: int, minor: int) -> Chip:
 
 
 def _rocm(name: str, wave: int) -> Chip:
-    properties = SimpleNamespace(name=f"simulated {name}", total_memory=8 * GIB, gcnArchName=name, warp_size=wave)
+    properties = SimpleNamespace(
+        name=f"simulated {name}", total_memory=8 * GIB, gcnArchName=name, warp_size=wave, multi_processor_count=4
+    )
     return Chip("rocm", name, properties, "cuda_stream", "CUDAGraph")
 
 
@@ -111,14 +113,12 @@ class Simulation:
         self._set(conformance, "expectations", lambda: self._expectations(declared()))
         self._set(triton_on_sim.GridExecutor, "__call__", triton_on_sim.GridExecutor.__call__)
         triton_on_sim.install(self.sim)
-        if v == "cuda":
-            from ktcore_cuda.w4a16 import CudaTiled
-
+        if v in ("cuda", "rocm"):
             from tests.vendors.emulation import Library
 
-            native = importlib.import_module("ktcore_cuda.native")
-            self._set(native, "problem", lambda: "")
-            self._set(backend, "CudaTiled", lambda bits: CudaTiled(bits, lambda: Library(self.sim)))
+            build = getattr(importlib.import_module(f"ktcore_{v}.native"), {"cuda": "CudaBuild", "rocm": "HipBuild"}[v])
+            self._set(build, "problem", lambda build: "")
+            self._set(build, "library", lambda build: Library(self.sim, build.fragments))
         return self
 
     @property

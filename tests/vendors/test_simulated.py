@@ -108,9 +108,10 @@ def test_a_tiny_model_with_experts_on_the_host(
         assert runtime._launch.calls > 0  # type: ignore[attr-defined]
 
 
-def test_the_packages_own_kernels_pass_the_kits_linear(install: Install) -> None:
-    install("cuda", delay_us=50)
-    target = open_target("cuda")
+@pytest.mark.parametrize(("backend", "chip"), [("cuda", "sm_90"), ("rocm", "gfx942"), ("rocm", "gfx1100")])
+def test_the_packages_own_kernels_pass_the_kits_linear(backend: str, chip: str, install: Install) -> None:
+    install(backend, chip, delay_us=50)
+    target = open_target(backend)
     try:
         # `supports` answers for all three: the kit runs each that takes a format
         chosen = [
@@ -128,7 +129,7 @@ def test_the_packages_own_kernels_pass_the_kits_linear(install: Install) -> None
         target.close()
     assert [(r.id, r.reason) for r in results if r.status is not Status.PASS] == []
     assert len(results) >= 4
-    assert takers == ["cuda.w4a16", "cuda.linear"]
+    assert takers == [f"{backend}.w4a16", f"{backend}.linear"]
 
 
 def test_a_stream_that_is_none_is_refused_by_the_driver(install: Install) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ktcore_triton.native.linear import TiledLinear
 from ktcore_triton.operators import implementations
 
 from ktcore.backend import Backend, Implementation
 from ktcore.errors import BackendError
+from ktcore_cuda.native import CudaBuild
 from ktcore_cuda.runtime import CudaRuntime, torch_vendor
-from ktcore_cuda.w4a16 import CudaTiled
 
 
 class CudaBackend(Backend):
-    """The package's own CUDA kernels, and the shared Triton ones."""
+    """The quantised product in CUDA C++, and the shared Triton kernels."""
 
     def implementations(self) -> Sequence[Implementation]:
-        return [CudaTiled(4), CudaTiled(8), *implementations("cuda")]
+        build = CudaBuild()
+        return [*(TiledLinear("cuda", bits, lambda device: build) for bits in (4, 8)), *implementations("cuda")]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CudaRuntime:
         vendor = torch_vendor()

@@ -19,9 +19,9 @@ def probe() -> Probe:
     if count == 0:
         return Probe(False, f"torch {torch.__version__} finds no CUDA device: {driver}; see CUDA_VISIBLE_DEVICES")
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-    from ktcore_cuda.native import status
+    from ktcore_cuda.native import CudaBuild
 
-    return Probe(True, f"{names}, CUDA {torch.version.cuda}; {status()}", devices=count)
+    return Probe(True, f"{names}, CUDA {torch.version.cuda}; {CudaBuild().status()}", devices=count)
 
 
 @hookimpl

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ktcore_triton.native.linear import TiledLinear
 from ktcore_triton.operators import implementations
 
-from ktcore.backend import Backend, Implementation
+from ktcore.backend import Backend, Capabilities, Implementation
 from ktcore.errors import BackendError
+from ktcore_rocm.native import HipBuild
 from ktcore_rocm.runtime import RocmRuntime, torch_vendor
 
 
 class RocmBackend(Backend):
-    """The shared Triton kernels over its devices."""
+    """The quantised product in HIP, and the shared Triton kernels."""
 
     def implementations(self) -> Sequence[Implementation]:
-        return implementations("rocm")
+        builds: dict[str, HipBuild] = {}
+
+        def build(device: Capabilities) -> HipBuild:
+            arch = str(device.properties.get("arch", ""))
+            return builds.setdefault(arch, HipBuild(arch))
+
+        return [*(TiledLinear("rocm", bits, build) for bits in (4, 8)), *implementations("rocm")]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> RocmRuntime:
         vendor = torch_vendor()

@@ -30,17 +30,20 @@ DECLARED = (
 )
 
 
-def live(name: str, memory: int, arch: str, wave: int) -> Capabilities:
+def live(name: str, memory: int, arch: str, wave: int, processors: int = 0) -> Capabilities:
     """Capabilities of a device from what its driver reports.
 
     Args:
         memory: total bytes.
         arch: the architecture's name as the driver gives it, "gfx942:sramecc+:xnack-".
         wave: width of a wavefront.
+        processors: compute units; 0 where that is not known.
     """
     short = arch.split(":")[0]
     known = next((c for c in DECLARED if c.properties["arch"] == short), None)
     features = known.features if known is not None else BASE
     properties: dict[str, str | int | float] = dict(known.properties) if known is not None else {"arch": short}
     properties["subgroup"] = wave
+    if processors:
+        properties["processors"] = processors
     return Capabilities("rocm", name, memory, features, properties, live=True)

@@ -21,7 +21,10 @@ def probe() -> Probe:
     if count == 0:
         return Probe(False, f"torch {torch.__version__} finds no ROCm device: {driver}; see HIP_VISIBLE_DEVICES")
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-    return Probe(True, f"{names}, ROCm {torch.version.hip}", devices=count)
+    from ktcore_rocm.native import HipBuild
+
+    kernels = HipBuild(torch.cuda.get_device_properties(0).gcnArchName.split(":")[0]).status()
+    return Probe(True, f"{names}, ROCm {torch.version.hip}; {kernels}", devices=count)
 
 
 @hookimpl

@@ -48,10 +48,20 @@ class RocmRuntime(TorchDeviceRuntime):
     def __init__(self, index: int, vendor: RocmVendor | None = None) -> None:
         vendor = vendor or torch_vendor()
         properties = vendor.module.get_device_properties(index)
-        found = live(properties.name, properties.total_memory, properties.gcnArchName, properties.warp_size)
+        found = live(
+            properties.name,
+            properties.total_memory,
+            properties.gcnArchName,
+            properties.warp_size,
+            int(properties.multi_processor_count),
+        )
         super().__init__(vendor.module, vendor.device_type, index, found, "CUDAGraph")
         self._launch = vendor.runtime().hipLaunchHostFunc
         self._launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+
+    def current_handle(self) -> int:
+        """The HIP runtime's handle of the current stream, for launches past torch."""
+        return int(self._module.current_stream(self.device).cuda_stream)
 
     def launch_host(self, stream: Stream, function: int, data: int) -> None:
         error = self._launch(stream.cuda_stream, function, data)

@@ -1,1 +1,1 @@
-"""The quantised product in CUDA C++ and HIP: sources, the packing of weights for it, and the build."""
+"""The quantised product in C++ for CUDA and HIP: its source, the packing of weights for it, its build, the operator."""

@@ -1,140 +1,228 @@
-// Host emulation: the threads of a block are fibers on one CPU thread; collective instructions follow the documented
-// fragment layouts (PTX ISA, mma.m16n8k16 and ldmatrix; AMD's MFMA and WMMA ISA documents). Asynchronous copies land at
-// their wait, not before, so that a missing wait shows.
+// The host as a device, to check a kernel's indices, pipeline and reductions where there is none: threads of a block are
+// fibers, operations of a warp wait for all of its lanes, and asynchronous copies land only when they are waited for;
+// until then their destination holds NaNs. Fragment layouts are in fragments.h; ldmatrix.x4 is as in the PTX ISA.
 #pragma once
 #include <ucontext.h>
 
-#include <cstdint>
+#include <bit>
+#include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
 
 #define KT_DEVICE inline
 #define KT_KERNEL
-using kt_stream = void*;
+#define KT_SHARED(name) uint8_t* name = kt::emulated::block->shared.data()
+#define __launch_bounds__(n)
 
 namespace kt {
+
 #if defined(KT_MFMA)
-constexpr int EMULATED_LANES = 64;
+constexpr int kWarp = 64;
 #else
-constexpr int EMULATED_LANES = 32;
+constexpr int kWarp = 32;
 #endif
+inline thread_local Grid threadIdx, blockIdx, gridDim;
+
+namespace emulated {
 
 struct Copy {
   void* to;
   const void* from;
-  bool real;
+  bool there;
+};
+struct Operands {
+  float* c;
+  const uint32_t *a, *b;
+  uint32_t* loaded;
+  const void* address;
+};
+struct Warp {
+  int arrived = 0, turn = 0;
+  Operands lanes[kWarp];
 };
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
-  std::deque<std::vector<Copy>> groups;
-  std::vector<Copy> open;
   bool done = false;
+  std::vector<Copy> open;
+  std::vector<std::vector<Copy>> groups;
 };
-struct Barrier {
-  int arrived = 0;
-  unsigned generation = 0;
-};
-struct Warp {
-  Barrier barrier;
-  float a[16][16], b[16][16];
-  const void* rows[64];
-};
-struct Emulator {
-  ucontext_t main;
-  std::vector<Fiber> fibers;
+struct Block {
+  std::vector<uint8_t> shared;
   std::vector<Warp> warps;
-  Barrier barrier;
-  std::vector<uint64_t> memory;
-  std::function<void()> body;
-  int thread = 0, block_x = 0, block_y = 0, blocks_x = 0;
+  std::vector<Fiber> fibers;
+  int arrived = 0, turn = 0;
+  bool last = false;
+  std::function<void()> kernel;
 };
-inline Emulator*& emulator() {
-  static thread_local Emulator* current = nullptr;
-  return current;
-}
-inline void fiber_main() {
-  Emulator& e = *emulator();
-  int self = e.thread;
-  e.body();
-  e.fibers[self].done = true;
-  swapcontext(&e.fibers[self].context, &e.main);
-}
-inline void pause() {
-  Emulator& e = *emulator();
-  swapcontext(&e.fibers[e.thread].context, &e.main);
-}
-inline void arrive(Barrier& barrier, int count) {
-  unsigned generation = barrier.generation;
-  if (++barrier.arrived == count) {
-    barrier.arrived = 0;
-    ++barrier.generation;
-    return;
+
+inline thread_local Block* block;
+inline thread_local int current;
+inline thread_local ucontext_t home;
+
+inline void yield() { swapcontext(&block->fibers[static_cast<size_t>(current)].context, &home); }
+inline Warp& warp() { return block->warps[static_cast<size_t>(current) / kWarp]; }
+inline Fiber& fiber() { return block->fibers[static_cast<size_t>(current)]; }
+
+// Every lane comes here; the last one does the work for all.
+template <class Work>
+void together(const Operands& mine, Work work) {
+  Warp& w = warp();
+  w.lanes[current % kWarp] = mine;
+  int turn = w.turn;
+  if (++w.arrived == kWarp) {
+    work(w);
+    w.arrived = 0;
+    w.turn++;
+  } else {
+    while (w.turn == turn) yield();
   }
-  while (barrier.generation == generation) pause();
-}
-inline int thread() { return emulator()->thread; }
-inline int block_x() { return emulator()->block_x; }
-inline int block_y() { return emulator()->block_y; }
-inline int blocks_x() { return emulator()->blocks_x; }
-inline void sync() { arrive(emulator()->barrier, int(emulator()->fibers.size())); }
-inline Warp& warp() { return emulator()->warps[thread() / EMULATED_LANES]; }
-inline void sync_warp() { arrive(warp().barrier, EMULATED_LANES); }
-inline void fence() {}
-inline unsigned add(unsigned* at) { return (*at)++; }
-inline char* shared() { return reinterpret_cast<char*>(emulator()->memory.data()); }
-inline void copy16(void* to, const void* from, bool real) {
-  emulator()->fibers[thread()].open.push_back({to, from, real});
-}
-inline void commit() {
-  Fiber& fiber = emulator()->fibers[thread()];
-  fiber.groups.push_back(std::move(fiber.open));
-  fiber.open.clear();
-}
-template <int N>
-inline void wait() {
-  Fiber& fiber = emulator()->fibers[thread()];
-  for (; fiber.groups.size() > size_t(N); fiber.groups.pop_front())
-    for (const Copy& copy : fiber.groups.front()) {
-      if (copy.real) memcpy(copy.to, copy.from, 16);
-      else memset(copy.to, 0, 16);
-    }
 }
 
-// runs the blocks of a grid one after another, the last first where `backwards`
-inline void emulate(int blocks_x, int blocks_y, int threads, size_t bytes, bool backwards, std::function<void()> body) {
-  for (int index = 0; index < blocks_x * blocks_y; ++index) {
-    int block = backwards ? blocks_x * blocks_y - 1 - index : index;
-    Emulator e;
-    e.body = body;
-    e.fibers.resize(threads);
-    e.warps.resize(threads / EMULATED_LANES);
-    e.memory.assign((bytes + 7) / 8, 0x7fff7fff7fff7fffull);  // NaNs: what is read unwritten shows
-    e.block_x = block % blocks_x;
-    e.block_y = block / blocks_x;
-    e.blocks_x = blocks_x;
-    emulator() = &e;
-    constexpr size_t STACK = 1 << 16;
-    for (Fiber& fiber : e.fibers) {
-      fiber.stack.reset(new char[STACK]);
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = STACK;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, fiber_main, 0);
-    }
-    for (bool busy = true; busy;) {
-      busy = false;
-      for (e.thread = 0; e.thread < threads; ++e.thread)
-        if (!e.fibers[e.thread].done) {
-          busy = true;
-          swapcontext(&e.main, &e.fibers[e.thread].context);
-        }
-    }
-    emulator() = nullptr;
+inline void body() {
+  block->kernel();
+  fiber().done = true;
+  yield();
+}
+
+}  // namespace emulated
+
+inline void __syncthreads() {
+  auto* b = emulated::block;
+  int turn = b->turn;
+  if (++b->arrived == static_cast<int>(b->fibers.size())) {
+    b->arrived = 0;
+    b->turn++;
+  } else {
+    while (b->turn == turn) emulated::yield();
   }
 }
+inline void sync_warp() {
+  emulated::together({}, [](emulated::Warp&) {});
+}
+
+#if defined(KT_NV)
+struct Held {};
+inline void begin_copy(Held&, void* to, const void* from, bool there) {
+  memset(to, 0xff, 16);
+  emulated::fiber().open.push_back({to, from, there});
+}
+inline void end_copy(const Held&, void*) {}
+#else
+struct Held {
+  uint8_t value[16];
+};
+inline void begin_copy(Held& held, void* to, const void* from, bool there) {
+  memset(to, 0xff, 16);
+  there ? memcpy(held.value, from, 16) : memset(held.value, 0, 16);
+}
+inline void end_copy(const Held& held, void* to) { memcpy(to, held.value, 16); }
+#endif
+inline void commit_copies() {
+  auto& f = emulated::fiber();
+  f.groups.push_back(std::move(f.open));
+  f.open.clear();
+}
+template <int kPending>
+void wait_copies() {
+  auto& groups = emulated::fiber().groups;
+  while (static_cast<int>(groups.size()) > kPending) {
+    for (auto& c : groups.front()) c.there ? memcpy(c.to, c.from, 16) : memset(c.to, 0, 16);
+    groups.erase(groups.begin());
+  }
+}
+
+inline uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(value); }
+inline float half_to_float(uint16_t bits) { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
+template <class T>
+float to_float(uint16_t bits);
+template <>
+inline float to_float<Fp16>(uint16_t bits) { return half_to_float(bits); }
+template <>
+inline float to_float<Bf16>(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+template <class T>
+uint32_t from_float(float value);
+template <>
+inline uint32_t from_float<Fp16>(float value) { return std::bit_cast<uint16_t>(static_cast<_Float16>(value)); }
+template <>
+inline uint32_t from_float<Bf16>(float value) {
+  uint32_t bits = std::bit_cast<uint32_t>(value);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+template <class T>
+uint32_t subtract(uint32_t a, uint32_t b) {
+  auto less = [](uint32_t x, uint32_t y) {
+    return from_float<T>(to_float<T>(static_cast<uint16_t>(x)) - to_float<T>(static_cast<uint16_t>(y)));
+  };
+  return less(a, b) | less(a >> 16, b >> 16) << 16;
+}
+
+inline void load_matrix(uint32_t (&r)[4], const void* at) {
+  emulated::together({nullptr, nullptr, nullptr, r, at}, [](emulated::Warp& w) {
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++)
+        memcpy(&w.lanes[lane].loaded[i], static_cast<const uint8_t*>(w.lanes[i * 8 + lane / 4].address) + lane % 4 * 4, 4);
+  });
+}
+
+// Blocks run one after the other here.
+inline bool last_to_arrive(int* counter, int count) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    emulated::block->last = ++*counter == count;
+    if (emulated::block->last) *counter = 0;
+  }
+  __syncthreads();
+  return emulated::block->last;
+}
+inline float read_fresh(const float* at) { return *at; }
+inline const char* error_text(int) { return "an error of the emulation"; }
+
+namespace emulated {
+
+inline void prepare(Fiber& f) {
+  constexpr size_t kStack = 128 << 10;
+  f.stack.reset(new char[kStack]);
+  getcontext(&f.context);
+  f.context.uc_stack.ss_sp = f.stack.get();
+  f.context.uc_stack.ss_size = kStack;
+  f.context.uc_link = &home;
+  makecontext(&f.context, body, 0);
+}
+
+inline void run_block(int threads, int shared, const std::function<void()>& kernel) {
+  Block b;
+  b.shared.assign(static_cast<size_t>(shared), 0xff);
+  b.warps.resize(static_cast<size_t>(threads) / kWarp);
+  b.fibers.resize(static_cast<size_t>(threads));
+  b.kernel = kernel;
+  block = &b;
+  for (auto& f : b.fibers) prepare(f);
+  for (bool running = true; running;) {
+    running = false;
+    for (int t = 0; t < threads; t++) {
+      auto& f = b.fibers[static_cast<size_t>(t)];
+      if (f.done) continue;
+      running = true;
+      current = t;
+      threadIdx = {t, 0, 0};
+      swapcontext(&home, &f.context);
+    }
+  }
+}
+
+}  // namespace emulated
+
+template <class Kernel, class Argument>
+int launch(Kernel kernel, Grid grid, int threads, int shared, void*, const Argument& argument) {
+  gridDim = {grid.x, grid.y, grid.z};
+  for (int i = 0; i < grid.x * grid.y * grid.z; i++) {
+    blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+    emulated::run_block(threads, shared, [&] { kernel(argument); });
+  }
+  return 0;
+}
+
 }  // namespace kt

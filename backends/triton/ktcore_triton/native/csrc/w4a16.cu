@@ -1,20 +1,20 @@
 // y [M, N] = x [M, K] W^T with W in 4- or 8-bit codes: W[n, k] = (code - zero) * scale[k / group, n] + offset[k / group, n].
 //
 // Made for few rows (up to 32 a block), where reading W is all the work. A block owns 64 columns and a part of K, which
-// its warps share out; each warp streams its own tiles through a ring in shared memory with cp.async, so the main loop
-// has no barrier. Products of bare codes are summed in float32 and scaled once a group: exact codes, float32 scales.
-// Sums over warps, then over blocks of a split, run in a fixed order: results do not depend on timing.
+// its warps share out; each warp streams its own tiles through a ring in shared memory, so the main loop has no barrier.
+// Products of bare codes are summed in float32 and scaled once a group: exact codes, float32 scales. Sums over warps,
+// then over blocks of a split, run in a fixed order: results do not depend on timing. Built by nvcc for NVIDIA and by
+// clang's HIP for AMD, and by g++ for tests (device.h).
 //
-// Tile layout ("w4a16.16x64"): for each 16 of K and 64 of N 512 bytes a plane, lane after lane 16 bytes. Lane l holds
-// column l / 4 of each of the 8 subtiles of 8 columns, and of K 2 (l % 4) + {0, 1, 8, 9}: what mma.m16n8k16 wants of B
-// (PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type"). With 4 bits word j holds subtiles 2j, 2j + 1
-// with the nibbles of a register's two halves four apart; with 8 bits word j of plane p is subtile 4p + j.
-#include "device.h"
+// Tile layout ("w4a16.16x64"): for each 16 of K and 64 of N 128 bytes a bit, in planes of up to 16 bytes a lane. A lane's
+// codes are those of its B fragments (fragments.h) of four subtiles of 16 columns, one after the other; within a word the
+// codes of pair p of values lie p codes from the bottom of its two halves, so that one mask takes both.
+#include "expand.h"
 
 namespace kt {
 namespace {
 
-constexpr int kWarps = 8, kStages = 4, kColumns = 64, kSubtiles = 8;
+constexpr int kColumns = 64, kSubtiles = 4;
 
 struct Problem {
   const uint16_t* x;
@@ -41,34 +41,61 @@ KT_DEVICE float read_scale(const uint8_t* at, int column) {
   return reinterpret_cast<const float*>(at)[column];
 }
 
-// One warp asks for tile `kt` of K; every lane copies its own 16 bytes.
+// A lane's codes of a tile: words, and how they lie in planes.
+template <int kBits>
+struct Words {
+  static constexpr int count = kSubtiles * kB * 2 * kBits / 32, wide = count < 4 ? count : 4;
+  static constexpr int pairs = 16 / kBits;  // a word
+  static constexpr uint32_t mask = kBits == 4 ? 0x000f000f : 0x00ff00ff;
+};
+
+// What one warp asks for of a tile of K; every lane copies pieces of 16 bytes.
 template <int kBits, int kRows16, bool kHalfScale, bool kOffset>
-KT_DEVICE void fetch(const Problem& p, uint8_t* ring, int kt, int column_tile, int row0, int lane) {
+struct Fetch {
   using S = Stage<kBits, kRows16, kHalfScale, kOffset>;
-  const uint8_t* tile = p.codes + (static_cast<size_t>(kt) * (p.padded_n / kColumns) + column_tile) * (128 * kBits);
-  for (int plane = 0; plane < kBits / 4; plane++)
-    copy_async(ring + S::codes + plane * 512 + lane * 16, tile + plane * 512 + lane * 16, true);
-  for (int r16 = 0; r16 < kRows16; r16++) {
-    int row = lane / 2, half = lane % 2, at = row0 + r16 * 16 + row;
-    // halves of every other four rows change places, so that eight rows of a half lie in eight different banks
-    uint8_t* to = ring + S::x + r16 * 512 + row * 32 + ((half ^ (row >> 2 & 1)) * 16);
-    bool there = at < p.m;
-    copy_async(to, p.x + (there ? static_cast<size_t>(at) * p.k + kt * 16 + half * 8 : 0), there);
+  static constexpr int codes = 8 * kBits, rows = 32 * kRows16, scales = S::kScaleBytes / 16;
+  static constexpr int codes_a_lane = (codes + kLanes - 1) / kLanes, rows_a_lane = (rows + kLanes - 1) / kLanes;
+  Held held[codes_a_lane + rows_a_lane + 2];
+
+  // calls copy(held, to, from, there) for each of the lane's pieces
+  template <class Copy>
+  KT_DEVICE void each(const Problem& p, uint8_t* ring, int kt, int column_tile, int row0, int lane, Copy copy) {
+    const uint8_t* tile = p.codes + (static_cast<size_t>(kt) * (p.padded_n / kColumns) + column_tile) * (128 * kBits);
+    int n = 0;
+#pragma unroll
+    for (int i = 0; i < codes_a_lane; i++, n++) {
+      int at = i * kLanes + lane;
+      if (codes % kLanes == 0 || at < codes) copy(held[n], ring + S::codes + at * 16, tile + at * 16, true);
+    }
+#pragma unroll
+    for (int i = 0; i < rows_a_lane; i++, n++) {
+      int piece = i * kLanes + lane, row = piece / 2, half = piece % 2, at = row0 + row;
+      uint8_t* to = ring + S::x + row / 16 * 512 + place_of_x(row % 16, half);
+      bool there = at < p.m;
+      const uint16_t* from = p.x + (there ? static_cast<size_t>(at) * p.k + kt * 16 + half * 8 : 0);
+      if (rows % kLanes == 0 || piece < rows) copy(held[n], to, from, there);
+    }
+    size_t at = static_cast<size_t>(kt / p.tiles_a_group) * p.padded_n + column_tile * kColumns;
+    size_t from = at * (kHalfScale ? 2 : 4) + lane * 16;
+    if (lane < scales) {
+      copy(held[n], ring + S::scale + lane * 16, static_cast<const uint8_t*>(p.scale) + from, true);
+      if (kOffset) copy(held[n + 1], ring + S::offset + lane * 16, static_cast<const uint8_t*>(p.offset) + from, true);
+    }
   }
-  int group = kt / p.tiles_a_group;
-  constexpr int kLanes = S::kScaleBytes / 16;
-  size_t from = (static_cast<size_t>(group) * p.padded_n + column_tile * kColumns) * (kHalfScale ? 2 : 4) + lane * 16;
-  if (lane < kLanes) {
-    copy_async(ring + S::scale + lane * 16, static_cast<const uint8_t*>(p.scale) + from, true);
-    if (kOffset) copy_async(ring + S::offset + lane * 16, static_cast<const uint8_t*>(p.offset) + from, true);
+  KT_DEVICE void begin(const Problem& p, uint8_t* ring, int kt, int column_tile, int row0, int lane) {
+    each(p, ring, kt, column_tile, row0, lane,
+         [](Held& h, void* to, const void* from, bool there) { begin_copy(h, to, from, there); });
   }
-}
+  KT_DEVICE void end(const Problem& p, uint8_t* ring, int kt, int column_tile, int row0, int lane) {
+    each(p, ring, kt, column_tile, row0, lane, [](Held& h, void* to, const void*, bool) { end_copy(h, to); });
+  }
+};
 
 template <class T, int kBits, int kRows16, bool kHalfScale, bool kOffset>
-KT_KERNEL void __launch_bounds__(kWarps * 32) gemm(Problem p) {
+KT_KERNEL void __launch_bounds__(kWarps * kLanes) gemm(Problem p) {
   using S = Stage<kBits, kRows16, kHalfScale, kOffset>;
   KT_SHARED(shared);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const int column_tile = blockIdx.x, split = blockIdx.y, row0 = blockIdx.z * 16 * kRows16;
   uint8_t* ring = shared + warp * kStages * S::bytes;
 
@@ -79,60 +106,66 @@ KT_KERNEL void __launch_bounds__(kWarps * 32) gemm(Problem p) {
   const int first = static_cast<int>(static_cast<int64_t>(units) * part / parts) * unit;
   const int last = static_cast<int>(static_cast<int64_t>(units) * (part + 1) / parts) * unit;
 
-  float total[kRows16][kSubtiles][4] = {}, sum[kRows16][kSubtiles][4] = {}, ones[kRows16][4] = {};
+  float total[kRows16][kSubtiles][kC] = {}, sum[kRows16][kSubtiles][kC] = {}, ones[kRows16][kOnes] = {};
+  Fetch<kBits, kRows16, kHalfScale, kOffset> fetch;
   for (int s = 0; s < kStages - 1; s++) {
-    if (first + s < last)
-      fetch<kBits, kRows16, kHalfScale, kOffset>(p, ring + s * S::bytes, first + s, column_tile, row0, lane);
+    if (first + s < last) {
+      fetch.begin(p, ring + s * S::bytes, first + s, column_tile, row0, lane);
+      fetch.end(p, ring + s * S::bytes, first + s, column_tile, row0, lane);
+    }
     commit_copies();
   }
   for (int kt = first; kt < last; kt++) {
     wait_copies<kStages - 2>();
     sync_warp();
+    // the slot read in the turn before is free: every lane has passed the barrier of this one
+    const int next = kt + kStages - 1;
+    uint8_t* filled = ring + (next - first) % kStages * S::bytes;
+    if (next < last) fetch.begin(p, filled, next, column_tile, row0, lane);
     const uint8_t* now = ring + (kt - first) % kStages * S::bytes;
-    uint32_t a[kRows16][4];
+    uint32_t a[kRows16][kA];
 #pragma unroll
-    for (int r16 = 0; r16 < kRows16; r16++) {
-      int row = lane % 16, half = lane / 16;
-      load_matrix(a[r16], now + S::x + r16 * 512 + row * 32 + ((half ^ (row >> 2 & 1)) * 16));
+    for (int r16 = 0; r16 < kRows16; r16++) load_x(a[r16], now + S::x + r16 * 512, lane);
+    using W = Words<kBits>;
+#pragma unroll
+    for (int s = 0; s < kSubtiles; s++) {
+      uint32_t b[kB];
+#pragma unroll
+      for (int i = 0; i < kB; i++) {
+        constexpr int kPairs = W::pairs;
+        int pair = s * kB + i, word = pair / kPairs, plane = word / W::wide;
+        const uint8_t* from = now + S::codes + (plane * kStored + lane % kStored) * (W::wide * 4);
+        b[i] = expand<T, kBits>(reinterpret_cast<const uint32_t*>(from)[word % W::wide] >> kBits * (pair % kPairs) & W::mask,
+                                p.zero);
+      }
+#pragma unroll
+      for (int r16 = 0; r16 < kRows16; r16++) mma<T>(sum[r16][s], a[r16], b);
     }
-#pragma unroll
-    for (int j = 0; j < kBits; j++) {
-      uint32_t word = reinterpret_cast<const uint32_t*>(now + S::codes + j / 4 * 512 + lane * 16)[j % 4];
-      constexpr int kHeld = 8 / kBits;  // subtiles a word
-      uint32_t b[kHeld][2];
-      if constexpr (kBits == 4) expand4<T>(word, p.zero, b);
-      else expand8<T>(word, p.zero, b);
-#pragma unroll
-      for (int h = 0; h < kHeld; h++)
-#pragma unroll
-        for (int r16 = 0; r16 < kRows16; r16++) mma<T>(sum[r16][j * kHeld + h], a[r16], b[h]);
-    }
-    if constexpr (kOffset) {
-      uint32_t one[2] = {pair_of_ones<T>(), pair_of_ones<T>()};
-      for (int r16 = 0; r16 < kRows16; r16++) mma<T>(ones[r16], a[r16], one);
-    }
+    if constexpr (kOffset)
+      for (int r16 = 0; r16 < kRows16; r16++) mma_ones<T>(ones[r16], a[r16], pair_of_ones<T>());
     if ((kt + 1) % p.tiles_a_group == 0 || kt + 1 == last) {
 #pragma unroll
-      for (int s = 0; s < kSubtiles; s++)
-        for (int c = 0; c < 2; c++) {
-          int column = s * 8 + lane % 4 * 2 + c;
-          float scale = read_scale<kHalfScale>(now + S::scale, column);
-          float offset = kOffset ? read_scale<kHalfScale>(now + S::offset, column) : 0.0f;
-          for (int r16 = 0; r16 < kRows16; r16++)
-            for (int low = 0; low < 2; low++) {
-              int i = low * 2 + c;
-              total[r16][s][i] += scale * sum[r16][s][i] + (kOffset ? offset * ones[r16][i] : 0.0f);
-              sum[r16][s][i] = 0.0f;
-            }
+      for (int s = 0; s < kSubtiles; s++) {
+        float scale[kOwn], offset[kOwn];
+#pragma unroll
+        for (int own = 0; own < kOwn; own++) {
+          int column = s * 16 + own_column(lane, own);
+          scale[own] = read_scale<kHalfScale>(now + S::scale, column);
+          offset[own] = kOffset ? read_scale<kHalfScale>(now + S::offset, column) : 0.0f;
         }
+#pragma unroll
+        for (int r16 = 0; r16 < kRows16; r16++)
+#pragma unroll
+          for (int i = 0; i < kC; i++) {
+            total[r16][s][i] += scale[own_of(i)] * sum[r16][s][i] +
+                                (kOffset ? offset[own_of(i)] * ones[r16][i % kOnes] : 0.0f);
+            sum[r16][s][i] = 0.0f;
+          }
+      }
       for (int r16 = 0; r16 < kRows16; r16++)
         for (float& v : ones[r16]) v = 0.0f;
     }
-    // the slot read in the turn before is free: every lane has passed the barrier of this one
-    int next = kt + kStages - 1;
-    if (next < last)
-      fetch<kBits, kRows16, kHalfScale, kOffset>(p, ring + (next - first) % kStages * S::bytes, next, column_tile, row0,
-                                                 lane);
+    if (next < last) fetch.end(p, filled, next, column_tile, row0, lane);
     commit_copies();
   }
   wait_copies<0>();
@@ -143,8 +176,8 @@ KT_KERNEL void __launch_bounds__(kWarps * 32) gemm(Problem p) {
   constexpr int kTile = 16 * kRows16 * kColumns;
   for (int r16 = 0; r16 < kRows16; r16++)
     for (int s = 0; s < kSubtiles; s++)
-      for (int i = 0; i < 4; i++) {
-        int row = r16 * 16 + lane / 4 + i / 2 * 8, column = s * 8 + lane % 4 * 2 + i % 2;
+      for (int i = 0; i < kC; i++) {
+        int row = r16 * 16 + sum_row(lane, i), column = s * 16 + own_column(lane, own_of(i));
         sums[warp * kTile + row * kColumns + column] = total[r16][s][i];
       }
   __syncthreads();
@@ -154,7 +187,7 @@ KT_KERNEL void __launch_bounds__(kWarps * 32) gemm(Problem p) {
   auto place = [&](int of, int row, int column) {
     return (static_cast<size_t>(of) * gridDim.z * 16 * kRows16 + row) * p.padded_n + column;
   };
-  for (int i = threadIdx.x; i < kTile; i += kWarps * 32) {
+  for (int i = threadIdx.x; i < kTile; i += kWarps * kLanes) {
     float value = 0.0f;
     for (int w = 0; w < kWarps; w++) value += sums[w * kTile + i];
     int row = row0 + i / kColumns, column = column_tile * kColumns + i % kColumns;
@@ -163,7 +196,7 @@ KT_KERNEL void __launch_bounds__(kWarps * 32) gemm(Problem p) {
   }
   if (p.splits == 1) return;
   if (!last_to_arrive(p.arrived + blockIdx.z * gridDim.x + blockIdx.x, p.splits)) return;
-  for (int i = threadIdx.x; i < kTile; i += kWarps * 32) {
+  for (int i = threadIdx.x; i < kTile; i += kWarps * kLanes) {
     int row = row0 + i / kColumns, column = column_tile * kColumns + i % kColumns;
     float value = 0.0f;
     for (int s = 0; s < p.splits; s++) value += read_fresh(p.partial + place(s, row, column));
@@ -176,7 +209,7 @@ int start(const Problem& p, void* stream) {
   using S = Stage<kBits, kRows16, kHalfScale, kOffset>;
   int ring = kWarps * kStages * S::bytes, sums = kWarps * 16 * kRows16 * kColumns * 4;
   Grid grid{p.padded_n / kColumns, p.splits, (p.m + 16 * kRows16 - 1) / (16 * kRows16)};
-  return launch(gemm<T, kBits, kRows16, kHalfScale, kOffset>, grid, kWarps * 32, ring > sums ? ring : sums, stream, p);
+  return launch(gemm<T, kBits, kRows16, kHalfScale, kOffset>, grid, kWarps * kLanes, ring > sums ? ring : sums, stream, p);
 }
 
 template <class T, int kBits, int kRows16>

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from ktcore_triton.affine import affine_bytes, code_bits, supported
-from ktcore_triton.codes import unpack
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.loading import compute_dtype, optional
@@ -20,47 +18,53 @@ from ktcore.backend.mirror import upload
 from ktcore.errors import BackendError
 from ktcore.ops.linear import LinearSpec
 from ktcore.weights import get_format
-from ktcore_cuda import native
-from ktcore_cuda.tiles import COLUMNS, DEPTH, TiledWeight, refusal, tiled
+from ktcore_triton.affine import affine_bytes, code_bits, supported
+from ktcore_triton.codes import FLOAT8, unpack
+from ktcore_triton.native.build import Build
+from ktcore_triton.native.tiles import COLUMNS, DEPTH, TiledWeight, refusal, tiled
+from ktcore_triton.native.tiles import unpack as codes_of
 
-WARPS = 8
 TILES_A_WARP = 4
 """So many tiles of K at least for a warp: below, filling and emptying the pipeline costs more than a split gains."""
 USUAL_PROCESSORS = 108
 MOST_SPLITS = 16
 
 
-class CudaTiled(Implementation):
+class TiledLinear(Implementation):
     """Weights of `bits` bits with scales in groups. Option `compute`: as of the shared linear.
 
     Args:
-        bits: 4 ("cuda.w4a16") or 8 ("cuda.w8a16"; codes of 5 and 6 bits too).
-        load_library: gives the library when the first weight is loaded.
+        backend: names it: "<backend>.w4a16".
+        bits: 4, or 8 ("w8a16"; codes of 5 and 6 bits too).
+        build: the library's for a device; looked at before there is one, and built when the first weight is loaded.
     """
 
     spec_type = LinearSpec
     options = frozenset({"compute"})
     capturable = True
 
-    def __init__(self, bits: int, load_library: Callable[[], Any] = native.library) -> None:
-        self.id = f"cuda.w{bits}a16"
+    def __init__(self, backend: str, bits: int, build: Callable[[Capabilities], Build]) -> None:
+        self.id = f"{backend}.w{bits}a16"
         self._bits = bits
-        self._load_library = load_library
+        self._build = build
 
     def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:
         """Where the library is built or can be, for formats of so many bits."""
         name = spec.weight_format
-        if not supported(name) or code_bits(name) != self._bits:
-            return Unsupported(f"{name} has no codes of {self._bits} bits with scales in groups")
+        if not supported(name) or name == FLOAT8 or code_bits(name) != self._bits:
+            return Unsupported(f"{name} has no integer codes of {self._bits} bits with scales in groups")
         if why := refusal(spec.in_features, DEPTH):
             return Unsupported(why)
-        if device.live and (why := native.problem()):
+        build = self._build(device)
+        if build.fragments is None:
+            return Unsupported(f"no matrix instructions are known of {device.properties.get('arch', device.name)}")
+        if device.live and (why := build.problem()):
             return Unsupported(why)
         return Supported(cost=0.5)
 
     def load(self, request: LoadRequest) -> Module:
         """Repack into tiles; builds the library if need be."""
-        return CudaTiledModule(request, self._load_library())
+        return TiledModule(request, self._build(request.device))
 
     def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
         """Of the tiles, the last one filled up, and the bias."""
@@ -70,7 +74,7 @@ class CudaTiled(Implementation):
         return affine_bytes(spec.weight_format, rows, spec.in_features) + 4 * spec.out_features * spec.bias
 
 
-class CudaTiledModule:
+class TiledModule:
     """float32 [T, in] -> float32 [T, out]; a row's result does not depend on the other rows.
 
     Attributes:
@@ -79,11 +83,13 @@ class CudaTiledModule:
 
     layout = "w4a16.16x64"
 
-    def __init__(self, request: LoadRequest, library: Any) -> None:
+    def __init__(self, request: LoadRequest, build: Build) -> None:
         spec = cast(LinearSpec, request.spec)
         stored, device = request.weights["weight"], request.runtime.device
+        if build.fragments is None:
+            raise BackendError(f"{request.name}: no matrix instructions are known of {request.device.name}")
         raw = stored.raw().reshape(spec.out_features, -1)
-        self._weight: TiledWeight = tiled(unpack(get_format(spec.weight_format).name, raw), device)
+        self._weight: TiledWeight = tiled(unpack(get_format(spec.weight_format).name, raw), build.fragments, device)
         order = stored.input_order
         self._order = None if order is None else upload(request.runtime, torch.from_numpy(order))
         self._bias = optional(request, "bias") if spec.bias else None
@@ -91,17 +97,16 @@ class CudaTiledModule:
         if self._compute not in (torch.float16, torch.bfloat16):
             raise BackendError(f"{request.name}: this kernel computes in float16 or bfloat16, not in {self._compute}")
         self._runtime = request.runtime
-        self._library = library
+        self._library: Any = build.library()
         self._splits = splits(self._weight, int(request.device.properties.get("processors", USUAL_PROCESSORS)))
         # by the number of row blocks; kept, since captured graphs hold their addresses
         self._arrived: dict[int, torch.Tensor] = {}
 
     def unpack(self) -> torch.Tensor:
         """The weight [out, in] on the host, columns in stored order."""
-        from ktcore_cuda.tiles import unpack as codes_of
-
         w = self._weight
-        codes = torch.from_numpy(codes_of(w.codes.cpu().numpy(), w.padded_n, w.k, w.bits))[: w.n].float() - w.zero
+        stored = codes_of(w.codes.cpu().numpy(), w.padded_n, w.k, w.bits, w.fragments)
+        codes = torch.from_numpy(stored)[: w.n].float() - w.zero
         scale = w.scale.float().cpu().t()[: w.n]
         values = codes.view(w.n, -1, w.group) * scale[..., None]
         if w.offset is not None:
@@ -142,5 +147,5 @@ def splits(weight: TiledWeight, processors: int) -> int:
     how many rows there are."""
     columns = weight.padded_n // COLUMNS
     wanted = -(-2 * processors // columns)
-    most = max(1, weight.k // DEPTH // (WARPS * TILES_A_WARP))
+    most = max(1, weight.k // DEPTH // (weight.fragments.warps * TILES_A_WARP))
     return max(1, min(wanted, most, MOST_SPLITS))

@@ -1,0 +1,52 @@
+"""The quantised product's library for AMD: built by hipcc for the chip at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import MappingProxyType
+
+from ktcore_triton.native.build import Build
+from ktcore_triton.native.fragments import FRAGMENTS, Fragments
+
+MFMA = ("gfx90a", "gfx942", "gfx950")
+
+
+def fragments_of(arch: str) -> Fragments | None:
+    """The matrix instructions of a chip; None for one without, or one that is not known.
+
+    gfx908 has them for float16 alone, gfx10 none. MFMA on CDNA2 to 4, WMMA on RDNA3 and 4: AMD's ISA documents.
+    """
+    if arch in MFMA:
+        return FRAGMENTS["mfma"]
+    for family, name in (("gfx11", "wmma11"), ("gfx12", "wmma12")):
+        if arch.startswith(family) and len(arch) == 7 and arch != "gfx1250":
+            return FRAGMENTS[name]
+    return None
+
+
+class HipBuild(Build):
+    """Device code of one chip, "gfx942"."""
+
+    backend = "rocm"
+    title = "HIP kernels"
+    compiler_name = "hipcc"
+    compiler_variable = "KTCORE_HIPCC"
+    cache_variable = "KTCORE_ROCM_CACHE"
+    environment = MappingProxyType({"HIP_PLATFORM": "amd"})  # else hipcc calls nvcc where there is one
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+        self.fragments = fragments_of(arch)
+
+    def compiler(self) -> str | None:
+        """KTCORE_HIPCC, or the one on the path, or that of $ROCM_PATH (/opt/rocm)."""
+        found = os.environ.get(self.compiler_variable) or shutil.which("hipcc")
+        usual = Path(os.environ.get("ROCM_PATH", "/opt/rocm")) / "bin" / "hipcc"
+        return found or (str(usual) if usual.is_file() else None)
+
+    def flags(self) -> list[str]:
+        # both passes must agree on sizes, and the host's sees no architecture: the build names the fragments
+        macro = [] if self.fragments is None else [self.fragments.macro]
+        return ["-x", "hip", f"--offload-arch={self.arch}", *macro, "-O3", "-std=c++17", "-shared", "-fPIC"]
