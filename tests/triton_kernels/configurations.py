@@ -33,29 +33,35 @@ def configurations(full: bool) -> list[Configuration]:
 def _linear() -> list[Configuration]:
     out = []
     for block_m, block_n, warps in ((16, 32, 4), (64, 64, 8)):
-        for bits, group, offset, kind in (
-            (4, 32, True, "fp16"),
-            (8, 16, False, "bf16"),
-            (4, 128, False, "fp16"),
-            (4, 16, True, "bf16"),
-            (8, 128, False, "bf16"),
-            (8, 32, False, "fp32"),
+        for bits, group, offset, kind, scales in (
+            (4, 32, True, "fp16", "int8"),
+            (8, 16, False, "bf16", "float"),
+            (4, 128, False, "fp16", "float"),
+            (2, 16, False, "bf16", "nibbles"),
+            (3, 16, False, "bf16", "int8"),
+            (5, 32, True, "bf16", "int8"),
+            (6, 16, False, "bf16", "int8"),
+            (8, 128, False, "bf16", "float"),
+            (8, 32, False, "fp32", "float"),
         ):
             if kind == "fp32" and block_m == 64:
                 block_m, block_n, warps = 32, 32, 8
             float8 = (bits, group) == (8, 128)
-            scale = "*fp16" if group == 128 else "*fp32"
+            scale = "*u8" if scales == "nibbles" else "*i8" if scales == "int8" else "*fp16"
+            if scales == "float" and group != 128:
+                scale = "*fp32"
             types = {
-                "x": f"*{kind}", "codes": "*u8", "scale": scale, "offset": scale, "bias": f"*{kind}",
+                "x": f"*{kind}", "codes": "*u8", "scale": scale, "offset": scale,
+                "over": scale if scales == "float" else "*fp16", "bias": f"*{kind}",
                 "out": f"*{kind}", "m": "i32", "n": "i32", "cols": "i32", "part": "i32",
             }  # fmt: skip
             constants = {
                 "BITS": bits, "ZERO": 0 if offset or float8 else 1 << (bits - 1), "GROUP": group, "SPAN": 64,
                 "BLOCK_M": block_m, "BLOCK_N": block_n, "HAS_OFFSET": offset, "HAS_BIAS": False,
-                "FLOAT8": float8,
+                "FLOAT8": float8, "SCALES": scales,
             }  # fmt: skip
             name = f"linear-{bits}bit-g{group}-{kind}-{block_m}x{block_n}"
-            shown = (block_m, bits, group) in ((16, 4, 128), (16, 8, 128), (64, 8, 16))
+            shown = (block_m, bits, group) in ((16, 4, 32), (16, 8, 128), (64, 6, 16))
             out.append(
                 Configuration(
                     name, "linear:linear_kernel", types, constants, warps, full=not shown, compute={"COMPUTE": kind}
@@ -126,15 +132,17 @@ def _experts() -> list[Configuration]:
             "SIGMOID": sigmoid, "HAS_BIAS": sigmoid, "TWO_BEST": sigmoid, "RENORMALISE": True, "ON_LOGITS": False,
         }  # fmt: skip
         out.append(Configuration(f"router-{groups}", "experts:router_kernel", router, constants, 1, full=groups == 1))
-    for gated, bits, group in ((True, 4, 32), (False, 8, 16)):
-        types = {"x": "*bf16", "codes": "*u8", "scale": "*fp32", "offset": "*fp32", "up_codes": "*u8",
-                 "up_scale": "*fp32", "up_offset": "*fp32", "bias": "*fp32", "up_bias": "*fp32", "weights": "*fp32",
+    for gated, bits, group in ((True, 4, 32), (False, 6, 16)):
+        part = "*i8"
+        types = {"x": "*bf16", "codes": "*u8", "scale": part, "offset": part, "over": "*fp16", "up_codes": "*u8",
+                 "up_scale": part, "up_offset": part, "up_over": "*fp16", "bias": "*fp32",
+                 "up_bias": "*fp32", "weights": "*fp32",
                  "alpha": "fp32", "limit": "fp32", "out": "*bf16" if gated else "*fp32",
                  "order": "*i32", "experts": "*i32", "firsts": "*i32", "lasts": "*i32", "n": "i32",
                  "cols": "i32"}  # fmt: skip
         constants = {"BITS": bits, "ZERO": 0 if gated else 32, "GROUP": group, "SPAN": 64, "HAS_OFFSET": gated,
                      "BLOCK_M": 16, "BLOCK_N": 32, "SHARE": 8 if gated else 1, "GATED": gated,
-                     "FLOAT8": False, "HAS_BIAS": gated, "WEIGHED": not gated,
+                     "SCALES": "int8", "FLOAT8": False, "HAS_BIAS": gated, "WEIGHED": not gated,
                      "ACTIVATION": "clamped" if gated else "silu"}  # fmt: skip
         out.append(Configuration(f"experts-{'up' if gated else 'down'}", "experts:experts_kernel", types, constants,
                                  full=not gated, compute={"COMPUTE": "bf16"}))  # fmt: skip

@@ -6,11 +6,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from ktcore_triton.affine import affine_weight, supported
+from ktcore_triton.affine import affine_bytes, affine_weight, supported
 from ktcore_triton.codes import FORMATS
 
 from ktcore.errors import BackendError, CheckpointError
-from ktcore.weights import get_format
+from ktcore.weights import get_format, row_bytes
 
 from .stored import random_rows
 
@@ -18,12 +18,24 @@ GGML = [name for name in FORMATS if name.startswith("Q")]
 INTEGER = [name for name in FORMATS if name.startswith("INT")]
 
 
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("cols", [256, 1280])
 @pytest.mark.parametrize("name", GGML)
-def test_values_are_the_gguf_packages(name: str, cols: int) -> None:
+def test_values_are_the_gguf_packages(name: str, cols: int, dense: bool) -> None:
     raw = random_rows(name, 5, cols)
     expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])
-    np.testing.assert_array_equal(affine_weight(name, raw, 5, cols).values().numpy(), expected)
+    np.testing.assert_array_equal(affine_weight(name, raw, 5, cols, dense=dense).values().numpy(), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_dense_weights_take_hardly_more_than_what_is_stored(name: str) -> None:
+    rows, cols = 6, 1280
+    raw = random_rows(name, rows, cols) if name in GGML else np.zeros((rows, row_bytes(name, cols)), np.uint8)
+    weight = affine_weight(name, raw, rows, cols, dense=True)
+    assert weight.nbytes <= 1.03 * raw.size + (0.01 * raw.size if name == "Q3_K" else 0)
+    assert affine_bytes(name, rows, cols, dense=True) == rows * affine_bytes(name, 1, cols, dense=True)
+    if name in GGML:
+        assert affine_bytes(name, rows, cols, dense=True) == weight.nbytes
 
 
 @pytest.mark.parametrize("own_zeros", [False, True])
@@ -56,6 +68,9 @@ def test_odd_numbers_of_small_blocks_are_taken() -> None:
     assert weight.span == 32
     expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_0)
     assert torch.equal(weight.values(), torch.from_numpy(expected))
+    five = random_rows("Q5_1", 2, 96)
+    expected = gguf.quants.dequantize(five, gguf.GGMLQuantizationType.Q5_1)
+    assert torch.equal(affine_weight("Q5_1", five, 2, 96, dense=True).values(), torch.from_numpy(expected))
 
 
 def test_what_is_not_affine_is_refused() -> None:

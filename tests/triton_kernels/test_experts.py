@@ -47,7 +47,7 @@ def check(tokens: int, experts: int, k: int, name: str, down: str, dtype: torch.
     for seed, (fmt, rows, cols) in enumerate(((name, intermediate, hidden), (name, intermediate, hidden),
                                               (down, hidden, intermediate))):  # fmt: skip
         raw = random_rows(fmt, experts * rows, cols, seed)
-        packed.append(affine_weight(fmt, raw, experts * rows, cols))
+        packed.append(affine_weight(fmt, raw, experts * rows, cols, dense=True))
         found = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[fmt]).astype(np.float64)
         values.append(torch.from_numpy(found).view(experts, rows, cols))
     spec = ExpertsSpec(hidden, intermediate, experts, k, "silu", name, name, down)

@@ -20,21 +20,25 @@ FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K
 ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 
-def check(name: str, tokens: int, rows: int, cols: int, dtype: torch.dtype, **options: object) -> None:
+def check(
+    name: str, tokens: int, rows: int, cols: int, dtype: torch.dtype, dense: bool = True, **options: object
+) -> None:
     raw = random_rows(name, rows, cols)
     values = torch.from_numpy(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])).double()
     x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(tokens)).to(dtype)
     bias = torch.randn(rows)
     compute = torch.float32 if dtype == torch.bfloat16 else None
-    y = linear(x, affine_weight(name, raw, rows, cols), bias, compute=compute, **options)  # type: ignore[arg-type]
+    weight = affine_weight(name, raw, rows, cols, dense=dense)
+    y = linear(x, weight, bias, compute=compute, **options)  # type: ignore[arg-type]
     expected = x.double() @ values.T + bias.double()
     assert y.dtype == dtype
     assert float((y.double() - expected).norm() / expected.norm()) < ROUNDING[dtype]
 
 
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_is_multiplied(name: str) -> None:
-    check(name, 3, 40, 512, torch.float32)
+def test_every_format_is_multiplied(name: str, dense: bool) -> None:
+    check(name, 3, 40, 512, torch.float32, dense)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
@@ -50,6 +54,7 @@ def test_split_sums_are_put_together(splits: int, cols: int) -> None:
 
 def test_a_weight_of_an_odd_number_of_blocks() -> None:
     check("Q4_0", 5, 7, 96, torch.float16)
+    check("Q5_1", 5, 7, 96, torch.float16)
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 128), (8, 64)])

@@ -99,12 +99,13 @@ class _Stack:
         return self._items[0].numpy()
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K"])
-def test_a_bank_holds_each_items_values(name: str) -> None:
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "Q2_K"])
+def test_a_bank_holds_each_items_values(name: str, dense: bool) -> None:
     items = [torch.from_numpy(random_rows(name, 8, 512, seed)) for seed in range(3)]
     # an item whose scales float16 holds exactly comes first, so that the others widen the bank
     items.insert(0, torch.zeros_like(items[0]))
-    bank = affine_bank(_Stack(name, items))  # type: ignore[arg-type]
+    bank = affine_bank(_Stack(name, items), dense=dense)  # type: ignore[arg-type]
     wanted = torch.cat([affine_weight(name, i.numpy(), 8, 512).values() for i in items])
     assert torch.equal(bank.values(), wanted)
 

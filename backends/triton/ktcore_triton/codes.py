@@ -23,10 +23,28 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
+class Levels:
+    """Scales in two levels, as K-quants store them: scale = over * part, offset = -(over_offset * part_offset), exact
+    in float32.
+
+    Attributes:
+        part, part_offset: int8 [rows, groups]; nibbles: both are below 16.
+        over, over_offset: float32 [rows, cols / 256], which float16 holds.
+    """
+
+    part: npt.NDArray[np.int8]
+    over: Floats
+    part_offset: npt.NDArray[np.int8] | None = None
+    over_offset: Floats | None = None
+    nibbles: bool = False
+
+
+@dataclass(frozen=True)
 class Codes:
     """uint8 codes [rows, cols]; float32 scale and offset [rows, groups]; the zero point of all codes; 4 or 8 bits.
 
-    float8: codes are e4m3fn numbers.
+    float8: codes are e4m3fn numbers. width: bits that codes need, 2 to 8; 0: all of `bits`. levels: where scale and
+    offset come from.
     """
 
     codes: Bytes
@@ -35,6 +53,8 @@ class Codes:
     zero: int
     bits: int
     float8: bool = False
+    width: int = 0
+    levels: Levels | None = None
 
 
 def unpack(name: str, raw: Bytes) -> Codes:
@@ -68,7 +88,7 @@ def _q5(blocks: Bytes, offset: bool) -> Codes:
     start = 4 if offset else 2
     fifth = np.unpackbits(np.ascontiguousarray(blocks[..., start : start + 4]), axis=-1, bitorder="little")
     codes = _low_then_high(blocks[..., start + 4 :]) | (fifth << np.uint8(4))
-    return Codes(_rows(codes), _half(blocks, 0), _half(blocks, 2) if offset else None, 0 if offset else 16, 8)
+    return Codes(_rows(codes), _half(blocks, 0), _half(blocks, 2) if offset else None, 0 if offset else 16, 8, width=5)
 
 
 def _q8_0(blocks: Bytes) -> Codes:
@@ -80,7 +100,10 @@ def _q2_k(blocks: Bytes) -> Codes:
     codes = _planes(blocks[..., 16:80], 32, (0, 2, 4, 6)) & np.uint8(3)
     scale = _half(blocks, 80)[..., None] * (scales & np.uint8(15)).astype(np.float32)
     offset = _half(blocks, 82)[..., None] * (scales >> np.uint8(4)).astype(np.float32)
-    return Codes(_rows(codes), _rows(scale), -_rows(offset), 0, 4)
+    levels = Levels(
+        _small(scales & np.uint8(15)), _half(blocks, 80), _small(scales >> np.uint8(4)), _half(blocks, 82), True
+    )
+    return Codes(_rows(codes), _rows(scale), -_rows(offset), 0, 4, width=2, levels=levels)
 
 
 def _q3_k(blocks: Bytes) -> Codes:
@@ -90,7 +113,8 @@ def _q3_k(blocks: Bytes) -> Codes:
     sixes = _planes(packed[..., :8], 8, (0, 4)) & np.uint8(15)
     sixes = sixes | ((_planes(packed[..., 8:], 4, (0, 2, 4, 6)) & np.uint8(3)) << np.uint8(4))
     scale = _half(blocks, 108)[..., None] * (sixes.astype(np.float32) - 32)
-    return Codes(_rows(low | (high << np.uint8(2))), _rows(scale), None, 4, 4)
+    levels = Levels(_small(sixes.astype(np.int8) - np.int8(32)), _half(blocks, 108))
+    return Codes(_rows(low | (high << np.uint8(2))), _rows(scale), None, 4, 4, width=3, levels=levels)
 
 
 def _q45_k(blocks: Bytes, five: bool) -> Codes:
@@ -103,7 +127,8 @@ def _q45_k(blocks: Bytes, five: bool) -> Codes:
         codes = codes | ((_planes(blocks[..., 16:48], 32, tuple(range(8))) & np.uint8(1)) << np.uint8(4))
     scale = _half(blocks, 0)[..., None] * scales.astype(np.float32)
     offset = _half(blocks, 2)[..., None] * mins.astype(np.float32)
-    return Codes(_rows(codes), _rows(scale), -_rows(offset), 0, 8 if five else 4)
+    levels = Levels(_small(scales), _half(blocks, 0), _small(mins), _half(blocks, 2))
+    return Codes(_rows(codes), _rows(scale), -_rows(offset), 0, 8 if five else 4, width=5 if five else 4, levels=levels)
 
 
 def _q6_k(blocks: Bytes) -> Codes:
@@ -111,7 +136,8 @@ def _q6_k(blocks: Bytes) -> Codes:
     high = _planes(blocks[..., 128:192], 32, (0, 2, 4, 6)) & np.uint8(3)
     scales = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8).astype(np.float32)
     scale = _half(blocks, 208)[..., None] * scales
-    return Codes(_rows(low | (high << np.uint8(4))), _rows(scale), None, 32, 8)
+    levels = Levels(_small(scales), _half(blocks, 208))
+    return Codes(_rows(low | (high << np.uint8(4))), _rows(scale), None, 32, 8, width=6, levels=levels)
 
 
 def _planes(packed: Bytes, width: int, shifts: tuple[int, ...]) -> Bytes:
@@ -133,6 +159,10 @@ def _half(blocks: Bytes, at: int) -> Floats:
 
 def _rows(values: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
     return np.ascontiguousarray(values).reshape(values.shape[0], -1)
+
+
+def _small(values: npt.NDArray[Scalar]) -> npt.NDArray[np.int8]:
+    return _rows(values).astype(np.int8)
 
 
 _GGML: dict[str, Callable[[Bytes], Codes]] = {

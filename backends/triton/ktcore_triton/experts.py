@@ -125,13 +125,13 @@ def _multiply(
     other, gated, clamped = up or weight, up is not None, between.clamped or ClampedGLU(1.0, 0.0)
     bias, up_bias, down_bias = between.biases or (weights, weights, weights)
     experts_kernel[(triton.cdiv(n, tiles.block_n), experts.shape[0])](
-        x, weight.codes, weight.scale, weight.scale if weight.offset is None else weight.offset,
-        other.codes, other.scale, other.scale if other.offset is None else other.offset,
+        x, *_pointers(weight), *_pointers(other),
         bias if gated else down_bias, up_bias, weights, out, order, experts, firsts, lasts, n, weight.cols,
         clamped.alpha, clamped.limit,
         BITS=weight.bits, ZERO=weight.zero, GROUP=weight.group, SPAN=weight.span,
-        HAS_OFFSET=weight.offset is not None, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, SHARE=share,
-        GATED=gated, COMPUTE=compute_type(compute), FLOAT8=weight.float8, HAS_BIAS=between.biases is not None,
+        HAS_OFFSET=weight.offset is not None, SCALES=weight.scales,
+        BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, SHARE=share, GATED=gated, COMPUTE=compute_type(compute),
+        FLOAT8=weight.float8, HAS_BIAS=between.biases is not None,
         WEIGHED=between.weight_on_input == gated, ACTIVATION="clamped" if between.clamped else between.activation,
         **tiles.launch.options(),
     )  # fmt: skip
@@ -172,5 +172,11 @@ def _check(between: Between, experts: int, intermediate: int, hidden: int) -> No
         raise BackendError("the experts' biases must be contiguous")
 
 
+def _pointers(weight: AffineWeight) -> tuple[torch.Tensor, ...]:
+    """Codes, scale, offset and over; the scale where a weight has none of the last two."""
+    rest = (weight.scale if t is None else t for t in (weight.offset, weight.over))
+    return weight.codes, weight.scale, *rest
+
+
 def _layout(weight: AffineWeight) -> tuple[object, ...]:
-    return weight.bits, weight.group, weight.zero, weight.span, weight.offset is None, weight.float8
+    return weight.bits, weight.group, weight.zero, weight.span, weight.offset is None, weight.float8, weight.scales

@@ -48,10 +48,12 @@ def linear(
     grid = (triton.cdiv(rows, tiles.block_n), triton.cdiv(tokens, tiles.block_m), splits)
     linear_kernel[grid](
         x, weight.codes, weight.scale, weight.scale if weight.offset is None else weight.offset,
-        bias if fused else x, out, tokens, rows, weight.cols, spans * weight.span,
+        weight.scale if weight.over is None else weight.over, bias if fused else x, out,
+        tokens, rows, weight.cols, spans * weight.span,
         BITS=weight.bits, ZERO=weight.zero, GROUP=weight.group, SPAN=weight.span,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-        HAS_OFFSET=weight.offset is not None, HAS_BIAS=fused, COMPUTE=compute_type(compute), FLOAT8=weight.float8,
+        HAS_OFFSET=weight.offset is not None, SCALES=weight.scales, HAS_BIAS=fused, COMPUTE=compute_type(compute),
+        FLOAT8=weight.float8,
         **tiles.launch.options(),
     )  # fmt: skip
     if splits == 1:

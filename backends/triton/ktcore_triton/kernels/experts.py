@@ -88,9 +88,10 @@ def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def experts_kernel(
-    x, codes, scale, offset, up_codes, up_scale, up_offset, bias, up_bias, weights, out,
+    x, codes, scale, offset, over, up_codes, up_scale, up_offset, up_over, bias, up_bias, weights, out,
     order, experts, firsts, lasts, n, cols, alpha, limit,
     BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, HAS_OFFSET: tl.constexpr,
+    SCALES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHARE: tl.constexpr, GATED: tl.constexpr, COMPUTE: tl.constexpr,
     FLOAT8: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHED: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
@@ -112,13 +113,13 @@ def experts_kernel(
         rows = x + pair // SHARE * cols
         zero = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         total = affine_product(
-            zero, rows, there, codes, scale, offset, row, cols, 0, cols,
-            BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, COMPUTE, FLOAT8,
+            zero, rows, there, codes, scale, offset, over, row, cols, 0, cols,
+            BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, SCALES, COMPUTE, FLOAT8,
         )  # fmt: skip
         if GATED:
             up = affine_product(
-                zero, rows, there, up_codes, up_scale, up_offset, row, cols, 0, cols,
-                BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, COMPUTE, FLOAT8,
+                zero, rows, there, up_codes, up_scale, up_offset, up_over, row, cols, 0, cols,
+                BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, SCALES, COMPUTE, FLOAT8,
             )  # fmt: skip
             if WEIGHED:
                 weight = tl.load(weights + pair, mask=there, other=0.0).to(tl.float32)[:, None]

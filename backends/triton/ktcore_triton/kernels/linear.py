@@ -5,17 +5,57 @@ import triton.language as tl
 
 
 @triton.jit
-def groups_of(pointer, row, cols, column, ROWS: tl.constexpr, COLS: tl.constexpr, GROUP: tl.constexpr):
-    """float32 [ROWS, COLS] of scales or offsets [*, cols / GROUP], each repeated over its group's columns."""
-    # with an early return instead of the else branch the compiler would still read what comes after it
+def spread(some, ROWS: tl.constexpr, COLS: tl.constexpr, GROUP: tl.constexpr):
+    """[ROWS, COLS] of [ROWS, groups], each repeated over its group's columns."""
     if COLS <= GROUP:
-        one = tl.load(pointer + row * (cols // GROUP) + column // GROUP).to(tl.float32)
-        spread = tl.broadcast_to(one[:, None], [ROWS, COLS])
+        wide = tl.broadcast_to(some, [ROWS, COLS])
     else:
-        group = column // GROUP + tl.arange(0, COLS // GROUP)
-        some = tl.load(pointer + row[:, None] * (cols // GROUP) + group[None, :]).to(tl.float32)
-        spread = tl.reshape(tl.broadcast_to(some[:, :, None], [ROWS, COLS // GROUP, GROUP]), [ROWS, COLS])
-    return spread
+        wide = tl.reshape(tl.broadcast_to(some[:, :, None], [ROWS, COLS // GROUP, GROUP]), [ROWS, COLS])
+    return wide
+
+
+@triton.jit
+def scaled(
+    plain, scale, offset, over, row, cols, column,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, HAS_OFFSET: tl.constexpr, SCALES: tl.constexpr,
+):  # fmt: skip
+    """plain [ROWS, COLS] times its groups' scales, plus their offsets; SCALES as of `AffineWeight.scales`."""
+    group = column // GROUP + tl.arange(0, 1 if COLS <= GROUP else COLS // GROUP)
+    at = row[:, None] * (cols // GROUP) + group[None, :]
+    some = tl.load(scale + at)
+    # with an early return instead of the else branch the compiler would still read what comes after it
+    if SCALES == "float":
+        values = plain * spread(some.to(tl.float32), ROWS, COLS, GROUP)
+        if HAS_OFFSET:
+            values += spread(tl.load(offset + at).to(tl.float32), ROWS, COLS, GROUP)
+    else:
+        NUMBERS: tl.constexpr = 2 if HAS_OFFSET or SCALES == "nibbles" else 1
+        block = over + (row * (cols // 256) + column // 256) * NUMBERS
+        if SCALES == "nibbles":
+            down = some >> 4
+            some = some & 15
+        elif HAS_OFFSET:
+            down = tl.load(offset + at)
+        factor = some.to(tl.float32) * tl.load(block).to(tl.float32)[:, None]
+        values = plain * spread(factor, ROWS, COLS, GROUP)
+        if NUMBERS == 2:
+            less = down.to(tl.float32) * tl.load(block + 1).to(tl.float32)[:, None]
+            values -= spread(less, ROWS, COLS, GROUP)
+    return values
+
+
+@triton.jit
+def plane(held, SIDE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr):
+    """int32 [ROWS, HALF]: codes of WIDTH bits of the first (SIDE 0) or second half of a span, from its bytes `held`."""
+    BYTES: tl.constexpr = HALF * WIDTH // 4
+    if BYTES == HALF:
+        found = (held.to(tl.int32) >> SIDE * WIDTH) & ((1 << WIDTH) - 1)
+    else:
+        turn: tl.constexpr = SIDE * (HALF // BYTES)
+        shift = (turn + tl.arange(0, HALF // BYTES)) * WIDTH
+        turns = held.to(tl.int32)[:, None, :] >> shift[None, :, None]
+        found = tl.reshape(turns & ((1 << WIDTH) - 1), [ROWS, HALF])
+    return found
 
 
 @triton.jit
@@ -28,9 +68,9 @@ def e4m3_values(codes):
 
 @triton.jit
 def multiply_add(
-    total, x_row, x_mask, codes, scale, offset, row, cols, column,
+    total, x_row, x_mask, codes, scale, offset, over, row, cols, column,
     ZERO: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    HAS_OFFSET: tl.constexpr, COMPUTE: tl.constexpr, FLOAT8: tl.constexpr,
+    HAS_OFFSET: tl.constexpr, SCALES: tl.constexpr, COMPUTE: tl.constexpr, FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """total [BM, ROWS] + x [BM, column .. column + COLS] @ values(codes [ROWS, COLS]).T."""
     x = tl.load(x_row[:, None] + column + tl.arange(0, COLS)[None, :], mask=x_mask[:, None], other=0.0)
@@ -38,17 +78,15 @@ def multiply_add(
         values = e4m3_values(codes)
     else:
         values = (codes.to(tl.int32) - ZERO).to(tl.float32)
-    values = values * groups_of(scale, row, cols, column, ROWS, COLS, GROUP)
-    if HAS_OFFSET:
-        values = values + groups_of(offset, row, cols, column, ROWS, COLS, GROUP)
+    values = scaled(values, scale, offset, over, row, cols, column, GROUP, ROWS, COLS, HAS_OFFSET, SCALES)
     return tl.dot(x.to(COMPUTE), tl.trans(values.to(COMPUTE)), total, input_precision="ieee")
 
 
 @triton.jit
 def affine_product(
-    total, x_row, x_mask, codes, scale, offset, row, cols, first, last,
+    total, x_row, x_mask, codes, scale, offset, over, row, cols, first, last,
     BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
-    HAS_OFFSET: tl.constexpr, COMPUTE: tl.constexpr, FLOAT8: tl.constexpr,
+    HAS_OFFSET: tl.constexpr, SCALES: tl.constexpr, COMPUTE: tl.constexpr, FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """total [BM, ROWS] + x @ weight[row].T over the columns first .. last, both multiples of SPAN.
 
@@ -56,38 +94,36 @@ def affine_product(
         x_row: pointers [BM] to the first column of rows of x; row: int64 [ROWS], rows of the weight that exist.
     """
     HALF: tl.constexpr = SPAN // 2
+    LOW: tl.constexpr = 8 if BITS == 8 else (4 if BITS >= 4 else 2)
     for column in range(first, last, SPAN):
-        if BITS == 4:
-            at = row[:, None] * (cols // 2) + column // 2 + tl.arange(0, HALF)[None, :]
-            both = tl.load(codes + at)
+        low = codes + row[:, None] * (cols // 8 * BITS) + column // 8 * LOW
+        # in halves: a whole span of values would not fit into registers
+        if LOW < 8:
+            held = tl.load(low + tl.arange(0, HALF * LOW // 4)[None, :])
+        if BITS > LOW:
+            high = codes + row[:, None] * (cols // 8 * BITS) + cols // 8 * LOW + column // 8 * (BITS - LOW)
+            more = tl.load(high + tl.arange(0, HALF * (BITS - LOW) // 4)[None, :])
+        for side in tl.static_range(2):
+            if LOW == 8:
+                some = tl.load(low + side * HALF + tl.arange(0, HALF)[None, :])
+            else:
+                some = plane(held, side, LOW, ROWS, HALF)
+            if BITS > LOW:
+                some |= plane(more, side, BITS - LOW, ROWS, HALF) << LOW
             total = multiply_add(
-                total, x_row, x_mask, both & 15, scale, offset, row, cols, column,
-                ZERO, GROUP, ROWS, HALF, HAS_OFFSET, COMPUTE, FLOAT8,
-            )  # fmt: skip
-            total = multiply_add(
-                total, x_row, x_mask, both >> 4, scale, offset, row, cols, column + HALF,
-                ZERO, GROUP, ROWS, HALF, HAS_OFFSET, COMPUTE, FLOAT8,
-            )  # fmt: skip
-        else:
-            # in halves as well: a whole span of values would not fit into registers
-            at = row[:, None] * cols + column + tl.arange(0, HALF)[None, :]
-            total = multiply_add(
-                total, x_row, x_mask, tl.load(codes + at), scale, offset, row, cols, column,
-                ZERO, GROUP, ROWS, HALF, HAS_OFFSET, COMPUTE, FLOAT8,
-            )  # fmt: skip
-            total = multiply_add(
-                total, x_row, x_mask, tl.load(codes + at + HALF), scale, offset, row, cols, column + HALF,
-                ZERO, GROUP, ROWS, HALF, HAS_OFFSET, COMPUTE, FLOAT8,
+                total, x_row, x_mask, some, scale, offset, over, row, cols, column + side * HALF,
+                ZERO, GROUP, ROWS, HALF, HAS_OFFSET, SCALES, COMPUTE, FLOAT8,
             )  # fmt: skip
     return total
 
 
 @triton.jit
 def linear_kernel(
-    x, codes, scale, offset, bias, out, m, n, cols, part,
+    x, codes, scale, offset, over, bias, out, m, n, cols, part,
     BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HAS_OFFSET: tl.constexpr, HAS_BIAS: tl.constexpr, COMPUTE: tl.constexpr, FLOAT8: tl.constexpr,
+    HAS_OFFSET: tl.constexpr, SCALES: tl.constexpr, HAS_BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+    FLOAT8: tl.constexpr,
 ):  # fmt: skip
     """out [splits, m, n]: part s sums the columns s * part .. (s + 1) * part. Grid: (n blocks, m blocks, splits)."""
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -99,8 +135,8 @@ def linear_kernel(
     first = tl.program_id(2) * part
     last = tl.minimum(first + part, cols)
     total = affine_product(
-        total, x + token * cols, token < m, codes, scale, offset, there, cols, first, last,
-        BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, COMPUTE, FLOAT8,
+        total, x + token * cols, token < m, codes, scale, offset, over, there, cols, first, last,
+        BITS, ZERO, GROUP, SPAN, BLOCK_N, HAS_OFFSET, SCALES, COMPUTE, FLOAT8,
     )  # fmt: skip
     if HAS_BIAS:
         total += tl.load(bias + there).to(tl.float32)[None, :]

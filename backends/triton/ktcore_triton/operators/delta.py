@@ -57,6 +57,10 @@ class DeviceStates:
         self.tensors = tuple(torch.zeros(slots, *shape, device=self._runtime.device) for shape in self._spec.shapes)
         self._slots = slots
 
+    def state_tensors(self) -> tuple[torch.Tensor, ...]:
+        """The states [slots, …] of each shape."""
+        return self.tensors
+
     def copy_states(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy slots `source` to slots `target`, pair by pair."""
         for a, b in zip(source, target, strict=True):

@@ -40,13 +40,13 @@ class TritonLinear(TritonImplementation):
             tiles = tuning.linear(x.shape[0], compute == torch.float32)
             return linear(x, weight, bias, tiles=tiles, compute=compute)
 
-        return AffineLinear(request, product)
+        return AffineLinear(request, product, dense=True)
 
     def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
         """Of the layout, or two bytes a value."""
         values = spec.out_features * spec.in_features
         if supported(spec.weight_format):
-            weight = affine_bytes(spec.weight_format, spec.out_features, spec.in_features)
+            weight = affine_bytes(spec.weight_format, spec.out_features, spec.in_features, dense=True)
         else:
             weight = values * (FLOAT_BYTES if spec.weight_format == "F32" else HALF_BYTES)
         return weight + FLOAT_BYTES * spec.out_features * spec.bias
@@ -57,6 +57,7 @@ class AffineLinear:
 
     Args:
         product: (x [T, in], columns in stored order, contiguous; weight; bias [out]) -> [T, out].
+        dense: whether the weight is packed so (`affine_weight`).
 
     Attributes:
         layout: tag of the packed weight.
@@ -64,12 +65,12 @@ class AffineLinear:
 
     layout = "affine.groups"
 
-    def __init__(self, request: LoadRequest, product: Product) -> None:
+    def __init__(self, request: LoadRequest, product: Product, dense: bool = False) -> None:
         spec = cast(LinearSpec, request.spec)
         stored = request.weights["weight"]
         device = request.runtime.device
         self._weight: AffineWeight = affine_weight(
-            spec.weight_format, stored.raw(), spec.out_features, spec.in_features, device
+            spec.weight_format, stored.raw(), spec.out_features, spec.in_features, device, dense=dense
         )
         order = stored.input_order
         self._order = None if order is None else upload(request.runtime, torch.from_numpy(order))

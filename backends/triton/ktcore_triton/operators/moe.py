@@ -54,7 +54,7 @@ class TritonExperts(TritonImplementation):
         """Repack expert by expert: the peak is the result and one expert."""
         spec = cast(ExpertsSpec, request.spec)
         compute, tuning = compute_dtype(request), self.tuning
-        gate, up, down = banks(request)
+        gate, up, down = banks(request, dense=True)
         biases = None
         if spec.bias:
             biases = on_device(request, "gate_bias"), on_device(request, "up_bias"), on_device(request, "down_bias")
@@ -72,7 +72,7 @@ class TritonExperts(TritonImplementation):
 
     def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
         """Of the layout."""
-        return bank_bytes(spec, stored_bytes)
+        return bank_bytes(spec, stored_bytes, dense=True)
 
 
 class TritonMoE(TritonImplementation):
@@ -112,16 +112,16 @@ def refused_formats(spec: ExpertsSpec) -> str:
     return f"experts in {unfit[0]}: the kernel takes formats with scales in groups" if unfit else ""
 
 
-def banks(request: LoadRequest) -> tuple[AffineWeight, AffineWeight, AffineWeight]:
+def banks(request: LoadRequest, dense: bool = False) -> tuple[AffineWeight, AffineWeight, AffineWeight]:
     """Gate, up and down of all experts on the device."""
     device = request.runtime.device
-    gate, up, down = (affine_bank(request.weights[role], device) for role in ("gate", "up", "down"))
+    gate, up, down = (affine_bank(request.weights[role], device, dense=dense) for role in ("gate", "up", "down"))
     return gate, up, down
 
 
-def bank_bytes(spec: ExpertsSpec, stored_bytes: int) -> int:
+def bank_bytes(spec: ExpertsSpec, stored_bytes: int, dense: bool = False) -> int:
     """Device bytes of them."""
     if not (supported(spec.gate_format) and supported(spec.down_format)):
         return stored_bytes
-    wide = affine_bytes(spec.gate_format, spec.experts * spec.intermediate, spec.hidden)
-    return 2 * wide + affine_bytes(spec.down_format, spec.experts * spec.hidden, spec.intermediate)
+    wide = affine_bytes(spec.gate_format, spec.experts * spec.intermediate, spec.hidden, dense=dense)
+    return 2 * wide + affine_bytes(spec.down_format, spec.experts * spec.hidden, spec.intermediate, dense=dense)
