@@ -13,14 +13,15 @@ namespace kt {
 
 KT_DEVICE uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
 
-// 16 bytes from global to shared memory, zeros where `there` is false. What the machine copies by itself needs no
-// register in between: nothing is left to do at the end.
+// 16 bytes from global to shared memory, zeros where `there` is false, nothing where they are another's. What the machine
+// copies by itself needs no register in between: nothing is left to do at the end.
 struct Held {};
-KT_DEVICE void begin_copy(Held&, void* to, const void* from, bool there) {
+KT_DEVICE void begin_copy(Held&, void* to, const void* from, bool there, bool mine) {
+  if (!mine) return;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
                : "memory");
 }
-KT_DEVICE void end_copy(const Held&, void*) {}
+KT_DEVICE void end_copy(const Held&, void*, bool, bool) {}
 KT_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 KT_DEVICE void wait_copies() {

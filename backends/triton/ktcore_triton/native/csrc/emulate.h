@@ -105,20 +105,24 @@ inline void sync_warp() {
 
 #if defined(KT_NV)
 struct Held {};
-inline void begin_copy(Held&, void* to, const void* from, bool there) {
+inline void begin_copy(Held&, void* to, const void* from, bool there, bool mine) {
+  if (!mine) return;
   memset(to, 0xff, 16);
   emulated::fiber().open.push_back({to, from, there});
 }
-inline void end_copy(const Held&, void*) {}
+inline void end_copy(const Held&, void*, bool, bool) {}
 #else
 struct Held {
   uint8_t value[16];
+  Held() { memset(value, 0xff, 16); }
 };
-inline void begin_copy(Held& held, void* to, const void* from, bool there) {
-  memset(to, 0xff, 16);
-  there ? memcpy(held.value, from, 16) : memset(held.value, 0, 16);
+inline void begin_copy(Held& held, void* to, const void* from, bool, bool mine) {
+  if (mine) memset(to, 0xff, 16);
+  memcpy(held.value, from, 16);
 }
-inline void end_copy(const Held& held, void* to) { memcpy(to, held.value, 16); }
+inline void end_copy(const Held& held, void* to, bool there, bool mine) {
+  if (mine) there ? memcpy(to, held.value, 16) : memset(to, 0, 16);
+}
 #endif
 inline void commit_copies() {
   auto& f = emulated::fiber();

@@ -8,14 +8,17 @@
 
 namespace kt {
 
-// 16 bytes on their way to shared memory, zeros where `there` is false.
+// 16 bytes on their way to shared memory: zeros where `there` is false, nothing where they are another's. Asked for
+// without a branch, since where paths meet the compiler would wait for the load.
 struct Held {
   uint4 value;
 };
-KT_DEVICE void begin_copy(Held& held, void*, const void* from, bool there) {
-  held.value = there ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+KT_DEVICE void begin_copy(Held& held, void*, const void* from, bool, bool) {
+  held.value = *static_cast<const uint4*>(from);
 }
-KT_DEVICE void end_copy(const Held& held, void* to) { *static_cast<uint4*>(to) = held.value; }
+KT_DEVICE void end_copy(const Held& held, void* to, bool there, bool mine) {
+  if (mine) *static_cast<uint4*>(to) = there ? held.value : uint4{0, 0, 0, 0};
+}
 KT_DEVICE void commit_copies() {}
 template <int>
 KT_DEVICE void wait_copies() {}

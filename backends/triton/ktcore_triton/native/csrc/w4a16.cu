@@ -57,37 +57,40 @@ struct Fetch {
   static constexpr int codes_a_lane = (codes + kLanes - 1) / kLanes, rows_a_lane = (rows + kLanes - 1) / kLanes;
   Held held[codes_a_lane + rows_a_lane + 2];
 
-  // calls copy(held, to, from, there) for each of the lane's pieces
+  // calls copy(held, to, from, there, mine) for each of the lane's pieces; `from` can be read even where it is not the
+  // lane's own or not there, so that a machine need not branch around a load
   template <class Copy>
   KT_DEVICE void each(const Problem& p, uint8_t* ring, int kt, int column_tile, int row0, int lane, Copy copy) {
     const uint8_t* tile = p.codes + (static_cast<size_t>(kt) * (p.padded_n / kColumns) + column_tile) * (128 * kBits);
     int n = 0;
 #pragma unroll
     for (int i = 0; i < codes_a_lane; i++, n++) {
-      int at = i * kLanes + lane;
-      if (codes % kLanes == 0 || at < codes) copy(held[n], ring + S::codes + at * 16, tile + at * 16, true);
+      int piece = i * kLanes + lane;
+      bool mine = codes % kLanes == 0 || piece < codes;
+      copy(held[n], ring + S::codes + piece * 16, tile + (mine ? piece * 16 : 0), true, mine);
     }
 #pragma unroll
     for (int i = 0; i < rows_a_lane; i++, n++) {
       int piece = i * kLanes + lane, row = piece / 2, half = piece % 2, at = row0 + row;
+      bool mine = rows % kLanes == 0 || piece < rows, there = at < p.m;
       uint8_t* to = ring + S::x + row / 16 * 512 + place_of_x(row % 16, half);
-      bool there = at < p.m;
-      const uint16_t* from = p.x + (there ? static_cast<size_t>(at) * p.k + kt * 16 + half * 8 : 0);
-      if (rows % kLanes == 0 || piece < rows) copy(held[n], to, from, there);
+      copy(held[n], to, p.x + (there ? static_cast<size_t>(at) * p.k + kt * 16 + half * 8 : 0), there, mine);
     }
-    size_t at = static_cast<size_t>(kt / p.tiles_a_group) * p.padded_n + column_tile * kColumns;
-    size_t from = at * (kHalfScale ? 2 : 4) + lane * 16;
-    if (lane < scales) {
-      copy(held[n], ring + S::scale + lane * 16, static_cast<const uint8_t*>(p.scale) + from, true);
-      if (kOffset) copy(held[n + 1], ring + S::offset + lane * 16, static_cast<const uint8_t*>(p.offset) + from, true);
-    }
+    size_t group = static_cast<size_t>(kt / p.tiles_a_group) * p.padded_n + column_tile * kColumns;
+    size_t from = group * (kHalfScale ? 2 : 4) + (lane < scales ? lane * 16 : 0);
+    copy(held[n], ring + S::scale + lane * 16, static_cast<const uint8_t*>(p.scale) + from, true, lane < scales);
+    if (!kOffset) return;
+    copy(held[n + 1], ring + S::offset + lane * 16, static_cast<const uint8_t*>(p.offset) + from, true, lane < scales);
   }
   KT_DEVICE void begin(const Problem& p, uint8_t* ring, int kt, int column_tile, int row0, int lane) {
-    each(p, ring, kt, column_tile, row0, lane,
-         [](Held& h, void* to, const void* from, bool there) { begin_copy(h, to, from, there); });
+    each(p, ring, kt, column_tile, row0, lane, [](Held& h, void* to, const void* from, bool there, bool mine) {
+      begin_copy(h, to, from, there, mine);
+    });
   }
   KT_DEVICE void end(const Problem& p, uint8_t* ring, int kt, int column_tile, int row0, int lane) {
-    each(p, ring, kt, column_tile, row0, lane, [](Held& h, void* to, const void*, bool) { end_copy(h, to); });
+    each(p, ring, kt, column_tile, row0, lane, [](Held& h, void* to, const void*, bool there, bool mine) {
+      end_copy(h, to, there, mine);
+    });
   }
 };
 
@@ -107,9 +110,10 @@ KT_KERNEL void __launch_bounds__(kWarps * kLanes) gemm(Problem p) {
   const int last = static_cast<int>(static_cast<int64_t>(units) * (part + 1) / parts) * unit;
 
   float total[kRows16][kSubtiles][kC] = {}, sum[kRows16][kSubtiles][kC] = {}, ones[kRows16][kOnes] = {};
-  Fetch<kBits, kRows16, kHalfScale, kOffset> fetch;
+  using Tile = Fetch<kBits, kRows16, kHalfScale, kOffset>;
   for (int s = 0; s < kStages - 1; s++) {
     if (first + s < last) {
+      Tile fetch;
       fetch.begin(p, ring + s * S::bytes, first + s, column_tile, row0, lane);
       fetch.end(p, ring + s * S::bytes, first + s, column_tile, row0, lane);
     }
@@ -121,6 +125,7 @@ KT_KERNEL void __launch_bounds__(kWarps * kLanes) gemm(Problem p) {
     // the slot read in the turn before is free: every lane has passed the barrier of this one
     const int next = kt + kStages - 1;
     uint8_t* filled = ring + (next - first) % kStages * S::bytes;
+    Tile fetch;
     if (next < last) fetch.begin(p, filled, next, column_tile, row0, lane);
     const uint8_t* now = ring + (kt - first) % kStages * S::bytes;
     uint32_t a[kRows16][kA];
