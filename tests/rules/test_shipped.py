@@ -55,9 +55,9 @@ def test_shared_experts_stay_with_the_dense_part(installed: Registry) -> None:
 @pytest.mark.parametrize("backend", ["cuda", "rocm"])
 @pytest.mark.parametrize(
     ("stored", "runs"),
-    [("F32", "linear"), ("BF16", "linear"), ("MXFP4", "linear")]
+    [("F32", "linear"), ("BF16", "linear"), ("MXFP4", "linear"), ("Q5_1", "linear")]
     + [(f, "w4a16") for f in ("Q4_0", "Q4_1", "INT4_G32", "INT4_G32_ORDERED")]
-    + [(f, "w8a16") for f in ("Q8_0", "Q5_1", "INT8_G32")],
+    + [(f, "w8a16") for f in ("Q8_0", "INT8_G32")],
 )
 def test_each_format_goes_to_its_product_and_nothing_falls_back(
     installed: Registry, backend: str, stored: str, runs: str
