@@ -4,9 +4,11 @@ float64, its builds, and what nvcc and clang's HIP make of it."""
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +204,8 @@ def test_splits_fill_the_processors_and_leave_warps_enough_to_do() -> None:
 def test_nvcc_compiles_it_without_spilling(architecture: int, tmp_path: Path) -> None:
     compiler = CudaBuild().compiler()
     assert compiler
-    command = [*CudaBuild((architecture,)).command(compiler, tmp_path / "library.so"), "-Xptxas", "-v"]
+    (command,) = CudaBuild((architecture,)).commands(compiler, tmp_path / "library.so")
+    command += ["-Xptxas", "-v"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
@@ -224,7 +227,7 @@ def test_nvcc_compiles_it_without_spilling(architecture: int, tmp_path: Path) ->
 def test_hip_compiles_it_without_spilling(arch: str, tmp_path: Path) -> None:
     build = HipBuild(arch)
     assert build.fragments
-    flags = [f for f in build.flags() if f not in ("-x", "hip", "-shared", "-fPIC") and not f.startswith("--offload")]
+    flags = [f for f in build.flags() if f not in ("-x", "hip", "-fPIC") and not f.startswith("--offload")]
     assert build.fragments.macro in flags
     found = hip.compiled(KERNEL, arch, flags, tmp_path)
     assert len(found) == 32
@@ -234,3 +237,32 @@ def test_hip_compiles_it_without_spilling(arch: str, tmp_path: Path) -> None:
     assert max(k.vgprs for k in found) <= 256
     # beside what is asked for at launch: sums of four warps in 32 rows and 64 columns
     assert max(k.lds for k in found) + 4 * 32 * 64 * 4 <= hip.LDS_BYTES
+
+
+HIP_RUNTIME = ctypes.util.find_library("amdhip64")
+
+
+@pytest.mark.skipif(not FULL, reason="KTCORE_VENDORS_FULL=1 builds it")
+@pytest.mark.skipif(not HIP_RUNTIME or not HipBuild("gfx90a").compiler(), reason="there is no hipcc or no libamdhip64")
+def test_hipcc_builds_the_library_which_finds_the_runtime_that_is_loaded(tmp_path: Path) -> None:
+    script = f"""
+import ctypes, torch
+from ktcore.errors import BackendError
+from ktcore_rocm.native import HipBuild
+build = HipBuild("gfx90a")
+try:
+    build.library()
+except BackendError as error:
+    assert "has loaded no HIP runtime" in str(error), error
+else:
+    raise AssertionError("it came with a runtime of its own")
+ctypes.CDLL("{HIP_RUNTIME}")
+x = torch.zeros(4096, dtype=torch.uint8).data_ptr()
+loaded = build.library()
+code = loaded.ktcore_gemm(*[x] * 8, 1, 64, 64, 32, 8, 4, 0, 1, 1, None)
+assert torch.cuda.is_available() or code > 0 and b"hip" in loaded.ktcore_error(code), code
+"""
+    variables = {**os.environ, "KTCORE_ROCM_CACHE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=variables)
+    (library,) = tmp_path.iterdir()  # nothing else is left
+    assert b"libamdhip64" not in library.read_bytes()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
 from types import MappingProxyType
 
-from ktcore_triton.native.build import Build
+from ktcore_triton.native.build import KERNEL, Build
 from ktcore_triton.native.fragments import FRAGMENTS, Fragments
+
+from ktcore_rocm.runtime import hip_runtime
 
 MFMA = ("gfx90a", "gfx942", "gfx950")
 
@@ -46,7 +49,22 @@ class HipBuild(Build):
         usual = Path(os.environ.get("ROCM_PATH", "/opt/rocm")) / "bin" / "hipcc"
         return found or (str(usual) if usual.is_file() else None)
 
+    def commands(self, compiler: str, target: Path) -> list[list[str]]:
+        """Compiled by hipcc, linked without it: hipcc would tie the library to its own copy of the HIP runtime, which
+        does not know the streams of the copy that torch brings."""
+        made = target.with_suffix(".o")
+        linker = os.environ.get("CXX", "c++")
+        return [
+            [compiler, *self.flags(), "-c", str(KERNEL), "-o", str(made)],
+            [linker, "-shared", str(made), "-o", str(target)],
+        ]
+
+    def load(self, path: Path) -> ctypes.CDLL:
+        """With the HIP runtime that the process has loaded, whose functions the library then finds."""
+        hip_runtime(ctypes.RTLD_GLOBAL)
+        return super().load(path)
+
     def flags(self) -> list[str]:
         # both passes must agree on sizes, and the host's sees no architecture: the build names the fragments
         macro = [] if self.fragments is None else [self.fragments.macro]
-        return ["-x", "hip", f"--offload-arch={self.arch}", *macro, "-O3", "-std=c++17", "-shared", "-fPIC"]
+        return ["-x", "hip", f"--offload-arch={self.arch}", *macro, "-O3", "-std=c++17", "-fPIC"]

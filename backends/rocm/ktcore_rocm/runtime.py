@@ -36,7 +36,7 @@ class RocmVendor:
 def torch_vendor() -> RocmVendor:
     """The real ones; a torch that is not built for ROCm has no devices."""
     return RocmVendor(
-        torch.cuda, "cuda", lambda: torch.cuda.device_count() if torch.version.hip is not None else 0, _hip_runtime
+        torch.cuda, "cuda", lambda: torch.cuda.device_count() if torch.version.hip is not None else 0, hip_runtime
     )
 
 
@@ -69,11 +69,18 @@ class RocmRuntime(TorchDeviceRuntime):
             raise BackendError(f"hipLaunchHostFunc returned {error} on {self.device}")
 
 
-def _hip_runtime() -> ctypes.CDLL:
-    """The library that torch has already loaded; a second copy would not know its streams."""
+def hip_runtime(mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    """The library that torch has already loaded; a second copy would not know its streams.
+
+    Args:
+        mode: RTLD_GLOBAL lets libraries that are loaded after it find its functions.
+
+    Raises:
+        BackendError: none is loaded.
+    """
     with open("/proc/self/maps", encoding="utf-8") as maps:
         for line in maps:
             path = line.rstrip().partition("/")[2]
             if "libamdhip64" in path:
-                return ctypes.CDLL(f"/{path}")
+                return ctypes.CDLL(f"/{path}", mode=mode)
     raise BackendError("torch has loaded no HIP runtime (libamdhip64)", "reinstall the ROCm build of torch")

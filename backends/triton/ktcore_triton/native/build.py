@@ -49,9 +49,13 @@ class Build(ABC):
     def flags(self) -> list[str]:
         """Of the compiler; without source and target."""
 
-    def command(self, compiler: str, target: Path) -> list[str]:
-        """How the library is built."""
-        return [compiler, *self.flags(), str(KERNEL), "-o", str(target)]
+    def commands(self, compiler: str, target: Path) -> list[list[str]]:
+        """How the library is built, one command after the other; anything else that they write lies beside it."""
+        return [[compiler, *self.flags(), str(KERNEL), "-o", str(target)]]
+
+    def load(self, path: Path) -> ctypes.CDLL:
+        """The built library."""
+        return ctypes.CDLL(str(path))
 
     def path(self) -> Path:
         """Where the library is, or will be: a folder of the user's, or the variable's."""
@@ -87,7 +91,7 @@ class Build(ABC):
             path = self.path()
             if not path.is_file():
                 self._build(path)
-            self._loaded = typed(ctypes.CDLL(str(path)))
+            self._loaded = typed(self.load(path))
         return self._loaded
 
     def _build(self, path: Path) -> None:
@@ -95,21 +99,24 @@ class Build(ABC):
         if compiler is None:
             raise BackendError(self.problem(), f"install it, or choose {self.backend}.linear in a rule")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # another process may build it too: each writes its own file, and the last rename counts
-        handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
-        os.close(handle)
+        # another process may build it too: each works in a folder of its own, and the last rename counts
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            for command in self.commands(compiler, made):
+                self._run(command)
+            os.replace(made, path)
+
+    def _run(self, command: list[str]) -> None:
         try:
-            variables = {**os.environ, **self.environment}
-            done = subprocess.run(self.command(compiler, Path(name)), capture_output=True, text=True, env=variables)
-            if done.returncode != 0:
-                words = (done.stderr or done.stdout)[-3000:]
-                raise BackendError(
-                    f"{compiler} cannot build the {self.title}:\n{words}",
-                    f"mend it, or choose {self.backend}.linear in a rule",
-                )
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **self.environment})
+            words = done.stderr or done.stdout if done.returncode else ""
+        except OSError as error:
+            words = str(error)
+        if words:
+            raise BackendError(
+                f"{command[0]} cannot build the {self.title}:\n{words[-3000:]}",
+                f"mend it, or choose {self.backend}.linear in a rule",
+            )
 
 
 def typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
