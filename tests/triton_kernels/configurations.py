@@ -109,7 +109,8 @@ def _attention() -> list[Configuration]:
         latent = name == "latent"
         constants = {
             "GROUP": group, "KEY_DIM": key, "MAIN": 512 if latent else 256 if key == 192 else key, "VALUE_DIM": value,
-            "REST": 64 if latent else 16, "BLOCK_V": value, "BLOCK_M": block_m, "BLOCK_N": block_n, "LATENT": latent,
+            "PART": 512 if latent else 256 if key == 192 else key, "REST": 64 if latent else 16, "BLOCK_V": value,
+            "BLOCK_M": block_m, "BLOCK_N": block_n, "LATENT": latent,
             "HAS_SINKS": False, "SPLIT": split,
         }  # fmt: skip
         out.append(Configuration(f"attention-{name}", "attention:attention_kernel", types, constants, warps, 1, full,

@@ -69,7 +69,7 @@ def check(
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim", "value"), [(8, 2, 64, 64), (6, 2, 80, 48), (4, 4, 32, 32)])
 def test_grouped_queries(lengths: Lengths, splits: int, heads: int, kv_heads: int, dim: int, value: int) -> None:
-    check(lengths, heads, kv_heads, dim, value, AttentionTiles(16, 16, splits))
+    check(lengths, heads, kv_heads, dim, value, AttentionTiles(16, 16, splits, part=0 if splits == 1 else 32))
 
 
 @pytest.mark.parametrize("lengths", [RAGGED, DECODE], ids=["ragged", "decode"])
@@ -86,14 +86,18 @@ def test_the_default_tiles_and_half_types(lengths: Lengths, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize(("heads", "latent", "rope"), [(16, 64, 16), (5, 32, 8), (128, 512, 64)])
-def test_latent_attention_is_that_over_one_shared_head(heads: int, latent: int, rope: int, splits: int) -> None:
+@pytest.mark.parametrize(
+    ("heads", "latent", "rope", "part"), [(16, 64, 16, 0), (5, 32, 8, 16), (128, 512, 64, 0), (16, 512, 64, 64)]
+)
+def test_latent_attention_is_that_over_one_shared_head(
+    heads: int, latent: int, rope: int, part: int, splits: int
+) -> None:
     pages, slots = paged(((1, 33), (2, 20)))
     cache = torch.full((int(pages.table.max() + 1) * PAGE, latent + rope), float("nan"))
     for at in slots:
         cache[at] = torch.randn(len(at), latent + rope)
     q, scale = torch.randn(3, heads, latent + rope), 192**-0.5
-    found = latent_attention(q, cache, pages, scale, latent, tiles=AttentionTiles(16, 16, splits))
+    found = latent_attention(q, cache, pages, scale, latent, tiles=AttentionTiles(16, 16, splits, part=part))
     expected = torch.cat(
         [
             attend(q[pages.q_start[i] : pages.q_start[i + 1]], cache[at][:, None], cache[at][:, None, :latent], scale)

@@ -132,7 +132,7 @@ class Simulation:
         from ktcore_triton.tuning import AttentionTiles, LinearTiles, Tuning
 
         tuning = Tuning(
-            linear=lambda tokens, wide: LinearTiles(16 if tokens <= 16 else 64, 256),
+            linear=lambda call: LinearTiles(16 if call.tokens <= 16 else 64, 256),
             attention=lambda rows, width: AttentionTiles(16 if rows <= 16 else 64, 64, 2),
             experts=lambda tokens: LinearTiles(16, 256),
         )

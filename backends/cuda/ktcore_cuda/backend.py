@@ -11,6 +11,7 @@ from ktcore.backend import Backend, Implementation
 from ktcore.errors import BackendError
 from ktcore_cuda.native import CudaBuild
 from ktcore_cuda.runtime import CudaRuntime, torch_vendor
+from ktcore_cuda.tuning import tuning
 
 
 class CudaBackend(Backend):
@@ -18,7 +19,7 @@ class CudaBackend(Backend):
 
     def implementations(self) -> Sequence[Implementation]:
         build = CudaBuild()
-        return [*(TiledLinear("cuda", bits, lambda device: build) for bits in (4, 8)), *implementations("cuda")]
+        return [*(TiledLinear("cuda", bits, lambda device: build) for bits in (4, 8)), *implementations("cuda", tuning)]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CudaRuntime:
         vendor = torch_vendor()

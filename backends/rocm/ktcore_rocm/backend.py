@@ -11,6 +11,7 @@ from ktcore.backend import Backend, Capabilities, Implementation
 from ktcore.errors import BackendError
 from ktcore_rocm.native import HipBuild
 from ktcore_rocm.runtime import RocmRuntime, torch_vendor
+from ktcore_rocm.tuning import tuning
 
 
 class RocmBackend(Backend):
@@ -23,7 +24,7 @@ class RocmBackend(Backend):
             arch = str(device.properties.get("arch", ""))
             return builds.setdefault(arch, HipBuild(arch))
 
-        return [*(TiledLinear("rocm", bits, build) for bits in (4, 8)), *implementations("rocm")]
+        return [*(TiledLinear("rocm", bits, build) for bits in (4, 8)), *implementations("rocm", tuning)]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> RocmRuntime:
         vendor = torch_vendor()

@@ -116,7 +116,7 @@ def _attend(
     group, sequences = heads // kv_heads, pages.context_lens.shape[0]
     tiles = tiles or attention_tiles(pages.most_queries * group, value_dim)
     whole = triton.next_power_of_2(value_dim if latent else key_dim)
-    rest = triton.next_power_of_2(max(key_dim - whole, 16))
+    rest, main = triton.next_power_of_2(max(key_dim - whole, 16)), max(16, whole)
     split = tiles.splits > 1
     parts, lse = out, out
     if split:
@@ -128,9 +128,10 @@ def _attend(
         q, keys, values, q if sinks is None else sinks, parts, lse, pages.q_start, pages.context_lens, pages.table,
         scale, heads, kv_heads, keys.stride(0), values.stride(0), pages.table.stride(0), pages.page_size,
         sight.window, sight.chunk, tiles.splits, tokens,
-        GROUP=group, KEY_DIM=key_dim, MAIN=max(16, whole), REST=rest,
+        GROUP=group, KEY_DIM=key_dim, MAIN=main, REST=rest,
         VALUE_DIM=value_dim, BLOCK_V=block_v, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-        LATENT=latent, HAS_SINKS=sinks is not None, SPLIT=split, COMPUTE=compute_type(compute or q.dtype),
+        PART=min(tiles.part or main, main), LATENT=latent, HAS_SINKS=sinks is not None, SPLIT=split,
+        COMPUTE=compute_type(compute or q.dtype),
         **tiles.launch.options(),
     )  # fmt: skip
     if split:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from ktcore.backend import Capabilities
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ def linear_tiles(tokens: int, *, wide: bool = False) -> LinearTiles:
 
 @dataclass(frozen=True)
 class AttentionTiles:
-    """One program's tile of attention: rows (queries times the heads of a key head) by keys; splits of the keys."""
+    """One program's tile of attention: rows (queries times the heads of a key head) by keys; splits of the keys; how
+    much of a key is multiplied at a time, a power of two from 16 on (0: all of it), where registers are few."""
 
     block_m: int
     block_n: int
     splits: int = 1
     launch: Launch = Launch()
+    part: int = 0
 
 
 def attention_tiles(rows: int, value_dim: int) -> AttentionTiles:
@@ -75,17 +79,41 @@ class DeltaTiles:
 
 
 @dataclass(frozen=True)
+class Product:
+    """What a linear's tiles may depend on; wide: products are in float32."""
+
+    tokens: int
+    rows: int
+    cols: int
+    wide: bool = False
+
+
+MOST_SPLITS, LEAST_COLUMNS = 8, 1024
+
+
+def spread_over(tiles: LinearTiles, call: Product, processors: int) -> LinearTiles:
+    """The same tiles in as many splits of the columns as give every processor two programs, if need be."""
+    programs = -(-call.rows // tiles.block_n) * -(-call.tokens // tiles.block_m)
+    most = min(MOST_SPLITS, max(1, call.cols // LEAST_COLUMNS))
+    return replace(tiles, splits=max(1, min(-(-2 * processors // programs), most)))
+
+
+@dataclass(frozen=True)
 class Tuning:
     """What a backend overrides of the launch shapes, as functions of a call's size.
 
     Attributes:
-        linear: (tokens, wide) -> tiles; wide: products in float32.
+        linear: a product's size -> tiles.
         attention: (query rows a key head, value width) -> tiles.
         experts: tokens -> tiles.
         delta: (most new tokens of a sequence, values a head) -> tiles.
     """
 
-    linear: Callable[[int, bool], LinearTiles] = lambda tokens, wide: linear_tiles(tokens, wide=wide)
+    linear: Callable[[Product], LinearTiles] = lambda call: linear_tiles(call.tokens, wide=call.wide)
     attention: Callable[[int, int], AttentionTiles] = attention_tiles
     experts: Callable[[int], LinearTiles] = expert_tiles
     delta: Callable[[int, int], DeltaTiles] = lambda tokens, width: DeltaTiles()
+
+
+Tuned = Tuning | Callable[[Capabilities], Tuning]
+"""A backend's tuning, or what gives it for a device."""

@@ -11,13 +11,14 @@ from ktcore.errors import BackendError
 from ktcore_xpu import sycl
 from ktcore_xpu.onednn import OneDnnLinear
 from ktcore_xpu.runtime import XpuRuntime, torch_vendor
+from ktcore_xpu.tuning import tuning
 
 
 class XpuBackend(Backend):
     """The shared Triton kernels over its devices, SYCL kernels of its own, and what installed packages bring."""
 
     def implementations(self) -> Sequence[Implementation]:
-        return [*implementations("xpu"), *sycl.implementations(), OneDnnLinear()]
+        return [*implementations("xpu", tuning), *sycl.implementations(), OneDnnLinear()]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> XpuRuntime:
         vendor = torch_vendor()

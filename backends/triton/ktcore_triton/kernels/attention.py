@@ -14,12 +14,13 @@ def attention_kernel(
     scale, heads, kv_heads, key_stride, value_stride, table_stride, page_size, window, chunk, splits, tokens,
     GROUP: tl.constexpr, KEY_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    LATENT: tl.constexpr, HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr, COMPUTE: tl.constexpr,
+    PART: tl.constexpr, LATENT: tl.constexpr, HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Grid: (row blocks, kv_heads * splits, sequences). Online softmax over the keys of one split.
 
     q [T, heads, KEY_DIM]; keys, values: rows of a cache, `*_stride` elements apart, a head's part KEY_DIM or VALUE_DIM
-    wide. The first MAIN values of a key and the REST after them are multiplied apart (576 = 512 + 64); LATENT: the
+    wide. The first MAIN values of a key and the REST after them are multiplied apart (576 = 512 + 64); PART of MAIN at
+    a time, where PART is less, which takes fewer registers and reads queries again for each block of keys. LATENT: the
     first VALUE_DIM of a key are its value. out [T, heads, VALUE_DIM], or with SPLIT float32 [splits, T, heads,
     VALUE_DIM] and lse [splits, T, heads].
     """
@@ -41,7 +42,8 @@ def attention_kernel(
         main = tl.arange(0, MAIN)
         rest = MAIN + tl.arange(0, REST)
         at = (token * heads + head) * KEY_DIM
-        q_main = tl.load(q + at[:, None] + main[None, :], mask=(main < KEY_DIM)[None, :], other=0.0).to(COMPUTE)
+        if PART == MAIN:
+            q_main = tl.load(q + at[:, None] + main[None, :], mask=(main < KEY_DIM)[None, :], other=0.0).to(COMPUTE)
         q_rest = tl.load(q + at[:, None] + rest[None, :], mask=(rest < KEY_DIM)[None, :], other=0.0).to(COMPUTE)
         column = tl.arange(0, BLOCK_V)
 
@@ -67,10 +69,21 @@ def attention_kernel(
             page = tl.load(table + sequence.to(tl.int64) * table_stride + key // page_size, mask=there, other=0)
             slot = page.to(tl.int64) * page_size + key % page_size
             key_at = slot * key_stride + kv_head * KEY_DIM
-            k = tl.load(
-                keys + key_at[:, None] + main[None, :], mask=there[:, None] & (main < KEY_DIM)[None, :], other=0.0
-            ).to(COMPUTE)
-            score = tl.dot(q_main, tl.trans(k), input_precision="ieee")
+            if PART == MAIN:
+                k = tl.load(
+                    keys + key_at[:, None] + main[None, :], mask=there[:, None] & (main < KEY_DIM)[None, :], other=0.0
+                ).to(COMPUTE)
+                score = tl.dot(q_main, tl.trans(k), input_precision="ieee")
+            else:
+                score = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+                for begun in range(0, MAIN, PART):
+                    some = begun + tl.arange(0, PART)
+                    q_some = tl.load(q + at[:, None] + some[None, :], mask=(some < KEY_DIM)[None, :], other=0.0)
+                    k_some = tl.load(
+                        keys + key_at[:, None] + some[None, :], mask=there[:, None] & (some < KEY_DIM)[None, :],
+                        other=0.0,
+                    )  # fmt: skip
+                    score = tl.dot(q_some.to(COMPUTE), tl.trans(k_some.to(COMPUTE)), score, input_precision="ieee")
             if KEY_DIM > MAIN:
                 k_rest = tl.load(
                     keys + key_at[:, None] + rest[None, :], mask=there[:, None] & (rest < KEY_DIM)[None, :], other=0.0
@@ -87,8 +100,13 @@ def attention_kernel(
             base = tl.where(higher == float("-inf"), 0.0, higher)
             weight = tl.exp(score - base[:, None])
             shrink = tl.exp(top - base)
-            if LATENT:
+            if LATENT and PART == MAIN:
                 v = k
+            elif LATENT:
+                v = tl.load(
+                    keys + key_at[:, None] + column[None, :],
+                    mask=there[:, None] & (column < VALUE_DIM)[None, :], other=0.0,
+                ).to(COMPUTE)  # fmt: skip
             else:
                 v = tl.load(
                     values + slot[:, None] * value_stride + kv_head * VALUE_DIM + column[None, :],

@@ -6,10 +6,10 @@ Importing this needs no Triton: plans are made without it, and `supports` says w
 from __future__ import annotations
 
 from ktcore.backend import Implementation
-from ktcore_triton.tuning import Tuning
+from ktcore_triton.tuning import Tuned, Tuning
 
 
-def implementations(backend: str, tuning: Tuning | None = None) -> list[Implementation]:
+def implementations(backend: str, tuning: Tuned | None = None) -> list[Implementation]:
     """One implementation "`backend`.<operator>" of every operator that the shared kernels cover."""
     from ktcore_triton.operators.attention import TritonAttention, TritonMLA
     from ktcore_triton.operators.cache import TritonKVCache

@@ -7,7 +7,7 @@ from typing import Any
 
 from ktcore.backend import Capabilities, Implementation, Supported, Unsupported
 from ktcore.weights.formats import known_formats
-from ktcore_triton.tuning import Tuning
+from ktcore_triton.tuning import Tuned, Tuning
 
 FLOAT_BYTES = 4
 HALF_BYTES = 2
@@ -21,13 +21,18 @@ class TritonImplementation(Implementation):
 
     Args:
         backend: the name that comes before the dot of the id.
+        tuning: launch shapes, or what gives them for a device.
     """
 
     capturable = True
 
-    def __init__(self, backend: str, tuning: Tuning) -> None:
+    def __init__(self, backend: str, tuning: Tuned) -> None:
         self.id = f"{backend}.{self.spec_type.op}"
-        self.tuning = tuning
+        self._tuning = tuning
+
+    def tuning(self, device: Capabilities) -> Tuning:
+        """The launch shapes for a device."""
+        return self._tuning if isinstance(self._tuning, Tuning) else self._tuning(device)
 
     def supports(self, spec: Any, device: Capabilities) -> Supported | Unsupported:
         """Where Triton is installed, for formats that can be read; without a live device, that it will be."""

@@ -34,7 +34,7 @@ class TritonKVCache(TritonImplementation):
 
     def load(self, request: LoadRequest) -> Module:
         """No pages yet."""
-        return TritonKVCacheModule(request, self.tuning)
+        return TritonKVCacheModule(request, self.tuning(request.device))
 
     def page_sizes(self, spec: KVCacheSpec) -> tuple[int, ...]:
         """Preferred first; the kernels take any."""

@@ -114,7 +114,7 @@ class TritonGatedDeltaNet(TritonImplementation):
 
     def load(self, request: LoadRequest) -> Module:
         """Bring the convolution and the rates to the device; the parts hold the other weights."""
-        return _GatedDeltaNet(request, self.tuning)
+        return _GatedDeltaNet(request, self.tuning(request.device))
 
     def packed_bytes(self, spec: GatedDeltaNetSpec, stored_bytes: int) -> int:
         """Float32 of the convolution and of two numbers a head."""

@@ -32,12 +32,13 @@ class TritonLinear(TritonImplementation):
         spec = cast(LinearSpec, request.spec)
         if not supported(spec.weight_format):
             return Plain(request)
-        compute, tuning = compute_dtype(request), self.tuning
+        compute, tuning = compute_dtype(request), self.tuning(request.device)
 
         def product(x: torch.Tensor, weight: AffineWeight, bias: torch.Tensor | None) -> torch.Tensor:
             from ktcore_triton.linear import linear
+            from ktcore_triton.tuning import Product
 
-            tiles = tuning.linear(x.shape[0], compute == torch.float32)
+            tiles = tuning.linear(Product(x.shape[0], weight.rows, weight.cols, compute == torch.float32))
             return linear(x, weight, bias, tiles=tiles, compute=compute)
 
         return AffineLinear(request, product, dense=True)

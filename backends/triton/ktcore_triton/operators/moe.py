@@ -53,7 +53,7 @@ class TritonExperts(TritonImplementation):
     def load(self, request: LoadRequest) -> Module:
         """Repack expert by expert: the peak is the result and one expert."""
         spec = cast(ExpertsSpec, request.spec)
-        compute, tuning = compute_dtype(request), self.tuning
+        compute, tuning = compute_dtype(request), self.tuning(request.device)
         gate, up, down = banks(request, dense=True)
         biases = None
         if spec.bias:
