@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ktcore_triton.native.runtime import NativeRuntime
 
-from ktcore.backend import HostCallbackMode
-from ktcore.backend.runtime import Stream
-from ktcore.backend.torch_runtime import TorchDeviceRuntime
-from ktcore.errors import BackendError
 from ktcore_cuda.devices import live
 
 
@@ -36,25 +33,12 @@ def torch_vendor() -> CudaVendor:
     return CudaVendor(torch.cuda, "cuda", lambda: ctypes.CDLL("libcuda.so.1"))
 
 
-class CudaRuntime(TorchDeviceRuntime):
+class CudaRuntime(NativeRuntime):
     """One CUDA device."""
-
-    host_callback = HostCallbackMode.CAPTURABLE
 
     def __init__(self, index: int, vendor: CudaVendor | None = None) -> None:
         vendor = vendor or torch_vendor()
         properties = vendor.module.get_device_properties(index)
         processors = int(properties.multi_processor_count)
         found = live(properties.name, properties.total_memory, properties.major, properties.minor, processors)
-        super().__init__(vendor.module, vendor.device_type, index, found, "CUDAGraph")
-        self._launch = vendor.driver().cuLaunchHostFunc
-        self._launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-
-    def current_handle(self) -> int:
-        """The driver's handle of the current stream, for launches past torch."""
-        return int(self._module.current_stream(self.device).cuda_stream)
-
-    def launch_host(self, stream: Stream, function: int, data: int) -> None:
-        error = self._launch(stream.cuda_stream, function, data)
-        if error:
-            raise BackendError(f"cuLaunchHostFunc returned {error} on {self.device}")
+        super().__init__(vendor.module, vendor.device_type, index, found, vendor.driver(), "cuLaunchHostFunc")

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ktcore_triton.native.runtime import NativeRuntime
 
-from ktcore.backend import HostCallbackMode
-from ktcore.backend.runtime import Stream
-from ktcore.backend.torch_runtime import TorchDeviceRuntime
 from ktcore.errors import BackendError
 from ktcore_rocm.devices import live
 
@@ -40,10 +38,8 @@ def torch_vendor() -> RocmVendor:
     )
 
 
-class RocmRuntime(TorchDeviceRuntime):
+class RocmRuntime(NativeRuntime):
     """One AMD device."""
-
-    host_callback = HostCallbackMode.CAPTURABLE
 
     def __init__(self, index: int, vendor: RocmVendor | None = None) -> None:
         vendor = vendor or torch_vendor()
@@ -55,18 +51,7 @@ class RocmRuntime(TorchDeviceRuntime):
             properties.warp_size,
             int(properties.multi_processor_count),
         )
-        super().__init__(vendor.module, vendor.device_type, index, found, "CUDAGraph")
-        self._launch = vendor.runtime().hipLaunchHostFunc
-        self._launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-
-    def current_handle(self) -> int:
-        """The HIP runtime's handle of the current stream, for launches past torch."""
-        return int(self._module.current_stream(self.device).cuda_stream)
-
-    def launch_host(self, stream: Stream, function: int, data: int) -> None:
-        error = self._launch(stream.cuda_stream, function, data)
-        if error:
-            raise BackendError(f"hipLaunchHostFunc returned {error} on {self.device}")
+        super().__init__(vendor.module, vendor.device_type, index, found, vendor.runtime(), "hipLaunchHostFunc")
 
 
 def hip_runtime(mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:

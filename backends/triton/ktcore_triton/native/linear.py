@@ -21,6 +21,7 @@ from ktcore.weights import get_format
 from ktcore_triton.affine import affine_bytes, code_bits, supported
 from ktcore_triton.codes import FLOAT8, unpack
 from ktcore_triton.native.build import Build
+from ktcore_triton.native.runtime import NativeRuntime
 from ktcore_triton.native.tiles import COLUMNS, DEPTH, TiledWeight, refusal, tiled
 from ktcore_triton.native.tiles import unpack as codes_of
 
@@ -96,7 +97,7 @@ class TiledModule:
         self._compute = compute_dtype(request)
         if self._compute not in (torch.float16, torch.bfloat16):
             raise BackendError(f"{request.name}: this kernel computes in float16 or bfloat16, not in {self._compute}")
-        self._runtime = request.runtime
+        self._runtime = cast(NativeRuntime, request.runtime)
         self._library: Any = build.library()
         self._splits = splits(self._weight, int(request.device.properties.get("processors", USUAL_PROCESSORS)))
         # by the number of row blocks; kept, since captured graphs hold their addresses
@@ -133,7 +134,7 @@ class TiledModule:
             None if self._bias is None else self._bias.data_ptr(), out.data_ptr(), partial.data_ptr(),
             self._arrived[blocks].data_ptr(), x.shape[0], w.n, w.k, w.group, w.zero, w.bits,
             int(self._compute is torch.bfloat16), int(w.scale.dtype is torch.float16), self._splits,
-            self._runtime.current_handle(),  # type: ignore[attr-defined]
+            self._runtime.current_handle(),
         )  # fmt: skip
         if error:
             raise BackendError(
