@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
+NODE   := build/node/.installed
 PROMPT ?= Explain in two sentences what a mixture-of-experts language model is.
 
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
@@ -13,7 +14,7 @@ SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 # The CPU wheel of torch where pip can find one; set TORCH to choose another build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint sanitize bench vendors gpu clean model
+.PHONY: demo test lint sanitize bench vendors gpu clean model node
 
 demo: $(STAMP) model
 	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)"
@@ -21,7 +22,7 @@ demo: $(STAMP) model
 model: $(STAMP)
 	@$(BIN)/python -m ktcore.demo
 
-test: $(DEV) model lint sanitize
+test: $(DEV) model lint sanitize node
 	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(DEV)
@@ -33,6 +34,9 @@ lint: $(DEV)
 # The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer, their threads under ThreadSanitizer.
 sanitize: $(DEV)
 	$(BIN)/python tests/sanitize/run.py
+
+# The openai SDK for Node, which a test runs; it skips, and says so, where there is no npm.
+node: $(NODE)
 
 bench: $(DEV) model
 	$(BIN)/ktcore bench "$$($(BIN)/python -m ktcore.demo --path)" -p 512 -n 128
@@ -65,3 +69,10 @@ $(DEV): $(STAMP) $(SIM_INPUTS)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	$(foreach v,$(PLUGINS),$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable ./$(v) &&) true
 	@touch $@
+
+$(NODE): tests/server/node/package.json tests/server/node/package-lock.json
+	@mkdir -p $(@D)
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+	    cp $^ $(@D) && npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@ || \
+	        echo "the openai package for Node could not be installed: its test will be skipped"; \
+	else echo "there is no node or npm: the test of the openai SDK for Node will be skipped"; fi
