@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_chips_without_known_matrix_instructions_are_refused() -> None:
     old = Capabilities("rocm", "MI100", properties={"arch": "gfx908"})
     answer = TiledLinear("rocm", 4, lambda device: HipBuild("gfx908")).supports(LinearSpec(512, 64, "Q4_0"), old)
     assert isinstance(answer, Unsupported)
-    assert "gfx908" in answer.reason
+    assert answer.reason == "no matrix instructions of gfx908 are known" == HipBuild("gfx908").status()
 
 
 @pytest.mark.parametrize("backend", BUILDS)
@@ -182,6 +183,25 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     with pytest.raises(BackendError, match=f"unsupported version for {'amd' if backend == 'rocm' else ''}"):
         build.library()
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_probe_tells_of_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ktcore_rocm.plugin import probe
+
+    chip = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "MI300X")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: chip)
+    monkeypatch.setenv(HipBuild.cache_variable, str(tmp_path))
+    monkeypatch.setattr(HipBuild, "compiler", lambda build: None)
+    found = probe()
+    assert found.available
+    assert found.reason.startswith("MI300X, ROCm 6.4; its HIP kernels are not built and there is no hipcc")
+    HipBuild("gfx942").path().touch()
+    assert probe().reason == "MI300X, ROCm 6.4; HIP kernels built"
+    chip.gcnArchName = "gfx1030"
+    assert probe().reason == "MI300X, ROCm 6.4; no matrix instructions of gfx1030 are known"
 
 
 def test_each_chip_has_a_library_of_its_own() -> None:

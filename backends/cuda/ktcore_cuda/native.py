@@ -17,6 +17,7 @@ class CudaBuild(Build):
 
     backend = "cuda"
     title = "CUDA kernels"
+    chips = "sm_80 and later"
     compiler_name = "nvcc"
     compiler_variable = "KTCORE_NVCC"
     cache_variable = "KTCORE_CUDA_CACHE"

@@ -41,6 +41,7 @@ class HipBuild(Build):
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
+        self.chips = arch or "a chip without a name"
         self.fragments = fragments_of(arch)
 
     def compiler(self) -> str | None:

@@ -26,6 +26,7 @@ class Build(ABC):
     Attributes:
         backend: whose it is; also the folder of the cache, and what to choose instead, "<backend>.linear".
         title: what it holds, in words ("CUDA kernels").
+        chips: that it is for, in words.
         compiler_name, compiler_variable: of the compiler, and of the variable that names another.
         cache_variable: names the folder of built libraries.
         fragments: of the chips that it is for; None where no chip's are known.
@@ -34,6 +35,7 @@ class Build(ABC):
 
     backend: str
     title: str
+    chips: str
     compiler_name: str
     compiler_variable: str
     cache_variable: str
@@ -68,6 +70,8 @@ class Build(ABC):
 
     def problem(self) -> str:
         """Why the library cannot be had here; empty when it is built, or can be."""
+        if self.fragments is None:
+            return f"no matrix instructions of {self.chips} are known"
         if self.path().is_file() or self.compiler() is not None:
             return ""
         return (
@@ -77,7 +81,7 @@ class Build(ABC):
 
     def status(self) -> str:
         """The same in a few words, for `ktcore doctor`."""
-        if self.path().is_file():
+        if self.fragments is not None and self.path().is_file():
             return f"{self.title} built"
         return self.problem() or f"{self.title} are built by {self.compiler_name} when first used"
 

@@ -57,9 +57,7 @@ class TiledLinear(Implementation):
         if why := refusal(spec.in_features, DEPTH):
             return Unsupported(why)
         build = self._build(device)
-        if build.fragments is None:
-            return Unsupported(f"no matrix instructions are known of {device.properties.get('arch', device.name)}")
-        if device.live and (why := build.problem()):
+        if (device.live or build.fragments is None) and (why := build.problem()):
             return Unsupported(why)
         return Supported(cost=0.5)
 
@@ -88,7 +86,7 @@ class TiledModule:
         spec = cast(LinearSpec, request.spec)
         stored, device = request.weights["weight"], request.runtime.device
         if build.fragments is None:
-            raise BackendError(f"{request.name}: no matrix instructions are known of {request.device.name}")
+            raise BackendError(f"{request.name}: {build.problem()}")
         raw = stored.raw().reshape(spec.out_features, -1)
         self._weight: TiledWeight = tiled(unpack(get_format(spec.weight_format).name, raw), build.fragments, device)
         order = stored.input_order
