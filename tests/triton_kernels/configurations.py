@@ -13,6 +13,8 @@ class Configuration:
     Attributes:
         types: by argument, as "*fp16" or "i32", in the kernel's order.
         full: compiled in the full sweep only.
+        compute: constants that are types.
+        needs: flavour of 8-bit floats that a target must have for it.
     """
 
     name: str
@@ -23,11 +25,12 @@ class Configuration:
     stages: int = 2
     full: bool = False
     compute: dict[str, str] = field(default_factory=dict)
+    needs: str = ""
 
 
 def configurations(full: bool) -> list[Configuration]:
     """All of them, or those that represent their kernel."""
-    return [c for c in (*_linear(), *_rows(), *_attention(), *_experts(), *_delta()) if full or not c.full]
+    return [c for c in (*_linear(), *_rows(), *_attention(), *_experts(), *_delta(), *_float8()) if full or not c.full]
 
 
 def _linear() -> list[Configuration]:
@@ -164,3 +167,18 @@ def _delta() -> list[Configuration]:
         Configuration("delta-recurrence", "delta:recurrence_kernel", rule, heads, 4, 1),
         Configuration("delta-chunks", "delta:chunks_kernel", rule, {**heads, "BLOCK_K": 32, "CHUNK": 16}, 8, 1),
     ]  # fmt: skip
+
+
+def _float8() -> list[Configuration]:
+    quantise = {"x": "*fp32", "codes": "*u8", "scales": "*fp32", "tokens": "i32", "cols": "i32", "top": "fp32"}
+    product = {"x": "*u8", "x_scales": "*fp32", "codes": "*u8", "scales": "*fp32", "bias": "*fp32", "out": "*fp32",
+               "m": "i32", "n": "i32", "cols": "i32"}  # fmt: skip
+    found = [Configuration("quantise", "fp8:quantise_kernel", quantise, {"BIAS": 7, "GROUP": 128}, 1)]
+    for flavour, kind in (("e4m3fn", "fp8e4nv"), ("e4m3fnuz", "fp8e4b8")):
+        for block_m, block_n, warps in ((16, 32, 4), (64, 64, 8)):
+            constants = {"GROUP": 128, "BLOCK_M": block_m, "BLOCK_N": block_n, "HAS_BIAS": False}
+            found.append(
+                Configuration(f"product-{flavour}-{block_m}x{block_n}", "fp8:product_kernel", product, constants, warps,
+                              full=block_m == 64, compute={"KIND": kind}, needs=flavour)
+            )  # fmt: skip
+    return found

@@ -9,6 +9,10 @@ HALF = Precision(compute="bfloat16", kv="bfloat16")
 
 def expectations() -> Expectations:
     """Products and the cache in bfloat16; all else, and what lies between operators, in float32."""
+    halves = ("w4a16", "w8a16", "linear", "kv_cache", "mla", "experts", "embedding")
     return Expectations(
-        precision={f"cuda.{op}": HALF for op in ("w4a16", "w8a16", "linear", "kv_cache", "mla", "experts", "embedding")}
+        precision={
+            **{f"cuda.{op}": HALF for op in halves},
+            "cuda.fp8_linear": Precision(activations="float8_e4m3fn/128"),
+        }
     )

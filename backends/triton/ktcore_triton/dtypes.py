@@ -20,3 +20,8 @@ def compute_type(dtype: torch.dtype) -> Any:
     if dtype not in types:
         raise BackendError(f"kernels compute in float16, bfloat16 or float32, not in {dtype}")
     return types[dtype]
+
+
+def float8_type(dtype: torch.dtype) -> Any:
+    """Triton's name of an 8-bit float with 3 bits of mantissa."""
+    return {torch.float8_e4m3fn: tl.float8e4nv, torch.float8_e4m3fnuz: tl.float8e4b8}[dtype]

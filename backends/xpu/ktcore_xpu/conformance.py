@@ -9,4 +9,10 @@ HALF = Precision(compute="bfloat16", kv="bfloat16")
 
 def expectations() -> Expectations:
     """Products and the cache in bfloat16; all else, and what lies between operators, in float32."""
-    return Expectations(precision={f"xpu.{op}": HALF for op in ("linear", "kv_cache", "mla", "experts", "embedding")})
+    halves = ("linear", "kv_cache", "mla", "experts", "embedding")
+    return Expectations(
+        precision={
+            **{f"xpu.{op}": HALF for op in halves},
+            "xpu.fp8_linear": Precision(activations="float8_e4m3fn/128"),
+        }
+    )

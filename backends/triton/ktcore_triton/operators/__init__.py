@@ -14,6 +14,7 @@ def implementations(backend: str, tuning: Tuned | None = None) -> list[Implement
     from ktcore_triton.operators.attention import TritonAttention, TritonMLA
     from ktcore_triton.operators.cache import TritonKVCache
     from ktcore_triton.operators.delta import TritonGatedDeltaNet, TritonStateCache
+    from ktcore_triton.operators.float8 import TritonFloat8Linear
     from ktcore_triton.operators.linear import TritonLinear
     from ktcore_triton.operators.moe import TritonExperts, TritonMoE, TritonRouter
     from ktcore_triton.operators.simple import TritonEmbedding, TritonMLP, TritonRMSNorm, TritonRope
@@ -32,5 +33,6 @@ def implementations(backend: str, tuning: Tuned | None = None) -> list[Implement
         TritonMoE,
         TritonStateCache,
         TritonGatedDeltaNet,
+        TritonFloat8Linear,
     )
     return [kind(backend, tuning or Tuning()) for kind in kinds]
