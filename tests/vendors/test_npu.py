@@ -34,6 +34,7 @@ from ktcore.conformance.status import Status
 from ktcore.errors import BackendError
 from ktcore.ops import EmbeddingSpec, ExpertsSpec, KVCacheSpec, LinearSpec, RopeSpec, RouterSpec
 from tests.parity.conftest import Tiny, tiny  # noqa: F401
+from tests.vendors.moving import assert_pages_move
 from tests.vendors.npu_checks import NZ, Refused
 from tests.vendors.npu_standin import TorchNpu, npu_vendor
 from tests.vendors.simulate import CHIPS, Simulation
@@ -152,6 +153,7 @@ def test_a_tiny_model_token_by_token(
         assert experts == (set() if name == "llama" else {"cpu.experts"})
         off = (model.logits(t.ids[:40]) - t.logits[:40]).pow(2).mean(1).sqrt() / t.logits.std()
         assert float(off.quantile(0.9)) < 0.02
+        assert_pages_move(model)
         assert model.engine.graphs is not None, model.engine.model.no_graphs
         prompts = t.ids[None, :12]
         captured = model.generate(prompts, max_new_tokens=6, temperature=0)

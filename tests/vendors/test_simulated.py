@@ -27,6 +27,7 @@ from ktcore.conformance.status import Status
 from ktcore.ops.linear import LinearSpec
 from tests.parity.conftest import Tiny, tiny  # noqa: F401
 
+from .moving import assert_pages_move
 from .simulate import CHIPS, Simulation, simulation
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(900)]
@@ -95,6 +96,7 @@ def test_a_tiny_model_with_experts_on_the_host(
         }
         off = (model.logits(t.ids[:24]) - t.logits[:24]).pow(2).mean(1).sqrt() / t.logits.std()
         assert float(off.quantile(0.9)) < 0.02
+        assert_pages_move(model)
         if backend == "xpu":
             assert model.engine.model.no_graphs == "xpu:0 has no graphs"
             return
