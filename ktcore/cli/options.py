@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +10,6 @@ import typer
 
 if TYPE_CHECKING:
     from ktcore.engine.prefix.cache import PrefixOptions
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
 
 
 @dataclass
@@ -30,14 +25,12 @@ def parse_size(text: str) -> int:
     Raises:
         typer.BadParameter: it is not a size.
     """
-    found = _SIZE.fullmatch(text)
-    if found is None or (found[3] and not found[2]):
-        raise typer.BadParameter(f"'{text}' is not a size; write it like 24GiB, 2GB or 512M")
-    unit = found[2].upper()
-    size = int(float(found[1]) * (_BINARY[unit] if found[3] else _UNITS[unit]))
-    if size == 0:
-        raise typer.BadParameter("a size must be above 0")
-    return size
+    from ktcore.placement.memory import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def sampling(

@@ -15,14 +15,25 @@ from ktcore.cli import options as o
 from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
-    from ktcore.engine.service import Service
-    from ktcore.server.settings import Keys, Settings
+    from fastapi import FastAPI
+
+    from ktcore.server.settings import Keys
 
 KEYS_VARIABLE = "KTCORE_API_KEY"
 
 
 def serve(
-    model: o.ModelArgument,
+    context_: typer.Context,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL", show_default=False, help="A GGUF file, or a folder with config.json and *.safetensors."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Several models, as a YAML file has them, in place of MODEL."),
+    ] = None,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key_file: Annotated[
@@ -82,7 +93,7 @@ def serve(
     prompt_lookup: o.PromptLookupOption = 0,
     debug: o.DebugOption = False,
 ) -> None:
-    """Serve a model to clients of the OpenAI and Ollama APIs, several conversations at once.
+    """Serve one model, or several by name, to clients of the OpenAI and Ollama APIs, several conversations at once.
 
     The context (--context) is shared: a request waits until its prompt fits into what is free, and answers that outgrow
     it make room for each other. Prompts that begin alike are computed once (--prefix-cache keeps them on disk).
@@ -90,6 +101,7 @@ def serve(
     \b
       ktcore serve model.gguf
       ktcore serve model.gguf --host 0.0.0.0 --api-key-file keys.txt
+      ktcore serve --config serve.yaml
     """
     try:
         import fastapi  # noqa: F401
@@ -101,9 +113,14 @@ def serve(
         ) from error
     from ktcore.cli.terminal import note, opened
     from ktcore.engine.service import Service
+    from ktcore.server.app import build_app
     from ktcore.server.logs import FORMATS, logging_to_stderr
     from ktcore.server.settings import MAX_BODY, Settings
 
+    if config is not None:
+        return _serve_several(context_, config)
+    if model is None:
+        raise RequestError("there is no model to serve", "ktcore serve MODEL, or ktcore serve --config FILE")
     keys = _keys(api_key_file, host)
     tls = _tls(tls_cert, tls_key)
     if log not in FORMATS:
@@ -116,9 +133,31 @@ def serve(
     loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
     with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service, logging_to_stderr(log):
         note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
-        where = f"{'https' if tls else 'http'}://{host}:{port}/v1"
-        note(f"serving on {where}, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")
-        _listen(service, settings, host, port, drain, tls)
+        _listen(build_app(service, settings), bool(keys), host, port, drain, tls)
+
+
+def _serve_several(context: typer.Context, path: Path) -> None:
+    from ktcore.cli.serve_config import bounds, configured, entries
+    from ktcore.cli.terminal import note
+    from ktcore.server.app import build_models_app
+    from ktcore.server.logs import FORMATS, logging_to_stderr
+    from ktcore.server.models import Models
+    from ktcore.server.settings import Settings
+
+    made = configured(context, path)
+    c = made.config
+    keys, tls = _keys(c.api_key_file, c.host), _tls(c.tls_cert, c.tls_key)
+    if c.log not in FORMATS:
+        raise RequestError(f"{path}: log: {c.log}: known are {', '.join(FORMATS)}")
+    settings = Settings("", keys, c.max_body, timeout_s=c.timeout, origins=_origins(c.cors_origins))
+    models = Models(entries(made, settings), bounds(c))
+    try:
+        with logging_to_stderr(c.log):
+            models.load_pinned()
+            note(f"{len(models.entries)} models: {', '.join(models.entries)}; {len(models.loaded)} loaded")
+            _listen(build_models_app(models, settings), bool(keys), c.host, c.port, c.drain, tls)
+    finally:
+        models.close()
 
 
 def _keys(file: Path | None, host: str) -> Keys:
@@ -161,11 +200,14 @@ def _origins(given: list[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _listen(service: Service, settings: Settings, host: str, port: int, drain: int, tls: dict[str, str]) -> None:
+def _listen(app: FastAPI, keys: bool, host: str, port: int, drain: int, tls: dict[str, str]) -> None:
     """Until Ctrl-C or SIGTERM; then no more requests are taken, and those under way get `drain` seconds."""
     import uvicorn
 
-    from ktcore.server.app import build_app
+    from ktcore.cli.terminal import note
+
+    where = f"{'https' if tls else 'http'}://{host}:{port}/v1"
+    note(f"serving on {where}, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")
 
     def ended(number: int, frame: object) -> None:
         raise SystemExit(0)
@@ -174,7 +216,7 @@ def _listen(service: Service, settings: Settings, host: str, port: int, drain: i
     before = signal.signal(signal.SIGTERM, ended)
     try:
         uvicorn.run(
-            build_app(service, settings),
+            app,
             host=host,
             port=port,
             log_level="warning",

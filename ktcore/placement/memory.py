@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ktcore.ops.attention import AttentionSpec
@@ -20,6 +21,9 @@ STATE_SLOTS = 16
 """Sequences that may run at once in a model with recurrent states: each takes a slot in all of them."""
 
 _FLOAT = 4
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,22 @@ def fit_hint(memory: DeviceMemory, context: int) -> str:
         if tokens >= 256:
             return f"a context of {tokens // 256 * 256} tokens fits; or put nodes on the host with a rule"
     return "put more nodes on the host (a rule with 'device: host'), or take a checkpoint with smaller weights"
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "24GiB" (powers of 1024), "2GB" or "512M" (powers of 1000), "1000".
+
+    Raises:
+        ValueError: it is not a size, or 0.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None or (found[3] and not found[2]):
+        raise ValueError(f"'{text}' is not a size; write it like 24GiB, 2GB or 512M")
+    unit = found[2].upper()
+    size = int(float(found[1]) * (_BINARY[unit] if found[3] else _UNITS[unit]))
+    if size == 0:
+        raise ValueError("a size must be above 0")
+    return size
 
 
 def human_bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The application: every route over one served model, behind the gate."""
+"""The application: every route over the server's models, behind the gate."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from ktcore.server.embeddings import embedding_routes
 from ktcore.server.errors import add_handlers, json_response
 from ktcore.server.guard import Guard
 from ktcore.server.logs import RequestLog
-from ktcore.server.metrics import Metrics
+from ktcore.server.metrics import text_of
+from ktcore.server.models import Leases, Models, server_figures
 from ktcore.server.ollama import ollama_routes
 from ktcore.server.openai import openai_routes
 from ktcore.server.openapi import describe_bodies
 from ktcore.server.page.routes import page_routes
 from ktcore.server.responses import response_routes
-from ktcore.server.served import Served
 from ktcore.server.settings import Settings
 from ktcore.server.tokens import token_routes
 
 
 def build_app(service: Service, settings: Settings) -> FastAPI:
     """An ASGI application over a running service, which stays its caller's to close."""
+    return build_models_app(Models.around(service, settings), settings)
+
+
+def build_models_app(models: Models, settings: Settings) -> FastAPI:
+    """An ASGI application over models, which stay their caller's to close.
+
+    Args:
+        settings: of the server; each model has its own for answers.
+    """
     app = FastAPI(title="ktcore", version=__version__, docs_url=None, redoc_url=None)
-    served = Served(service, settings, Metrics(service))
     add_handlers(app)
+    app.add_middleware(Leases)
     app.add_middleware(Guard, settings=settings)
     if settings.origins:
         # before the gate: a browser's question whether it may ask comes without a key
@@ -35,11 +44,11 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     app.add_middleware(RequestLog)
-    app.include_router(openai_routes(served))
-    app.include_router(ollama_routes(served))
-    app.include_router(embedding_routes(served))
-    app.include_router(response_routes(served))
-    app.include_router(token_routes(served))
+    app.include_router(openai_routes(models))
+    app.include_router(ollama_routes(models))
+    app.include_router(embedding_routes(models))
+    app.include_router(response_routes(models))
+    app.include_router(token_routes(models))
     app.include_router(page_routes())
     describe_bodies(app)
 
@@ -49,10 +58,12 @@ def build_app(service: Service, settings: Settings) -> FastAPI:
 
     @app.get("/ready")
     async def ready() -> Response:
-        return json_response({"status": "ok"}) if service.ready else json_response({"status": "closing"}, 503)
+        return json_response({"status": "ok"}) if models.ready else json_response({"status": "closing"}, 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        found = {entry.name: entry.metrics for entry in models.entries.values()}
+        text = text_of(found, list(server_figures(models)) if len(found) > 1 else ())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app

@@ -18,6 +18,7 @@ from ktcore.engine.pooling import LAST, MEAN
 from ktcore.engine.tokenizer import Tokenizer
 from ktcore.ops.sampling import SamplingParams
 from ktcore.server.errors import FieldError, json_response
+from ktcore.server.models import Models
 from ktcore.server.ollama import LATEST, read
 from ktcore.server.openai_schemas import Id
 from ktcore.server.served import Served
@@ -57,13 +58,13 @@ class OllamaEmbedAsk(BaseModel):
     dimensions: int | None = Field(None, ge=1)
 
 
-def embedding_routes(served: Served) -> APIRouter:
-    """The routes over one served model."""
+def embedding_routes(models: Models) -> APIRouter:
+    """The routes over a server's models."""
     routes = APIRouter()
 
     @routes.post("/v1/embeddings", tags=["OpenAI"])
     async def embeddings(ask: EmbeddingAsk, http: Request) -> Response:
-        served.check_model(ask.model)
+        served = await models.of(ask.model, http)
         prompts = await asyncio.to_thread(_encode, served.model.tokenizer, ask.input)
         vectors = await _vectors(served, prompts, http, ask.pooling, ask.dimensions)
         data = [
@@ -78,7 +79,7 @@ def embedding_routes(served: Served) -> APIRouter:
     async def embed(http: Request) -> Response:
         began = time.perf_counter()
         ask = await read(http, OllamaEmbedAsk)
-        prompts, vectors = await _ollama(served, ask, http)
+        prompts, vectors = await _ollama(models, ask, http)
         return json_response(
             {
                 "model": ask.model,
@@ -92,14 +93,14 @@ def embedding_routes(served: Served) -> APIRouter:
     @routes.post("/api/embeddings", tags=["Ollama"])
     async def older(http: Request) -> Response:
         ask = await read(http, OllamaEmbedAsk)
-        _, vectors = await _ollama(served, ask.model_copy(update={"input": [ask.prompt] if ask.prompt else []}), http)
+        _, vectors = await _ollama(models, ask.model_copy(update={"input": [ask.prompt] if ask.prompt else []}), http)
         return json_response({"embedding": vectors[0].tolist() if vectors else []})
 
     return routes
 
 
-async def _ollama(served: Served, ask: OllamaEmbedAsk, http: Request) -> tuple[list[list[int]], list[torch.Tensor]]:
-    served.check_model(ask.model.removesuffix(LATEST))
+async def _ollama(models: Models, ask: OllamaEmbedAsk, http: Request) -> tuple[list[list[int]], list[torch.Tensor]]:
+    served = await models.of(ask.model.removesuffix(LATEST), http)
     prompts = await asyncio.to_thread(_encode, served.model.tokenizer, ask.input)
     if ask.truncate:
         prompts = [ids[: served.model.context] for ids in prompts]

@@ -23,6 +23,10 @@ class UnknownModelError(RequestError):
     """A request names a model that is not served here."""
 
 
+class NoRoomError(RequestError):
+    """A model cannot be loaded now, because others that answer take the memory."""
+
+
 class FieldError(RequestError):
     """A request's field holds what cannot be served.
 
@@ -62,6 +66,7 @@ class Problem:
 _KINDS: tuple[tuple[type[KtcoreError], int, str, str | None], ...] = (
     (UnknownModelError, 404, "invalid_request_error", "model_not_found"),
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
+    (NoRoomError, 503, "server_error", "no_room"),
     (DeadlineError, 504, "timeout_error", "deadline"),
     (ClosingError, 503, "server_error", "closing"),
     (RequestError, 400, "invalid_request_error", None),

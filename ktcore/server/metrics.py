@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ktcore.backend.implementation import ExpertLoad
-from ktcore.engine.prefix.cache import PrefixStats
 from ktcore.engine.service import DeadlineError, Delta, Service
 
 FIRST_TOKEN = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
@@ -19,28 +18,12 @@ BETWEEN = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
 
 
 class Metrics:
-    """The metrics over a service."""
+    """The metrics of one model, whether its service is there or not."""
 
-    def __init__(self, service: Service) -> None:
-        self._registry = CollectorRegistry()
-        place = self._registry
-        Gauge("ktcore_waiting", "Requests that are not admitted yet", registry=place).set_function(
-            lambda: service.waiting
-        )
-        Gauge("ktcore_running", "Answers that take part in steps", registry=place).set_function(lambda: service.running)
-        pages = service.model.engine.scheduler.pages
-        Gauge("ktcore_kv_pages", "KV pages in all", registry=place).set(pages.total)
-        Gauge("ktcore_kv_pages_free", "KV pages nobody owns", registry=place).set_function(lambda: pages.free)
-        scheduler, prefix = service.model.engine.scheduler, service.model.engine.prefix
-        Gauge("ktcore_kv_pages_kept", "Free KV pages whose prefixes can still be shared", registry=place).set_function(
-            lambda: pages.kept
-        )
-        place.register(
-            EngineCounts(lambda: (prefix.stats, scheduler.preemptions), service.model.engine.model.expert_loads)
-        )
-        stored = Gauge("ktcore_prefix_bytes", "Bytes of the prefix cache", ["tier"], registry=place)
-        stored.labels("memory").set_function(lambda: prefix.memory.bytes)
-        stored.labels("disk").set_function(lambda: 0 if prefix.disk is None else prefix.disk.used)
+    def __init__(self) -> None:
+        self.registry = place = CollectorRegistry()
+        self._service: Service | None = None
+        place.register(EngineFigures(lambda: self._service))
         self.ended = Counter("ktcore_answers", "Answers that ended, by how", ["finish"], registry=place)
         self.prompt = Counter("ktcore_prompt_tokens", "Prompt tokens of answers that ended", registry=place)
         self.drawn = Counter("ktcore_generated_tokens", "Drawn tokens of answers that ended", registry=place)
@@ -54,40 +37,50 @@ class Metrics:
             "ktcore_between_texts_seconds", "Between two texts of an answer", buckets=BETWEEN, registry=place
         )
 
-    def text(self) -> bytes:
-        """All of them in Prometheus' format."""
-        return generate_latest(self._registry)
+    def attach(self, service: Service | None) -> None:
+        """The model is loaded and served by `service`, or is no more."""
+        self._service = service
 
     def observer(self) -> Observer:
         """What watches the deltas of one answer that begins now."""
         return Observer(self)
 
 
-class EngineCounts(Collector):
-    """What the engine counts: prompt tokens that came from the prefix cache, by tier, and preemptions."""
+class EngineFigures(Collector):
+    """What an engine shows of itself while it is there: queue, pages, the prefix cache by tier, experts by layer."""
 
-    def __init__(
-        self, counts: Callable[[], tuple[PrefixStats, int]], loads: Mapping[int, Sequence[ExpertLoad]]
-    ) -> None:
-        self._counts = counts
-        self._loads = loads
+    def __init__(self, service: Callable[[], Service | None]) -> None:
+        self._service = service
 
     def collect(self) -> Iterator[Metric]:
         """The figures of this moment."""
-        stats, preemptions = self._counts()
-        asked = CounterMetricFamily("ktcore_prefix_asked_tokens", "Prompt tokens of admitted requests")
-        asked.add_metric([], stats.asked)
-        yield asked
+        service = self._service()
+        if service is None:
+            return
+        engine = service.model.engine
+        pages, prefix = engine.scheduler.pages, engine.prefix
+        yield GaugeMetricFamily("ktcore_waiting", "Requests that are not admitted yet", service.waiting)
+        yield GaugeMetricFamily("ktcore_running", "Answers that take part in steps", service.running)
+        yield GaugeMetricFamily("ktcore_kv_pages", "KV pages in all", pages.total)
+        yield GaugeMetricFamily("ktcore_kv_pages_free", "KV pages nobody owns", pages.free)
+        yield GaugeMetricFamily("ktcore_kv_pages_kept", "Free KV pages whose prefixes can still be shared", pages.kept)
+        yield CounterMetricFamily(
+            "ktcore_preemptions", "Times that an answer made room for others", engine.scheduler.preemptions
+        )
+        stats = prefix.stats
+        yield CounterMetricFamily("ktcore_prefix_asked_tokens", "Prompt tokens of admitted requests", stats.asked)
         reused = CounterMetricFamily("ktcore_prefix_reused_tokens", "Of those, what was not computed", labels=["tier"])
         for tier, count in (("device", stats.device), ("memory", stats.memory), ("disk", stats.disk)):
             reused.add_metric([tier], count)
         yield reused
-        preempted = CounterMetricFamily("ktcore_preemptions", "Times that an answer made room for others")
-        preempted.add_metric([], preemptions)
-        yield preempted
-        yield from self._experts()
+        stored = GaugeMetricFamily("ktcore_prefix_bytes", "Bytes of the prefix cache", labels=["tier"])
+        stored.add_metric(["memory"], prefix.memory.bytes)
+        stored.add_metric(["disk"], 0 if prefix.disk is None else prefix.disk.used)
+        yield stored
+        yield from self._experts(engine.model.expert_loads)
 
-    def _experts(self) -> Iterator[Metric]:
+    @staticmethod
+    def _experts(loads: Mapping[int, Sequence[ExpertLoad]]) -> Iterator[Metric]:
         tokens = CounterMetricFamily(
             "ktcore_expert_tokens", "Pairs of token and expert that ran on the host, by layer", labels=["layer"]
         )
@@ -95,7 +88,7 @@ class EngineCounts(Collector):
             "ktcore_expert_busiest_share", "Of those, the share of the layer's busiest expert", labels=["layer"]
         )
         used = GaugeMetricFamily("ktcore_experts_used", "Experts that ran at all, by layer", labels=["layer"])
-        for layer, modules in sorted(self._loads.items()):
+        for layer, modules in sorted(loads.items()):
             counted = [load for module in modules if (load := module.expert_load()) is not None]
             if not counted:
                 continue
@@ -129,3 +122,31 @@ class Observer:
             metrics.ended.labels(delta.finish.value if delta.finish else how).inc()
             metrics.prompt.inc(delta.stats.prompt_tokens)
             metrics.drawn.inc(delta.stats.new_tokens)
+
+
+def text_of(metrics: Mapping[str, Metrics], more: Sequence[Metric] = ()) -> bytes:
+    """The metrics of models by name in Prometheus' format; of several, each sample says its model.
+
+    Args:
+        more: the server's own.
+    """
+    if len(metrics) == 1 and not more:
+        return generate_latest(next(iter(metrics.values())).registry)
+    joined = CollectorRegistry()
+    joined.register(_Joined(metrics, more))
+    return generate_latest(joined)
+
+
+class _Joined(Collector):
+    def __init__(self, metrics: Mapping[str, Metrics], more: Sequence[Metric]) -> None:
+        self._metrics = metrics
+        self._more = more
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for name, one in self._metrics.items():
+            for family in one.registry.collect():
+                joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                joined.samples += [s._replace(labels={"model": name, **s.labels}) for s in family.samples]
+        yield from families.values()
+        yield from self._more

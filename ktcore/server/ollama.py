@@ -24,6 +24,7 @@ from ktcore.server.chat import Chat, Prompt, prompt_of, structure_of
 from ktcore.server.dialect import Part, dialect_of
 from ktcore.server.errors import FieldError, json_response, problem_of
 from ktcore.server.logprobs import ollama_logprobs as logprobs
+from ktcore.server.models import Entry, Models
 from ktcore.server.ollama_schemas import GenerateAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
 from ktcore.server.sampling import params_for
 from ktcore.server.served import Served
@@ -33,8 +34,28 @@ Ask = TypeVar("Ask", bound=BaseModel)
 LATEST = ":latest"
 
 
-def ollama_routes(served: Served) -> APIRouter:
-    """The routes over one served model."""
+class Clock:
+    """Times of one request, from when it came; in nanoseconds.
+
+    Attributes:
+        load_ns: until its model was there.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter_ns()
+        self.load_ns = 0
+
+    def now_ns(self) -> int:
+        """Since it came."""
+        return time.perf_counter_ns() - self._began
+
+    def loaded(self) -> None:
+        """Its model is there."""
+        self.load_ns = self.now_ns()
+
+
+def ollama_routes(models: Models) -> APIRouter:
+    """The routes over a server's models."""
     routes = APIRouter(prefix="/api", tags=["Ollama"])
 
     @routes.get("/version")
@@ -43,18 +64,18 @@ def ollama_routes(served: Served) -> APIRouter:
 
     @routes.get("/tags")
     async def tags() -> Response:
-        return json_response({"models": [_card(served)]})
+        return json_response({"models": [_card(entry) for entry in models.entries.values()]})
 
     @routes.get("/ps")
     async def running() -> Response:
-        return json_response({"models": [{**_card(served), "context_length": served.model.context}]})
+        return json_response({"models": [_loaded(entry) for entry in models.loaded]})
 
     @routes.post("/show")
     async def show(http: Request) -> Response:
         ask = await read(http, ShowAsk)
-        served.check_model((ask.model or ask.name).removesuffix(LATEST))
-        card = _card(served)
-        template = served.model.tokenizer.chat_template
+        entry = models.entry((ask.model or ask.name).removesuffix(LATEST))
+        card = _card(entry)
+        template = await asyncio.to_thread(entry.template)
         return json_response(
             {
                 "modified_at": card["modified_at"],
@@ -67,30 +88,40 @@ def ollama_routes(served: Served) -> APIRouter:
 
     @routes.post("/generate")
     async def generate(http: Request) -> Response:
-        began = time.perf_counter()
+        clock = Clock()
         ask = await read(http, GenerateAsk)
-        served.check_model(ask.model.removesuffix(LATEST))
+        served = await _of(models, ask, http)
+        clock.loaded()
         if not ask.prompt:
-            return json_response({**_base(ask), "response": "", "done": True, "done_reason": "load"})
+            return json_response({**_base(ask), "response": "", "done": True, "done_reason": ask.emptied})
         system = [{"role": "system", "content": ask.system}] if ask.system else []
         messages = [*system, {"role": "user", "content": ask.prompt}]
         plain = ask.raw or (served.model.tokenizer.chat_template is None and not system)
         made = _plain if plain else _prompt
         prompt = await asyncio.to_thread(made, served, ask, messages)
-        return await _answer(served, ask, prompt, http, began, chat=False)
+        return await _answer(served, ask, prompt, http, clock, chat=False)
 
     @routes.post("/chat")
     async def chat(http: Request) -> Response:
-        began = time.perf_counter()
+        clock = Clock()
         ask = await read(http, OllamaChatAsk)
-        served.check_model(ask.model.removesuffix(LATEST))
+        served = await _of(models, ask, http)
+        clock.loaded()
         if not ask.messages:
-            return json_response({**_base(ask), **_said(True, ""), "done": True, "done_reason": "load"})
+            return json_response({**_base(ask), **_said(True, ""), "done": True, "done_reason": ask.emptied})
         tools = [tool.plain for tool in ask.tools or ()]
         prompt = await asyncio.to_thread(_prompt, served, ask, [m.plain for m in ask.messages], tools)
-        return await _answer(served, ask, prompt, http, began, chat=True)
+        return await _answer(served, ask, prompt, http, clock, chat=True)
 
     return routes
+
+
+async def _of(models: Models, ask: OllamaAsk, http: Request) -> Served:
+    name = ask.model.removesuffix(LATEST)
+    served = await models.of(name, http)
+    if ask.keep_alive is not None:
+        models.keep(name, ask.kept_s)
+    return served
 
 
 async def read(http: Request, kind: type[Ask]) -> Ask:
@@ -117,7 +148,7 @@ def _prompt(
     return prompt
 
 
-async def _answer(served: Served, ask: OllamaAsk, prompt: Prompt, http: Request, began: float, chat: bool) -> Response:
+async def _answer(served: Served, ask: OllamaAsk, prompt: Prompt, http: Request, clock: Clock, chat: bool) -> Response:
     o = ask.options or Options.model_validate({})
     params = params_for(
         served.model.plan.graph.vocab,
@@ -139,14 +170,14 @@ async def _answer(served: Served, ask: OllamaAsk, prompt: Prompt, http: Request,
     request = engine.Request(prompt.ids, params, longest, o.stops, timeout, output)
     answers = served.answers([request], http, [prompt.reader()])
     if ask.stream:
-        return StreamingResponse(_lines(served, answers, ask, began, chat), media_type="application/x-ndjson")
+        return StreamingResponse(_lines(served, answers, ask, clock, chat), media_type="application/x-ndjson")
     (answer,) = await answers.whole()
     told = logprobs(served.model.tokenizer, answer.chosen)
     said = _said(chat, answer.content, answer.reasoning, answer.calls)
-    return json_response({**_base(ask), **said, **told, **_end(answer.finish, answer.stats, began)})
+    return json_response({**_base(ask), **said, **told, **_end(answer.finish, answer.stats, clock)})
 
 
-async def _lines(served: Served, answers: Answers, ask: OllamaAsk, began: float, chat: bool) -> AsyncIterator[str]:
+async def _lines(served: Served, answers: Answers, ask: OllamaAsk, clock: Clock, chat: bool) -> AsyncIterator[str]:
     try:
         async for _, delta, part in answers:
             if part != Part() or delta.chosen:
@@ -154,7 +185,7 @@ async def _lines(served: Served, answers: Answers, ask: OllamaAsk, began: float,
                 said = _said(chat, part.content, part.reasoning, part.calls)
                 yield json.dumps({**_base(ask), **said, **told, "done": False}) + "\n"
             if delta.finish is not None:
-                yield json.dumps({**_base(ask), **_said(chat, ""), **_end(delta.finish, delta.stats, began)}) + "\n"
+                yield json.dumps({**_base(ask), **_said(chat, ""), **_end(delta.finish, delta.stats, clock)}) + "\n"
     except Exception as error:  # the status is sent already, so the stream itself must tell
         yield json.dumps({"error": problem_of(error).message}) + "\n"
     finally:
@@ -182,13 +213,13 @@ def _object(arguments: str) -> Any:
     return value if isinstance(value, dict) else {}
 
 
-def _end(finish: Finish, stats: Stats, began: float) -> dict[str, Any]:
-    """The last piece's figures; durations are in nanoseconds, and the model was loaded before."""
+def _end(finish: Finish, stats: Stats, clock: Clock) -> dict[str, Any]:
+    """The last piece's figures; durations are in nanoseconds."""
     return {
         "done": True,
         "done_reason": "length" if finish is Finish.LENGTH else "stop",
-        "total_duration": round((time.perf_counter() - began) * 1e9),
-        "load_duration": 0,
+        "total_duration": clock.now_ns(),
+        "load_duration": clock.load_ns,
         "prompt_eval_count": stats.prompt_tokens,
         "prompt_eval_duration": round(stats.prefill_s * 1e9),
         "eval_count": stats.new_tokens,
@@ -196,22 +227,21 @@ def _end(finish: Finish, stats: Stats, began: float) -> dict[str, Any]:
     }
 
 
-def _card(served: Served) -> dict[str, Any]:
-    checkpoint = served.model.checkpoint
-    config = checkpoint.config
-    family = str(config.get("general.architecture") or config.get("model_type") or "")
-    changed = datetime.fromtimestamp(checkpoint.path.stat().st_mtime, timezone.utc)
+def _card(entry: Entry) -> dict[str, Any]:
+    facts = entry.facts
     return {
-        "name": served.settings.name,
-        "model": served.settings.name,
-        "modified_at": _iso(changed),
-        "size": checkpoint.nbytes,
-        "details": {
-            "format": "gguf" if checkpoint.kind == "gguf" else "safetensors",
-            "family": family,
-            "families": [family],
-        },
+        "name": entry.name,
+        "model": entry.name,
+        "modified_at": _iso(facts.changed),
+        "size": facts.size,
+        "details": {"format": facts.format, "family": facts.family, "families": [facts.family]},
     }
+
+
+def _loaded(entry: Entry) -> dict[str, Any]:
+    context = {} if entry.served is None else {"context_length": entry.served.model.context}
+    expires = {} if entry.expires is None else {"expires_at": _iso(entry.expires)}
+    return {**_card(entry), **context, **expires}
 
 
 def _capabilities(template: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from ktcore.server.chat import Form
 from ktcore.server.openai_messages import Tools
 from ktcore.server.openai_schemas import MAX_LOGPROBS, Penalty, Seed, Stop
 
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
@@ -48,9 +50,24 @@ class OllamaAsk(BaseModel):
     options: Options | None = None
     think: bool | Literal["low", "medium", "high"] | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
+    keep_alive: Annotated[str, Field(pattern=r"^-?(\d+(\.\d+)?(ms|s|m|h)?)+$", max_length=40)] | float | None = None
 
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def kept_s(self) -> float | None:
+        """Seconds that the model stays loaded after this; None: for ever."""
+        given = self.keep_alive
+        if isinstance(given, str):
+            parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", given)
+            given = sum(float(n) * _SECONDS[unit or "s"] for n, unit in parts) * (-1 if given.startswith("-") else 1)
+        return None if given is None or given < 0 else min(given, 1e8)
+
+    @property
+    def emptied(self) -> str:
+        """Why an answer to nothing is done: it loaded the model, or unloads it."""
+        return "unload" if self.kept_s == 0 else "load"
 
     @property
     def form(self) -> Form | None:

@@ -15,34 +15,28 @@ from ktcore.engine.model import Model, Stats
 from ktcore.server.answers import Answers
 from ktcore.server.chat import Prompt, prompt_of, structure_of
 from ktcore.server.errors import json_response, problem_of
+from ktcore.server.models import Entry, Models
 from ktcore.server.openai_replies import DONE, Reply, event
 from ktcore.server.openai_schemas import Ask, ChatAsk, CompletionAsk
 from ktcore.server.sampling import for_choice, params_for
 from ktcore.server.served import Served
 
 
-def openai_routes(served: Served) -> APIRouter:
-    """The routes over one served model."""
+def openai_routes(models: Models) -> APIRouter:
+    """The routes over a server's models."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
-    card = {
-        "id": served.settings.name,
-        "object": "model",
-        "created": int(served.since.timestamp()),
-        "owned_by": "ktcore",
-    }
 
     @routes.get("/models")
-    async def models() -> Response:
-        return json_response({"object": "list", "data": [card]})
+    async def every() -> Response:
+        return json_response({"object": "list", "data": [_card(entry) for entry in models.entries.values()]})
 
     @routes.get("/models/{name:path}")
     async def model(name: str) -> Response:
-        served.check_model(name)
-        return json_response(card)
+        return json_response(_card(models.entry(name)))
 
     @routes.post("/chat/completions")
     async def chat(ask: ChatAsk, http: Request) -> Response:
-        served.check_model(ask.model)
+        served = await models.of(ask.model, http)
         # a template is the checkpoint's code, and long texts take their time: neither may hold up other answers
         prompt = await asyncio.to_thread(prompt_of, served.model, ask.chat)
         longest = ask.max_completion_tokens or ask.max_tokens
@@ -50,11 +44,15 @@ def openai_routes(served: Served) -> APIRouter:
 
     @routes.post("/completions")
     async def completions(ask: CompletionAsk, http: Request) -> Response:
-        served.check_model(ask.model)
+        served = await models.of(ask.model, http)
         prompts = await asyncio.to_thread(_prompts, served.model, ask)
         return await _answer(served, ask, prompts, ask.max_tokens, http, chat=False)
 
     return routes
+
+
+def _card(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.name, "object": "model", "created": int(entry.since.timestamp()), "owned_by": "ktcore"}
 
 
 async def _answer(

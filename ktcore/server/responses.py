@@ -14,19 +14,19 @@ from ktcore.engine.output import PLAIN
 from ktcore.server.answers import Answers
 from ktcore.server.chat import prompt_of
 from ktcore.server.errors import json_response, problem_of
+from ktcore.server.models import Models
 from ktcore.server.responses_items import Building, event
 from ktcore.server.responses_schemas import ResponsesAsk
 from ktcore.server.sampling import params_for
-from ktcore.server.served import Served
 
 
-def response_routes(served: Served) -> APIRouter:
-    """The route over one served model."""
+def response_routes(models: Models) -> APIRouter:
+    """The route over a server's models."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @routes.post("/responses")
     async def responses(ask: ResponsesAsk, http: Request) -> Response:
-        served.check_model(ask.model)
+        served = await models.of(ask.model, http)
         prompt = await asyncio.to_thread(prompt_of, served.model, ask.chat)
         params = params_for(
             served.model.plan.graph.vocab,

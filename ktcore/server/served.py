@@ -1,11 +1,10 @@
-"""The one model that a server has, as routes see it."""
+"""A loaded model, as routes see it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 
 from fastapi import Request as HttpRequest
 
@@ -14,7 +13,6 @@ from ktcore.engine.output import Output
 from ktcore.engine.service import Request, Service
 from ktcore.server.answers import Answers
 from ktcore.server.dialect import Reader
-from ktcore.server.errors import UnknownModelError
 from ktcore.server.metrics import Metrics
 from ktcore.server.settings import Settings
 
@@ -26,23 +24,11 @@ class Served:
     service: Service
     settings: Settings
     metrics: Metrics
-    since: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     @property
     def model(self) -> Model:
         """The model itself."""
         return self.service.model
-
-    def check_model(self, name: str) -> None:
-        """Refuse another model's name.
-
-        Raises:
-            UnknownModelError: it is not served.
-        """
-        if name != self.settings.name:
-            raise UnknownModelError(
-                f"there is no model {name!r} here", f"this server has {self.settings.name!r}; /v1/models lists it"
-            )
 
     def answers(
         self, requests: list[Request], http: HttpRequest, readers: Sequence[Reader | None] | None = None

@@ -25,13 +25,13 @@ COMMAND = [sys.executable, "-m", "ktcore.cli.main", "serve"]
 ENV = {**os.environ, "KTCORE_PLUGINS": "cpu", "OMP_NUM_THREADS": "1"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
-def _wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:
+def wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:
     ends = time.monotonic() + 60
     while True:
         assert process.poll() is None, process.communicate()[1]
@@ -46,14 +46,14 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[str]) -> None:
 def test_the_command_serves_and_drains(folders: dict[str, Path], tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("# mine\n\nright\n")
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     words = [folders["moe"], "--port", port, "--api-key-file", keys, "--name", "tiny", "--backend", "cpu", "-t", 1]
     process = subprocess.Popen(
         [*COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
     )
     try:
-        _wait_until_healthy(url, process)
+        wait_until_healthy(url, process)
         assert httpx.get(f"{url}/v1/models").status_code == 401
         ask: dict[str, Any] = {"model": "tiny", "prompt": "Hello", "max_tokens": 300, "temperature": 0, "stream": True}
         headers = {"Authorization": "Bearer right"}
