@@ -13,9 +13,9 @@ pytest.importorskip("uvicorn", reason="needs the extra `server`")
 pytest.importorskip("fastapi", reason="needs the extra `server`")
 pytest.importorskip("llguidance", reason="needs the extra `server`")
 
-import ktcore  # noqa: E402
+import ktcore
 
-from .test_clients import listening  # noqa: E402
+from .test_clients import listening
 
 PACKAGES = Path(__file__).resolve().parents[2] / "build" / "node"
 SCRIPT = Path(__file__).parent / "node" / "client.mjs"
