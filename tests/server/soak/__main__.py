@@ -3,8 +3,8 @@
     python -m tests.server.soak MODEL [--minutes 30] [--workers 12] [--json OUT.json]
 
 Streams, disconnects, slow readers, stop strings, forms, several choices, embeddings, both APIs, and requests that must
-be refused. Greedy and seeded answers are compared with those that the server gave alone; at the end nothing may run, all
-KV pages are free, metrics agree with the clients' counts, memory is flat, and SIGTERM lets an answer under way end.
+be refused. Greedy and seeded answers are compared with those that the server gave alone; at the end nothing may run,
+all KV pages are free, metrics agree with the clients' counts, memory is flat, and SIGTERM lets an answer under way end.
 """
 
 from __future__ import annotations
