@@ -88,9 +88,8 @@ def in_float64(
         torch.Tensor.to = kept  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("tiles", [DeltaTiles(), DeltaTiles(16, 32)], ids=["default", "longer"])
 @pytest.mark.parametrize("r", [RAGGED, DECODE], ids=["ragged", "decode"])
-@pytest.mark.parametrize(("key", "value"), [(32, 32), (24, 40)])
+@pytest.mark.parametrize(("key", "value", "tiles"), [(32, 32, DeltaTiles(16, 32)), (24, 40, DeltaTiles())])
 def test_delta_rule(r: Runs, key: int, value: int, tiles: DeltaTiles) -> None:
     i = inputs(r, key, value)
     i.state[r.slots[r.starts != 0]] = float("nan")

@@ -24,7 +24,7 @@ PRODUCTS = ("triton", "torch")
 class TritonFloat8Linear(TritonImplementation):
     """Weights with a scale for 128 columns, activations quantised alike, in the flavour that the device multiplies.
 
-    Twice the products of 16 bits a second, and an error of about 2% of a result's size, ten times that of 16 bits: no
+    Twice the products of 16 bits a second, and an error of about 3% of a result's size, ten times that of 16 bits: no
     shipped rule asks for it. Option `product`: "triton" (default), or "torch", which is `torch._scaled_mm` with blocks
     of 1 x 128, where that takes them.
     """
