@@ -82,6 +82,7 @@ CHIPS = (
     _cuda("sm_120", 12, 0),
     _rocm("gfx942", 64),
     _rocm("gfx1100", 32),
+    _rocm("gfx1201", 32),
     _xpu("Battlemage"),
     _npu("Ascend910B3"),
     _npu("Ascend910_9392"),

@@ -110,7 +110,9 @@ def test_a_tiny_model_with_experts_on_the_host(
         assert runtime._launch.calls > 0  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("backend", "chip"), [("cuda", "sm_90"), ("rocm", "gfx942"), ("rocm", "gfx1100")])
+@pytest.mark.parametrize(
+    ("backend", "chip"), [("cuda", "sm_90"), ("rocm", "gfx942"), ("rocm", "gfx1100"), ("rocm", "gfx1201")]
+)
 def test_the_packages_own_kernels_pass_the_kits_linear(backend: str, chip: str, install: Install) -> None:
     install(backend, chip, delay_us=50)
     target = open_target(backend)
