@@ -9,6 +9,7 @@ from ktcore_triton.operators import implementations
 
 from ktcore.backend import Backend, Capabilities, Implementation
 from ktcore.errors import BackendError
+from ktcore_rocm.aiter import Aiter
 from ktcore_rocm.native import HipBuild
 from ktcore_rocm.runtime import RocmRuntime, torch_vendor
 from ktcore_rocm.tuning import tuning
@@ -24,7 +25,8 @@ class RocmBackend(Backend):
             arch = str(device.properties.get("arch", ""))
             return builds.setdefault(arch, HipBuild(arch))
 
-        return [*(TiledLinear("rocm", bits, build) for bits in (4, 8)), *implementations("rocm", tuning)]
+        tiled = (TiledLinear("rocm", bits, build) for bits in (4, 8))
+        return [*tiled, *implementations("rocm", tuning), Aiter("rocm", tuning)]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> RocmRuntime:
         vendor = torch_vendor()
