@@ -51,6 +51,7 @@ class Answers:
     ) -> None:
         self._readers = readers
         self._count = len(requests)
+        self._gone = False
         self._deltas: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -79,6 +80,8 @@ class Answers:
                 if delta.error is not None:
                     raise delta.error
                 left -= delta.last
+                if self._gone and not delta.last:
+                    continue  # what was drawn before the cancellation took effect: nobody is there to be told
                 yield index, delta, self._part(index, delta)
         finally:
             self.close()
@@ -108,6 +111,7 @@ class Answers:
     async def _cancel_when_gone(self, http: HttpRequest) -> None:
         while (await http.receive())["type"] != "http.disconnect":
             pass
+        self._gone = True
         self._cancel()
 
     def _cancel(self) -> None:
