@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FIRST = 64
 """Tokens of prompts to begin with."""
-LEAST = 4
+LEAST = 1
 """Tokens of prompts that a step may always take, so that they come to an end."""
 AGE = 256
 """Steps after which the time of a step without prompts is measured again, at the cost of one such step."""

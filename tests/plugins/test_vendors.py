@@ -93,7 +93,11 @@ def fake_torch(**changes: object) -> SimpleNamespace:
     """A torch as `probe` sees it; every build has all device modules."""
     parts: dict[str, object] = {"cuda": None, "hip": None, "xpu": None} | changes
     count = parts.pop("count", 0)
-    device = SimpleNamespace(device_count=lambda: count, get_device_name=lambda i: f"card {i}")
+    device = SimpleNamespace(
+        device_count=lambda: count,
+        get_device_name=lambda i: f"card {i}",
+        get_device_properties=lambda i: SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-"),
+    )
     return SimpleNamespace(__version__="9.9", version=SimpleNamespace(**parts), cuda=device, xpu=device)
 
 

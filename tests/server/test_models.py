@@ -186,6 +186,10 @@ def test_keep_alive_unloads_at_once_later_or_never(folders: dict[str, Path]) -> 
         loaded = ask("POST", "/api/generate", json={"model": "dense"}).json()
         assert loaded["done_reason"] == "load"
         ask("POST", "/api/generate", json={"model": "dense", "keep_alive": 0})
+        ends = time.monotonic() + 30
+        while _loaded(ask):
+            assert time.monotonic() < ends
+            time.sleep(0.01)
         options = {"num_predict": 3}
         for least in (1e6, 0):  # loading takes milliseconds, being there already does not
             answer = ask(
