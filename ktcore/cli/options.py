@@ -81,9 +81,9 @@ def loading(
 
 def prefix(folder: Path | None, memory: Any, disk: Any) -> PrefixOptions:
     """The options of the prefix cache, as `ktcore.load` takes them."""
-    from ktcore.engine.prefix.cache import DISK_BYTES, PrefixOptions
+    from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, PrefixOptions
 
-    return PrefixOptions(2**30 if memory is None else memory, folder, disk or DISK_BYTES)
+    return PrefixOptions(MEMORY_BYTES if memory is None else memory, folder, disk or DISK_BYTES)
 
 
 def _note_debug(context: typer.Context, given: bool) -> bool:
@@ -96,12 +96,11 @@ def _note_debug(context: typer.Context, given: bool) -> bool:
 _LOADING = "Loading"
 _SAMPLING = "Sampling"
 
-ModelArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL", show_default=False, help="A GGUF file, or a folder with config.json and *.safetensors."
-    ),
-]
+MODEL = typer.Argument(
+    metavar="MODEL", show_default=False, help="A GGUF file, or a folder with config.json and *.safetensors."
+)
+ModelArgument = Annotated[Path, MODEL]
+OptionalModelArgument = Annotated[Path | None, MODEL]
 BackendOption = Annotated[
     str,
     typer.Option(

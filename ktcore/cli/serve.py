@@ -24,12 +24,7 @@ KEYS_VARIABLE = "KTCORE_API_KEY"
 
 def serve(
     context_: typer.Context,
-    model: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MODEL", show_default=False, help="A GGUF file, or a folder with config.json and *.safetensors."
-        ),
-    ] = None,
+    model: o.OptionalModelArgument = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="Several models, as a YAML file has them, in place of MODEL."),

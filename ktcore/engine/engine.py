@@ -97,7 +97,7 @@ class Engine:
     def step(self) -> bool:
         """One step over all running sequences; False when there was nothing to do."""
         with torch.inference_mode(), self.model.running():
-            limit = None if self.pace is None else self.pace.most(self._decoding())
+            limit = None if self.pace is None else self.pace.most(sum(s.decodes for s in self.scheduler.running))
             batch = self.scheduler.next_batch(limit)
             if batch is None:
                 return False
@@ -128,9 +128,6 @@ class Engine:
         finally:
             self.prefix.close()
             self.model.close()
-
-    def _decoding(self) -> int:
-        return sum(s.pending == 1 and s.cached > 0 for s in self.scheduler.running)
 
     def _run(self, batch: Scheduled) -> None:
         scores = self.graphs.scores(batch.step) if self.graphs is not None and batch.decodes else None

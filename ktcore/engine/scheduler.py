@@ -26,12 +26,12 @@ class Scheduled:
     @property
     def decodes(self) -> bool:
         """Whether every sequence runs its last token alone, behind others, and gives the next one."""
-        return not any(self.guesses) and all(s.pending == 1 and s.cached and not s.all_logits for s in self.sequences)
+        return not any(self.guesses) and all(s.decodes for s in self.sequences)
 
     @property
     def decoding(self) -> int:
-        """Sequences that run their last token, behind others."""
-        return sum(count == 1 and s.cached > 0 for s, count in zip(self.sequences, self.counts, strict=True))
+        """Sequences that run their last token, behind others; asked before the step is recorded."""
+        return sum(s.decodes for s in self.sequences)
 
     @property
     def prompt_tokens(self) -> int:
@@ -99,7 +99,7 @@ class Scheduler:
     def ran(self, batch: Scheduled) -> None:
         """Record that the batch's tokens, without guesses, are in the cache now."""
         for sequence, count in zip(batch.sequences, batch.counts, strict=True):
-            self.waiting.charge(sequence, count, drawn=count == 1 and sequence.cached > 0)
+            self.waiting.charge(sequence, count, drawn=sequence.decodes)
             sequence.cached += count
             self.prefix.passed(sequence)
 
@@ -149,7 +149,7 @@ class Scheduler:
     def _computed_now(self, sequence: Sequence, missing: int) -> bool:
         """Whether a running sequence computes the page that this one needs next: it is worth waiting for."""
         names = sequence.prefix.digests
-        if missing >= min(len(names), (len(sequence.tokens) - 1) // self.pages.page_size):
+        if missing >= min(len(names), self.prefix.limit(sequence)):
             return False
         return any(
             r.prefix.named <= missing < len(r.prefix.digests) and r.prefix.digests[missing] == names[missing]
@@ -160,7 +160,7 @@ class Scheduler:
         """Sequences that run their last token, with pages for it; they go first, so that prompts never hold them up."""
         chosen: list[tuple[Sequence, int]] = []
         for sequence in list(self.running):
-            if sequence not in self.running or sequence.pending != 1 or not sequence.cached or sequence.all_logits:
+            if sequence not in self.running or not sequence.decodes:
                 continue
             if len(chosen) < self.chunk and self._grow(sequence, sequence.cached + 1):
                 chosen.append((sequence, 1))

@@ -98,6 +98,11 @@ class Sequence:
         return len(self.tokens) - self.cached
 
     @property
+    def decodes(self) -> bool:
+        """Whether only its last token is left to run, behind others, to give the next one."""
+        return self.pending == 1 and self.cached > 0 and not self.all_logits
+
+    @property
     def new_tokens(self) -> list[int]:
         """The answer so far."""
         return self.tokens[self.prompt_len :]

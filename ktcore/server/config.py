@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from ktcore.engine.prefix.cache import DISK_BYTES, PrefixOptions
+from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, PrefixOptions
 from ktcore.errors import RequestError
 from ktcore.placement.memory import parse_bytes
 from ktcore.server.settings import MAX_BODY
@@ -41,7 +41,7 @@ class ModelConfig(BaseModel):
     packed_cache: Annotated[Path, Field(strict=False)] | None = None
     graphs: bool = True
     prefix_cache: Annotated[Path, Field(strict=False)] | None = None
-    prefix_cache_memory: Size = 2**30
+    prefix_cache_memory: Size = MEMORY_BYTES
     prefix_cache_disk: Size = DISK_BYTES
     prompt_lookup: int = Field(0, ge=0, le=64)
     max_new_tokens: int = Field(1024, ge=1)

@@ -180,6 +180,12 @@ def test_prompts_are_bounded_beside_sequences_that_decode_and_nowhere_else() -> 
     assert batch is not None
     assert batch.counts == (1, 2)
     assert (batch.decoding, batch.prompt_tokens) == (1, 2)
+    scheduler.ran(batch)
+    first.append(9)
+    batch = scheduler.next_batch(prompt_limit=1)
+    assert batch is not None
+    assert batch.counts == (1, 1)
+    assert (batch.decoding, batch.prompt_tokens) == (1, 1)  # one token of a prompt is none that was drawn
     scheduler.cancel(first)
     batch = scheduler.next_batch(prompt_limit=2)
     assert batch is not None

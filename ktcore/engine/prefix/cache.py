@@ -24,6 +24,8 @@ from ktcore.weights.packed.container import canonical, digest
 
 PAGES_A_STEP = 8
 DISK_BYTES = 8 * 2**30
+MEMORY_BYTES = 2**30
+"""What a server, or a chat, gives the tier in main memory where nobody says."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class PrefixCache:
         wanted: list[bytes] = []
         if self.disk is None or self._readers is None:
             return
-        for name in note.digests[: self._limit(sequence)]:
+        for name in note.digests[: self.limit(sequence)]:
             known = self._pages.has(name) or name in self.memory
             if not known and name not in self.disk:
                 break
@@ -158,7 +160,7 @@ class PrefixCache:
         if self.off or sequence.all_logits:
             return found
         fetched = self._fetched(sequence)
-        names = sequence.prefix.digests[: self._limit(sequence)]
+        names = sequence.prefix.digests[: self.limit(sequence)]
         for name in names:
             page = self._pages.share(name)
             content = None
@@ -202,7 +204,7 @@ class PrefixCache:
             self.stats.device += (count - found.memory - found.disk) * size
         if self._states and not self.off and not sequence.all_logits:
             # behind what other prompts share with this one, and behind its last full page
-            note.borders = {found.missing * size, self._limit(sequence) * size} - {0, sequence.cached}
+            note.borders = {found.missing * size, self.limit(sequence) * size} - {0, sequence.cached}
 
     def passed(self, sequence: Sequence) -> None:
         """Keep the recurrent states of a sequence that a step has brought to a border; not yet known to be good."""
@@ -272,7 +274,8 @@ class PrefixCache:
             self.disk.close()
         self.memory.clear()
 
-    def _limit(self, sequence: Sequence) -> int:
+    def limit(self, sequence: Sequence) -> int:
+        """Most pages of its prompt that can be reused: one token at least is computed."""
         return (len(sequence.tokens) - 1) // self._pages.page_size
 
     def _fetched(self, sequence: Sequence) -> dict[bytes, torch.Tensor]:
