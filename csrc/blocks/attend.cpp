@@ -7,7 +7,15 @@ namespace ktcore {
 namespace {
 // All constants, none depends on the number of threads: neither does any result.
 constexpr int kTileRows = 192;  // query rows (token x head of the group) that share one transposed key block
-constexpr int kSplitTokens = 4;  // a sequence with at most so many queries is cut along its context too
+constexpr int kSplitTokens = 32;  // a sequence with at most so many queries is cut along its context too,
+constexpr int kAlwaysSplit = 4;   // one with more than so many
+constexpr int kSplitRows = 1 << 14;  // only while its parts have no more rows a head: 8 MB of them at 128 values
+
+bool splits(const AttendShape& s, const AttendSpan& span) {
+    if (span.queries <= kAlwaysSplit) return true;
+    const int64_t rows = int64_t{span.queries} * (s.heads / s.kv_heads), parts = span.context / kSplitKeys + 1;
+    return span.queries <= kSplitTokens && rows * parts <= kSplitRows;
+}
 }  // namespace
 
 void AttendPlan::clear() {
@@ -21,9 +29,11 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
                      float* out, size_t out_stride) {
     const int group = s.heads / s.kv_heads, tile = std::max(1, kTileRows / group), n = span.queries;
     const int before = span.context - n;
-    for (int t = 0; t < n; t += n <= kSplitTokens ? n : tile) {
+    const bool split = splits(s, span);
+    const int step = n <= kAlwaysSplit ? n : tile;
+    for (int t = 0; t < n; t += step) {
         AttendItem it{};
-        it.tokens = std::min(n <= kSplitTokens ? n : tile, n - t);
+        it.tokens = std::min(step, n - t);
         it.first_pos = before + t;
         it.k_pages = cache.k;
         it.v_pages = cache.v;
@@ -52,7 +62,7 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
             it.sinks = s.sinks ? s.sinks + h * group : nullptr;
             it.q = q + static_cast<size_t>(token) * q_stride + static_cast<size_t>(h) * group * it.head_dim;
             it.out = out + static_cast<size_t>(token) * out_stride + static_cast<size_t>(h) * group * it.value_dim;
-            if (n > kSplitTokens || begin / kSplitKeys == (end - 1) / kSplitKeys) {
+            if (!split || begin / kSplitKeys == (end - 1) / kSplitKeys) {
                 it.key0 = begin;
                 it.key1 = end;
                 items.push_back(it);

@@ -50,3 +50,10 @@ def test_a_step_without_prompts_is_measured_now_and_then() -> None:
     for _ in range(AGE + 1):
         pace.note(4, 32, 0.02)
     assert pace.most(4) == 0
+
+
+def test_a_small_limit_grows_again() -> None:
+    pace = Pace(3.0)
+    _run(pace, 60, decode=0.01, token=0.02)  # not even one token fits
+    _, tokens = _run(pace, 200, decode=0.01, token=0.003)
+    assert tokens >= 99 * 3
