@@ -27,7 +27,7 @@ class Load:
     streams: int = 8
     prompt: int = 32
     new: int = 128
-    long: int = 8192
+    long: int = 8000  # an 8k context has room for the answer
     prefix: int = 4096
     requests: int = 32
     rate: float = 1.0
