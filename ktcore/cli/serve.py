@@ -54,6 +54,15 @@ def serve(
     queue: Annotated[
         int, typer.Option("--queue", metavar="N", min=1, help="Requests that may wait; more are told to come later.")
     ] = 64,
+    stretch: Annotated[
+        float,
+        typer.Option(
+            "--stretch",
+            metavar="FACTOR",
+            min=0.0,
+            help="New prompts may make a step so many times as long as one without them; 0: no bound.",
+        ),
+    ] = 3.0,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0.001, show_default="none", help="Longest time of an answer."),
@@ -126,7 +135,8 @@ def serve(
     )
     prefix = o.prefix(prefix_cache, prefix_cache_memory, prefix_cache_disk)
     loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
-    with opened(model, **loading) as (loaded, load_s), Service(loaded, queue) as service, logging_to_stderr(log):
+    bound = stretch or None
+    with opened(model, **loading) as (loaded, load_s), Service(loaded, queue, bound) as service, logging_to_stderr(log):
         note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
         _listen(build_app(service, settings), bool(keys), host, port, drain, tls)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ktcore.server.settings import Settings
 
 OVERRIDES = frozenset(
-    "host port api_key_file max_body queue timeout drain cors_origin tls_cert tls_key log".split()  # noqa: SIM905
+    "host port api_key_file max_body queue stretch timeout drain cors_origin tls_cert tls_key log".split()  # noqa: SIM905
 )
 _ALWAYS = frozenset({"config", "debug"})
 
@@ -83,4 +83,5 @@ def _entry(name: str, model: ModelConfig, made: Configured, settings: Settings) 
     path = made.folder / model.path.expanduser()
     loading: dict[str, Any] = model.loading(made.folder)
     own = replace(settings, name=name, default_tokens=model.max_new_tokens, prompt_lookup=model.prompt_lookup)
-    return entry_of(path, own, planned_facts(path, loading), made.config.queue, model.keep, loading)
+    facts = planned_facts(path, loading)
+    return entry_of(path, own, facts, model.keep, loading, made.config.queue, made.config.stretch or None)

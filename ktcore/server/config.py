@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, PrefixOptions
+from ktcore.engine.service import STRETCH
 from ktcore.errors import RequestError
 from ktcore.placement.memory import parse_bytes
 from ktcore.server.settings import MAX_BODY
@@ -86,6 +87,7 @@ class ServeConfig(BaseModel):
     api_key_file: Annotated[Path, Field(strict=False)] | None = None
     max_body: Size = MAX_BODY
     queue: int = Field(64, ge=1)
+    stretch: float = Field(STRETCH, ge=0, strict=False)
     timeout: float | None = Field(None, gt=0, strict=False)
     drain: int = Field(30, ge=0)
     cors_origins: list[str] = Field(default_factory=list)

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ktcore.engine.model import Model
-from ktcore.engine.service import Service
+from ktcore.engine.service import STRETCH, Service
 from ktcore.errors import RequestError
 from ktcore.placement.memory import human_bytes
 from ktcore.server.errors import NoRoomError, UnknownModelError
@@ -54,6 +54,8 @@ class Entry:
     Attributes:
         pinned: never unloaded.
         open: loads it; None for one that stays as it was given.
+        queue: most requests that wait for admission.
+        stretch: as `Service` takes it.
         leases: requests that use it, or wait for it.
         used: when the last of them began, by the monotonic clock.
         idle_s: seconds after its last request until it is unloaded; None: never.
@@ -65,6 +67,7 @@ class Entry:
     pinned: bool = False
     open: Callable[[], Model] | None = None
     queue: int = 64
+    stretch: float | None = STRETCH
     since: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     metrics: Metrics = field(default_factory=Metrics)
     served: Served | None = None
@@ -281,7 +284,13 @@ class Leases:
 
 
 def entry_of(
-    path: Path, settings: Settings, facts: Facts, queue: int, pinned: bool, loading: Mapping[str, Any]
+    path: Path,
+    settings: Settings,
+    facts: Facts,
+    pinned: bool,
+    loading: Mapping[str, Any],
+    queue: int = 64,
+    stretch: float | None = STRETCH,
 ) -> Entry:
     """A model that is loaded by `ktcore.load` with the options `loading`."""
 
@@ -290,7 +299,7 @@ def entry_of(
 
         return load(path, **loading)
 
-    return Entry(path, settings, facts, pinned, open_model, queue)
+    return Entry(path, settings, facts, pinned, open_model, queue, stretch)
 
 
 def server_figures(models: Models) -> Iterator[Metric]:
@@ -310,7 +319,7 @@ def _open(entry: Entry) -> Served:
     assert entry.open is not None, f"{entry.name} was given loaded"
     began = time.perf_counter()
     model = entry.open()
-    service = Service(model, entry.queue).__enter__()
+    service = Service(model, entry.queue, entry.stretch).__enter__()
     entry.metrics.attach(service)
     entry.served = served = Served(service, entry.settings, entry.metrics)
     entry.loads += 1

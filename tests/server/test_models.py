@@ -43,7 +43,7 @@ def _models(folders: dict[str, Path], names: str, bounds: Bounds | None = None, 
     for name in names.split():
         path = folders[name]
         settings = Settings(name)
-        made.append(entry_of(path, settings, planned_facts(path, LOADING), 64, name in pinned.split(), LOADING))
+        made.append(entry_of(path, settings, planned_facts(path, LOADING), name in pinned.split(), LOADING))
     return Models(made, bounds)
 
 
@@ -232,6 +232,7 @@ models:
         (("max_loaded: 2", "max_load: 2"), "max_load is not known.*max_loaded"),
         (("context: 512", "contxt: 512"), "models.small.contxt is not known.*context"),
         (("memory: 8GiB", "memory: 8 apples"), "memory: .*'8 apples' is not a size"),
+        (("max_loaded: 2", "stretch: -1"), "stretch: Input should be greater than or equal to 0"),
         (("context: 512", "context: many"), "models.small.context: Input should be a valid integer"),
         (("  small:", "  small:latest:"), "leave it out|no YAML"),
         (("models:", "modles:"), "models: Field required|modles is not known"),
