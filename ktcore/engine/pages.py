@@ -81,13 +81,6 @@ class PageAllocator:
                 else:
                     self._free.append(page)
 
-    def forget(self) -> None:
-        """Drop the names of all contents."""
-        self._content.clear()
-        self._page.clear()
-        self._free += reversed(self._left)
-        self._left.clear()
-
     def _dropped(self) -> int:
         page, _ = self._left.popitem(last=False)
         del self._page[self._content.pop(page)]

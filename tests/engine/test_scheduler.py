@@ -131,17 +131,6 @@ def test_pages_are_shared_kept_and_taken_back_the_longest_left_first() -> None:
         allocator.give_back([first[0]])
 
 
-def test_forgotten_contents_are_free_pages() -> None:
-    allocator = PageAllocator(2, 16)
-    pages = allocator.take(2)
-    allocator.register(pages[0], b"a")
-    allocator.give_back(pages)
-    allocator.forget()
-    assert (allocator.free, allocator.kept) == (2, 0)
-    assert allocator.share(b"a") is None
-    assert sorted(allocator.take(2)) == [0, 1]
-
-
 def test_the_youngest_makes_room_and_comes_back_before_newcomers() -> None:
     scheduler = _scheduler(5, 4, chunk=64)
     old, young, late = _sequence(7, 9), _sequence(7, 9), _sequence(3, 1)

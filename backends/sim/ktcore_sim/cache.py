@@ -8,7 +8,7 @@ import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.backend.mirror import mirrored
-from ktcore.errors import BackendError
+from ktcore.backend.pages import check_pages
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
@@ -90,14 +90,4 @@ class SimKVCacheModule:
         return cast(torch.Tensor, result)
 
     def _check(self, step: StepBatch) -> None:
-        if step.page_size != self._page_size:
-            raise BackendError(
-                f"{self._name}: the step has pages of {step.page_size} tokens, the cache of {self._page_size}"
-            )
-        highest: int = step.derived("sim.highest page", _highest_page)
-        if highest >= self._pages:
-            raise BackendError(f"{self._name}: the step uses KV page {highest}, {self._pages} were allocated")
-
-
-def _highest_page(step: StepBatch) -> int:
-    return int(step.block_table.max()) if step.block_table.numel() else -1
+        check_pages(self._name, step, self._pages, self._page_size)

@@ -100,10 +100,6 @@ class DiskTier:
         except queue.Full:
             self.dropped += 1
 
-    def flush(self) -> None:
-        """Wait until all is written."""
-        self._tasks.join()
-
     def close(self) -> None:
         """Write what waits, and end the thread."""
         self._tasks.put(None)
@@ -133,9 +129,6 @@ class DiskTier:
             except OSError as error:
                 self.dropped += 1
                 LOG.warning("prefix cache: %s cannot be written: %s", self._path(task[0]), error)
-            finally:
-                self._tasks.task_done()
-        self._tasks.task_done()
 
     def _write(self, name: bytes, content: torch.Tensor) -> None:
         path = self._path(name)

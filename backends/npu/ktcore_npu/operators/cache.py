@@ -16,7 +16,7 @@ import torch
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.loading import compute_dtype
 from ktcore.backend.mirror import mirrored
-from ktcore.errors import BackendError
+from ktcore.backend.pages import check_pages
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore_npu.operators.base import HALF_BYTES, NpuImplementation, npu
@@ -117,13 +117,7 @@ class _Cache:
         return torch.nn.functional.pad(rows, (0, missing)) if missing else rows.contiguous()
 
     def _check(self, step: StepBatch) -> None:
-        if step.page_size != self._page_size:
-            raise BackendError(
-                f"{self._name}: the step has pages of {step.page_size} tokens, the cache of {self._page_size}"
-            )
-        highest: int = step.derived("highest page", _highest_page)
-        if highest >= self._pages:
-            raise BackendError(f"{self._name}: the step uses KV page {highest}, {self._pages} were allocated")
+        check_pages(self._name, step, self._pages, self._page_size)
 
 
 class GroupedCache(_Cache):
@@ -216,7 +210,3 @@ def _request_table(step: StepBatch) -> torch.Tensor:
 def _width(spec: KVCacheSpec) -> int:
     widest = max(spec.key_dim, spec.value_dim)
     return next((w for w in WIDTHS if widest <= w), widest)
-
-
-def _highest_page(step: StepBatch) -> int:
-    return int(step.block_table.max()) if step.block_table.numel() else -1

@@ -9,8 +9,8 @@ import torch
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.loading import compute_dtype
 from ktcore.backend.mirror import mirrored
+from ktcore.backend.pages import check_pages
 from ktcore.backend.runtime import DeviceRuntime
-from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore_triton.operators.base import HALF_BYTES, TritonImplementation
@@ -114,13 +114,7 @@ class TritonKVCacheModule:
         )
 
     def _check(self, step: StepBatch) -> None:
-        if step.page_size != self._page_size:
-            raise BackendError(
-                f"{self._name}: the step has pages of {step.page_size} tokens, the cache of {self._page_size}"
-            )
-        highest: int = step.derived("highest page", _highest_page)
-        if highest >= self._pages:
-            raise BackendError(f"{self._name}: the step uses KV page {highest}, {self._pages} were allocated")
+        check_pages(self._name, step, self._pages, self._page_size)
 
 
 def _mirrors(runtime: DeviceRuntime, step: StepBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,7 +123,3 @@ def _mirrors(runtime: DeviceRuntime, step: StepBatch) -> tuple[torch.Tensor, tor
         mirrored(runtime, step, "context_lens", lambda s: torch.tensor(s.context_lens, dtype=torch.int32)),
         mirrored(runtime, step, "block_table", lambda s: s.block_table),
     )
-
-
-def _highest_page(step: StepBatch) -> int:
-    return int(step.block_table.max()) if step.block_table.numel() else -1

@@ -9,7 +9,7 @@ import torch
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.loading import compute_dtype
 from ktcore.backend.mirror import mirrored
-from ktcore.errors import BackendError
+from ktcore.backend.pages import check_pages
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore_xpu.sycl.launcher import LANES, launcher_for
@@ -114,13 +114,7 @@ class SyclKVCacheModule:
         )
 
     def _check(self, step: StepBatch) -> None:
-        if step.page_size != self._page_size:
-            raise BackendError(
-                f"{self._name}: the step has pages of {step.page_size} tokens, the cache of {self._page_size}"
-            )
-        highest: int = step.derived("highest page", _highest_page)
-        if highest >= self._pages:
-            raise BackendError(f"{self._name}: the step uses KV page {highest}, {self._pages} were allocated")
+        check_pages(self._name, step, self._pages, self._page_size)
 
 
 def token_sequences(step: StepBatch) -> torch.Tensor:
@@ -134,7 +128,3 @@ def visible_keys(step: StepBatch) -> torch.Tensor:
     starts, contexts = torch.tensor(step.q_start), torch.tensor(step.context_lens)
     which = token_sequences(step).long()
     return (contexts[which] - starts[1:][which] + torch.arange(step.tokens) + 1).int()
-
-
-def _highest_page(step: StepBatch) -> int:
-    return int(step.block_table.max()) if step.block_table.numel() else -1
