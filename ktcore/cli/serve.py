@@ -210,6 +210,7 @@ def _listen(app: FastAPI, keys: bool, host: str, port: int, drain: int, tls: dic
     import uvicorn
 
     from ktcore.cli.terminal import note
+    from ktcore.server.memory import freeze
 
     where = f"{'https' if tls else 'http'}://{host}:{port}/v1"
     note(f"serving on {where}, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")
@@ -219,6 +220,7 @@ def _listen(app: FastAPI, keys: bool, host: str, port: int, drain: int, tls: dic
 
     # uvicorn drains on SIGTERM, then raises it again for the handler that was there before
     before = signal.signal(signal.SIGTERM, ended)
+    freeze()
     try:
         uvicorn.run(
             app,

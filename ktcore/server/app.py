@@ -12,6 +12,7 @@ from ktcore.server.embeddings import embedding_routes
 from ktcore.server.errors import add_handlers, json_response
 from ktcore.server.guard import Guard
 from ktcore.server.logs import RequestLog
+from ktcore.server.memory import trimming
 from ktcore.server.metrics import text_of
 from ktcore.server.models import Leases, Models, server_figures
 from ktcore.server.ollama import ollama_routes
@@ -34,7 +35,7 @@ def build_models_app(models: Models, settings: Settings) -> FastAPI:
     Args:
         settings: of the server; each model has its own for answers.
     """
-    app = FastAPI(title="ktcore", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="ktcore", version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: trimming())
     add_handlers(app)
     app.add_middleware(Leases)
     app.add_middleware(Guard, settings=settings)
