@@ -102,6 +102,22 @@ def test_langchains_client_works_unmodified(server: Server) -> None:
     assert len(embeddings.embed_query("Hello")) == 64
 
 
+def test_llamaindexs_client_works_unmodified(server: Server) -> None:
+    like = pytest.importorskip(
+        "llama_index.llms.openai_like", reason="optional: pip install llama-index-llms-openai-like"
+    )
+    given = {"model": "tiny", "api_base": f"{server.url}/v1", "api_key": "right", "temperature": 0, "max_tokens": 9}
+    chat = like.OpenAILike(**given, is_chat_model=True, max_retries=0)
+    messages = [like.base.ChatMessage(role="user", content="Hello")]
+    said = server.sdk().chat.completions.create(model="tiny", messages=HELLO, temperature=0, max_tokens=9)
+    assert chat.chat(messages).message.content == said.choices[0].message.content
+    assert "".join(piece.delta for piece in chat.stream_chat(messages)) == said.choices[0].message.content
+    plain = like.OpenAILike(**given, is_chat_model=False, max_retries=0)
+    text = server.sdk().completions.create(model="tiny", prompt="Hello", temperature=0, max_tokens=9).choices[0].text
+    assert plain.complete("Hello").text == text
+    assert "".join(piece.delta for piece in plain.stream_complete("Hello")) == text
+
+
 def test_the_openai_sdk_raises_its_own_errors(server: Server) -> None:
     sdk = server.sdk()
     with pytest.raises(openai.AuthenticationError):
