@@ -5,6 +5,9 @@
 Streams, disconnects, slow readers, stop strings, forms, several choices, embeddings, both APIs, and requests that must
 be refused. Greedy and seeded answers are compared with those that the server gave alone; at the end nothing may run,
 all KV pages are free, metrics agree with the clients' counts, memory is flat, and SIGTERM lets an answer under way end.
+
+Flat means: resident memory of the last tenth of the time is at most 5% over that of the tenth after the first quarter,
+medians both. The prefix cache's tiers are small here, and the KV cache with them, so that all are full by then.
 """
 
 from __future__ import annotations
