@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("triton", reason="prompts run on the shared Triton kernel, interpreted")
 
 from ktcore_cuda.flash_mla import FlashMla
+from ktcore_cuda.flashinfer import FlashInferMla
 from ktcore_rocm.aiter import Aiter
 from ktcore_triton.tuning import Tuning
 
@@ -29,7 +30,12 @@ SPEC = KVCacheSpec("mla", 16, 1, 576, 512)
 SCALE = 0.07
 HOPPER = Capabilities("cuda", "H100", None, frozenset({"f16"}), {"arch": "sm_90"})
 MI300 = Capabilities("rocm", "MI300X", None, frozenset({"f16"}), {"arch": "gfx942"})
-PROVIDERS = [(FlashMla("cuda", Tuning()), HOPPER), (Aiter("rocm", Tuning()), MI300)]
+ADA = Capabilities("cuda", "RTX 4090", None, frozenset({"f16"}), {"arch": "sm_89"})
+PROVIDERS = [
+    (FlashMla("cuda", Tuning()), HOPPER),
+    (FlashInferMla("cuda", Tuning()), ADA),
+    (Aiter("rocm", Tuning()), MI300),
+]
 
 
 def _attended(q: torch.Tensor, rows: torch.Tensor, scale: float) -> torch.Tensor:
@@ -123,10 +129,76 @@ def _aiter(calls: list[str]) -> ModuleType:
     return module
 
 
+def _flashinfer(calls: list[str]) -> ModuleType:
+    module = ModuleType("flashinfer.mla")
+
+    class Wrapper:
+        def __init__(self, float_workspace_buffer: torch.Tensor) -> None:
+            assert float_workspace_buffer.dtype == torch.uint8
+            assert not float_workspace_buffer.any()
+
+        def plan(
+            self,
+            qo_indptr: torch.Tensor,
+            kv_indptr: torch.Tensor,
+            kv_indices: torch.Tensor,
+            kv_len_arr: torch.Tensor,
+            num_heads: int,
+            head_dim_ckv: int,
+            head_dim_kpe: int,
+            page_size: int,
+            causal: bool,
+            sm_scale: float,
+            q_data_type: torch.dtype,
+            kv_data_type: torch.dtype,
+        ) -> None:
+            calls.append("metadata")
+            for table in (qo_indptr, kv_indptr, kv_indices, kv_len_arr):
+                assert table.dtype == torch.int32
+            assert qo_indptr.tolist() == list(range(len(kv_len_arr) + 1))
+            assert kv_indptr.diff().tolist() == [-(-n // page_size) for n in kv_len_arr.tolist()]
+            assert int(kv_indptr[-1]) <= len(kv_indices)
+            assert (head_dim_ckv, head_dim_kpe) == (512, 64)
+            self.planned = (
+                kv_indptr,
+                kv_indices,
+                kv_len_arr,
+                num_heads,
+                page_size,
+                sm_scale,
+                q_data_type,
+                kv_data_type,
+            )
+
+        def run(
+            self, q_nope: torch.Tensor, q_pe: torch.Tensor, ckv_cache: torch.Tensor, kpe_cache: torch.Tensor
+        ) -> torch.Tensor:
+            calls.append("attention")
+            starts, pages, lengths, heads, page, scale, q_type, kv_type = self.planned
+            assert q_nope.shape == (len(lengths), heads, 512)
+            assert q_pe.shape == (len(lengths), heads, 64)
+            assert ckv_cache.shape[1:] == (page, 512)
+            assert kpe_cache.shape[1:] == (page, 64)
+            assert (q_nope.dtype, q_pe.dtype) == (q_type, q_type)
+            assert (ckv_cache.dtype, kpe_cache.dtype) == (kv_type, kv_type)
+            assert q_type in (torch.float16, torch.bfloat16)
+            out = torch.empty(q_nope.shape, dtype=q_type)
+            for i, length in enumerate(lengths.tolist()):
+                own = pages[starts[i] : starts[i + 1]].long()
+                rows = torch.cat([ckv_cache[own], kpe_cache[own]], -1).reshape(-1, 576)[:length]
+                out[i] = _attended(torch.cat([q_nope[i], q_pe[i]], -1), rows, scale).to(q_type)
+            return out
+
+    module.BatchMLAPagedAttentionWrapper = Wrapper  # type: ignore[attr-defined]
+    return module
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     monkeypatch.setitem(sys.modules, "flash_mla", _flash_mla(made))
+    monkeypatch.setitem(sys.modules, "flashinfer", ModuleType("flashinfer"))
+    monkeypatch.setitem(sys.modules, "flashinfer.mla", _flashinfer(made))
     monkeypatch.setitem(sys.modules, "aiter", ModuleType("aiter"))
     monkeypatch.setitem(sys.modules, "aiter.mla", _aiter(made))
     return made
@@ -169,7 +241,7 @@ def test_decode_steps_go_to_the_package_and_prompts_to_the_shared_kernel(
         expected = torch.stack([_attended(q[i], rows[i], SCALE) for i in range(3)])
         torch.testing.assert_close(out.double(), expected, atol=4e-3, rtol=4e-3)
     assert calls.count("attention") == 2
-    assert calls.count("metadata") == (provider.package == "flash_mla")
+    assert calls.count("metadata") == (provider.package != "aiter")
 
 
 @pytest.fixture
@@ -193,10 +265,10 @@ def test_what_the_documents_exclude_is_refused_with_the_reason(provider: Any, de
     assert isinstance(provider.supports(SPEC, device), Supported)
     assert "latents of 512" in answer(KVCacheSpec("mla", 16, 1, 320, 256))
     assert "latents of 512" in answer(KVCacheSpec("gqa", 16, 16, 576, 512))
-    assert "it runs on" in answer(properties={"arch": "sm_80"})
+    assert "it runs on" in answer(properties={"arch": "sm_75"})
     assert answer(live=True) == f"the package {provider.package} is not installed"
     if provider.heads:
         assert "24 query heads: it takes 16, 128" in answer(KVCacheSpec("mla", 24, 1, 576, 512))
-    else:
-        assert provider.page_sizes(SPEC) == (64,)
+    if provider.page:
+        assert provider.page_sizes(SPEC) == (provider.page,)
     assert not provider.capturable

@@ -10,6 +10,7 @@ from ktcore_triton.operators import implementations
 from ktcore.backend import Backend, Implementation
 from ktcore.errors import BackendError
 from ktcore_cuda.flash_mla import FlashMla
+from ktcore_cuda.flashinfer import FlashInferMla
 from ktcore_cuda.native import CudaBuild
 from ktcore_cuda.runtime import CudaRuntime, torch_vendor
 from ktcore_cuda.tuning import tuning
@@ -21,7 +22,8 @@ class CudaBackend(Backend):
     def implementations(self) -> Sequence[Implementation]:
         build = CudaBuild()
         tiled = (TiledLinear("cuda", bits, lambda device: build) for bits in (4, 8))
-        return [*tiled, *implementations("cuda", tuning), FlashMla("cuda", tuning)]
+        optional = FlashMla("cuda", tuning), FlashInferMla("cuda", tuning)
+        return [*tiled, *implementations("cuda", tuning), *optional]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CudaRuntime:
         vendor = torch_vendor()
