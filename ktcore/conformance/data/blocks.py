@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ktcore.weights.formats import dequantize, get_format
+from ktcore.weights.groups import GroupFormat, group_formats, pack_f8, pack_int
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -58,7 +59,9 @@ _TORCH = {
 }
 PLAIN_FORMATS = tuple(_TORCH)
 BLOCK_FORMATS = (*_SCALES, *_EXPONENT_SCALES)
-FORMATS = PLAIN_FORMATS + BLOCK_FORMATS
+GROUP_FORMATS = ("INT4_G32", "INT4_G128", "INT8_G128", "F8_E4M3_G128")
+"""Of GPTQ, AWQ, compressed-tensors and DeepSeek's FP8 checkpoints."""
+FORMATS = PLAIN_FORMATS + BLOCK_FORMATS + GROUP_FORMATS
 """All formats that random weights can be made for."""
 
 
@@ -71,6 +74,8 @@ def random_weight(name: str, shape: tuple[int, ...], std: float, rng: np.random.
         return flat
     fmt = get_format(name)
     count = int(np.prod(shape)) // fmt.block_size
+    if name in GROUP_FORMATS:
+        return _groups(group_formats()[name], count, std, rng).reshape(-1)
     blocks = _random_bytes(count, fmt.block_bytes, rng)
     if name in _EXPONENT_SCALES:
         _set_byte_scales(name, blocks, std, rng)
@@ -81,6 +86,20 @@ def random_weight(name: str, shape: tuple[int, ...], std: float, rng: np.random.
 
 def _random_bytes(count: int, size: int, rng: np.random.Generator) -> Bytes:
     return rng.integers(0, 256, (count, size), dtype=np.uint8)
+
+
+def _groups(fmt: GroupFormat, count: int, std: float, rng: np.random.Generator) -> Bytes:
+    uneven = rng.uniform(0.5, 1.5, (count, 1))
+    if fmt.kind == "f8":
+        values = torch.from_numpy(rng.standard_normal((count, fmt.group), dtype=np.float32) * 32)
+        codes: Bytes = values.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        return pack_f8(codes, (uneven * std / 32).astype(np.float32))
+    levels = 1 << fmt.bits
+    # even codes of n levels have a standard deviation of n / sqrt(12)
+    scales = (uneven * std * np.sqrt(12) / levels).astype(np.float16).view(np.uint16)
+    zeros = levels // 2 + rng.integers(-levels // 8, levels // 8 + 1, (count, 1))
+    codes = _random_bytes(count, fmt.group * fmt.bits // 8, rng)
+    return pack_int(codes, scales, zeros, fmt.group, bfloat16=False)
 
 
 def _set_scales(name: str, blocks: Bytes, std: float, rng: np.random.Generator) -> None:
