@@ -45,7 +45,8 @@ def test_both_forms_match_transformers(rule, tokens: int) -> None:  # type: igno
     i = _inputs(tokens)
     q, k = (l2_normalised(t).repeat_interleave(2, 1) for t in (i.q, i.k))
     out, state = rule(q * KEY**-0.5, k, i.v, i.g, i.beta, i.state)
-    theirs = (i.q[None], i.k[None], i.v[None], i.g[None], i.beta[None])
+    # repeated for their heads here: of transformers' versions some do it themselves, others leave it to the caller
+    theirs = (i.q.repeat_interleave(2, 1)[None], i.k.repeat_interleave(2, 1)[None], i.v[None], i.g[None], i.beta[None])
     # transformers sums decays of a chunk in float32
     for function, within in ((torch_recurrent_gated_delta_rule, 1e-5), (torch_chunk_gated_delta_rule, 1e-4)):
         expected, last = function(

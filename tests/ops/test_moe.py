@@ -210,7 +210,7 @@ def test_experts_with_biases_and_clamps_match_gpt_oss() -> None:
         gate, up = (experts.gate_up_proj[:, :, i::2].transpose(1, 2) for i in (0, 1))
         biases = (experts.gate_up_proj_bias[:, ::2], experts.gate_up_proj_bias[:, 1::2], experts.down_proj_bias)
         spec = ExpertsSpec(
-            HIDDEN, 24, 6, 2, "silu", "F32", "F32", "F32", bias=True, clamped=ClampedGLU(config.swiglu_alpha, 7.0)
+            HIDDEN, 24, 6, 2, "silu", "F32", "F32", "F32", bias=True, clamped=ClampedGLU(experts.alpha, experts.limit)
         )
         assert (x @ gate[0].T).max() > 7, "nothing is clamped"
         ours = routed_experts(x, ids, weights, gate, up, experts.down_proj.transpose(1, 2), spec, biases)

@@ -322,6 +322,9 @@ def tiny_model(name: str) -> PreTrainedModel:
     config = CONFIGS[name]()
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for module in model.modules():
+        if hasattr(module, "limit"):
+            module.limit = config.swiglu_limit  # older versions of transformers have it as a constant
     with torch.no_grad():
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
             if (value.dim() == 1 or key.endswith("_bias")) and "inv_freq" not in key:
