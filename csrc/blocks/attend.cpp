@@ -7,9 +7,9 @@ namespace ktcore {
 namespace {
 // All constants, none depends on the number of threads: neither does any result.
 constexpr int kTileRows = 192;  // query rows (token x head of the group) that share one transposed key block
-constexpr int kSplitTokens = 32;  // a sequence with at most so many queries is cut along its context too,
-constexpr int kAlwaysSplit = 4;   // one with more than so many
-constexpr int kSplitRows = 1 << 14;  // only while its parts have no more rows a head: 8 MB of them at 128 values
+constexpr int kAlwaysSplit = 4;  // a sequence with at most so many queries is cut along its context too,
+constexpr int kSplitTokens = 32;  // and one with at most so many,
+constexpr int kSplitRows = 1 << 14;  // while its parts have no more rows a head than this: 8 MB at 128 values
 
 bool splits(const AttendShape& s, const AttendSpan& span) {
     if (span.queries <= kAlwaysSplit) return true;

@@ -210,7 +210,8 @@ def test_long_contexts_are_cut_into_parts_without_a_trace(pool: _native.Pool) ->
     np.testing.assert_allclose(whole, layer.expected(x), atol=2e-5, rtol=0)
     for at in (0, 63, 255, 256, 257, 300, 511, 512, 699):
         np.testing.assert_array_equal(layer.run(x[at : at + 1], one(at, 1, table)), whole[at : at + 1])
-    np.testing.assert_array_equal(layer.run(x[500:503], one(500, 3, table)), whole[500:503])
+    for a, b in ((500, 503), (500, 520), (489, 521), (240, 272), (0, 32), (600, 633)):
+        np.testing.assert_array_equal(layer.run(x[a:b], one(a, b - a, table)), whole[a:b])
 
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "bf16", "q8"])
@@ -224,6 +225,17 @@ def test_decode_is_prefill_to_the_last_bit(pool: _native.Pool, kv_dtype: str, ma
     for at in (0, 15, 299, 300, 301, 649):
         np.testing.assert_array_equal(layer.run(x[at : at + 1], one(at, 1, table)), whole[at : at + 1])
     np.testing.assert_array_equal(layer.run(x[598:602], one(598, 4, table)), whole[598:602])
+    np.testing.assert_array_equal(layer.run(x[590:620], one(590, 30, table)), whole[590:620])
+
+
+def test_many_heads_of_a_group_are_cut_by_tokens_and_by_context(pool: _native.Pool) -> None:
+    layer = Layer(heads=16, kv_heads=1, dim=16, rotary=16, hidden=32, page=64).build(pool)
+    x = hidden_rows(650, 32)
+    table = ints(range(20, 31))
+    whole = layer.run(x, one(0, 650, table))
+    np.testing.assert_allclose(whole, layer.expected(x), atol=2e-5, rtol=0)
+    for a, b in ((600, 632), (250, 270), (511, 536)):
+        np.testing.assert_array_equal(layer.run(x[a:b], one(a, b - a, table)), whole[a:b])
 
 
 @pytest.mark.parametrize("dim", [128, 64, 24])
