@@ -87,6 +87,8 @@ def test_batched_answers_equal_those_alone(opened: Opened, name: str, rules: str
             model = (wide, narrow)[seed % 2]
             model.engine.scheduler.chunk = 24
             mix = _draws(seed)
+            if model is narrow:  # two that come together and cannot both stay, however fast the machine is
+                mix = [(_prompt(100 * seed + i, 60), 60, GREEDY) for i in range(2)] + mix
             with Service(wide) as service:
                 alone = [Caller(service, ids, new, params).wait()[0] for ids, new, params in mix]
             with Service(model) as service:
@@ -94,7 +96,8 @@ def test_batched_answers_equal_those_alone(opened: Opened, name: str, rules: str
                 for i, (ids, new, params) in enumerate(mix):
                     output = Output(prompt_lookup=i % 3 * 2)
                     callers.append(Caller(service, ids, new, params, output=output, user=str(i % 2)))
-                    time.sleep(random.Random(seed).random() * 0.004)
+                    if i:
+                        time.sleep(random.Random(seed).random() * 0.004)
                 together = [caller.wait()[0] for caller in callers]
             assert together == alone
         assert narrow.engine.scheduler.preemptions > 0
