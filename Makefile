@@ -43,7 +43,8 @@ bench: $(DEV) model
 
 # What is too slow for every day, hours on two cores: every configuration of the shared kernels compiled and interpreted,
 # the product in C++ for every chip that nvcc and clang's HIP (Debian: hipcc clang-19 lld-19) know, where those are,
-# SYCL kernels on the OpenCL CPU device (their runtime goes to build/sycl), Triton kernels to HIVM (build/ascend), the kit for each simulated vendor, the matrix.
+# SYCL kernels on the OpenCL CPU device (their runtime goes to build/sycl), Triton kernels to HIVM (build/ascend), the
+# kit for each simulated vendor, the matrix.
 vendors: $(DEV)
 	KTCORE_TRITON_FULL=1 KTCORE_VENDORS_FULL=1 $(BIN)/pytest tests/triton_kernels tests/vendors
 	$(BIN)/python tests/vendors/sycl/run.py --venv build/sycl

@@ -15,11 +15,20 @@ def check_pages(name: str, step: StepBatch, pages: int, page_size: int) -> None:
     Raises:
         BackendError: the step has pages of another size, or uses one that was not allocated.
     """
-    if step.page_size != page_size:
-        raise BackendError(f"{name}: the step has pages of {step.page_size} tokens, the cache of {page_size}")
+    check_page_size(name, step, page_size)
     highest = step.derived("highest page", _highest_page)
     if highest >= pages:
         raise BackendError(f"{name}: the step uses KV page {highest}, {pages} were allocated")
+
+
+def check_page_size(name: str, step: StepBatch, page_size: int) -> None:
+    """That a step counts its pages as the cache does.
+
+    Raises:
+        BackendError: its pages have another size.
+    """
+    if step.page_size != page_size:
+        raise BackendError(f"{name}: the step has pages of {step.page_size} tokens, the cache of {page_size}")
 
 
 def _highest_page(step: StepBatch) -> int:

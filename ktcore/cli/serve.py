@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ktcore.cli import options as o
+from ktcore.engine.pace import STRETCH
 from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def serve(
             min=0.0,
             help="New prompts may make a step so many times as long as one without them; 0: no bound.",
         ),
-    ] = 3.0,
+    ] = STRETCH,
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0.001, show_default="none", help="Longest time of an answer."),
@@ -135,8 +136,11 @@ def serve(
     )
     prefix = o.prefix(prefix_cache, prefix_cache_memory, prefix_cache_disk)
     loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
-    bound = stretch or None
-    with opened(model, **loading) as (loaded, load_s), Service(loaded, queue, bound) as service, logging_to_stderr(log):
+    with (
+        opened(model, **loading) as (loaded, load_s),
+        Service(loaded, queue, stretch) as service,
+        logging_to_stderr(log),
+    ):
         note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
         _listen(build_app(service, settings), bool(keys), host, port, drain, tls)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+STRETCH = 3.0
+"""How many times as long as a step that only decodes one with prompts may be, where nobody says."""
 FIRST = 16
 """Tokens of prompts to begin with."""
 LEAST = 1

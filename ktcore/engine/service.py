@@ -14,7 +14,7 @@ import torch
 
 from ktcore.engine.model import Model, Stats, TextStream
 from ktcore.engine.output import PLAIN, Output
-from ktcore.engine.pace import Pace
+from ktcore.engine.pace import STRETCH, Pace
 from ktcore.engine.sequence import Chosen, Finish
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 SETTLED = 16
 """Pages that are copied at once to further tiers while nobody asks for anything."""
-STRETCH = 3.0
-"""How many times as long as others' decode steps a step with a newcomer's prompt may take."""
 
 
 class QueueFullError(RequestError):
@@ -118,10 +116,10 @@ class Service:
 
     Args:
         queue_limit: most requests that wait for admission.
-        stretch: prompts may make a step so many times as long as one without them; None: as long as a chunk takes.
+        stretch: prompts may make a step so many times as long as one without them; 0: as long as a chunk takes.
     """
 
-    def __init__(self, model: Model, queue_limit: int = 64, stretch: float | None = STRETCH) -> None:
+    def __init__(self, model: Model, queue_limit: int = 64, stretch: float = STRETCH) -> None:
         self.model = model
         self.stretch = stretch
         self.queue_limit = queue_limit
@@ -200,7 +198,7 @@ class Service:
     def _run(self) -> None:
         with self.model._running():
             engine = self.model.engine
-            engine.pace = None if self.stretch is None else Pace(self.stretch)
+            engine.pace = Pace(self.stretch) if self.stretch else None
             while self._next():
                 # whatever breaks must not end the thread: callers would wait for ever
                 try:

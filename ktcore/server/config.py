@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from ktcore.engine.pace import STRETCH
 from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, PrefixOptions
-from ktcore.engine.service import STRETCH
 from ktcore.errors import RequestError
 from ktcore.placement.memory import parse_bytes
 from ktcore.server.settings import MAX_BODY

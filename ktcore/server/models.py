@@ -17,7 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ktcore.engine.model import Model
-from ktcore.engine.service import STRETCH, Service
+from ktcore.engine.pace import STRETCH
+from ktcore.engine.service import Service
 from ktcore.errors import RequestError
 from ktcore.placement.memory import human_bytes
 from ktcore.server.errors import NoRoomError, UnknownModelError
@@ -67,7 +68,7 @@ class Entry:
     pinned: bool = False
     open: Callable[[], Model] | None = None
     queue: int = 64
-    stretch: float | None = STRETCH
+    stretch: float = STRETCH
     since: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     metrics: Metrics = field(default_factory=Metrics)
     served: Served | None = None
@@ -290,7 +291,7 @@ def entry_of(
     pinned: bool,
     loading: Mapping[str, Any],
     queue: int = 64,
-    stretch: float | None = STRETCH,
+    stretch: float = STRETCH,
 ) -> Entry:
     """A model that is loaded by `ktcore.load` with the options `loading`."""
 

@@ -28,6 +28,7 @@ from ktcore.server.models import Bounds, Models, entry_of  # noqa: E402
 from ktcore.server.settings import Settings  # noqa: E402
 
 from .test_command import free_port  # noqa: E402
+from .test_service import wait_for  # noqa: E402
 
 LOADING = {"backend": "cpu", "rules": "reference", "context": 512}
 CHAT = "/v1/chat/completions"
@@ -56,10 +57,7 @@ def _running(models: Models) -> Iterator[Callable[..., Any]]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        ends = time.monotonic() + 30
-        while not server.started:
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        wait_for(lambda: server.started)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield client.request
     finally:
@@ -147,10 +145,7 @@ def test_many_requests_for_one_model_load_it_once(folders: dict[str, Path]) -> N
             thread.join()
         assert codes == [200] * 6
         assert models.entries["moe"].loads == 1
-        ends = time.monotonic() + 30
-        while models.entries["moe"].leases:  # given back right after the last byte
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        wait_for(lambda: not models.entries["moe"].leases)  # given back right after the last byte
 
 
 def test_pinned_models_stay_and_what_has_no_place_is_told_so(folders: dict[str, Path]) -> None:
@@ -189,10 +184,7 @@ def test_keep_alive_unloads_at_once_later_or_never(folders: dict[str, Path]) -> 
         loaded = ask("POST", "/api/generate", json={"model": "dense"}).json()
         assert loaded["done_reason"] == "load"
         ask("POST", "/api/generate", json={"model": "dense", "keep_alive": 0})
-        ends = time.monotonic() + 30
-        while _loaded(ask):
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        wait_for(lambda: not _loaded(ask))
         options = {"num_predict": 3}
         for least in (1e6, 0):  # loading takes milliseconds, being there already does not
             answer = ask(
@@ -204,16 +196,11 @@ def test_keep_alive_unloads_at_once_later_or_never(folders: dict[str, Path]) -> 
         assert card["expires_at"] > card["modified_at"]
         reply = ask("POST", "/api/chat", json={"model": "dense:latest", "messages": [], "keep_alive": 0}).json()
         assert reply["done_reason"] == "unload"
-        ends = time.monotonic() + 30
-        while _loaded(ask):
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        wait_for(lambda: not _loaded(ask))
         ask("POST", "/api/generate", json={"model": "moe", "keep_alive": -1})
         assert "expires_at" not in ask("GET", "/api/ps").json()["models"][0]
         ask("POST", "/api/generate", json={"model": "moe", "keep_alive": "50ms"})
-        while _loaded(ask):
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        wait_for(lambda: not _loaded(ask))
         assert ask("POST", "/api/generate", json={"model": "moe", "keep_alive": "soon"}).status_code == 400
 
 
@@ -299,10 +286,7 @@ def test_a_request_that_goes_away_while_it_waits_holds_nothing(folders: dict[str
             ask("POST", CHAT, json=_ask("dense"), timeout=0.2)
         go_on.set()
         assert ask("POST", CHAT, json=_ask("dense")).status_code == 200
-        ends = time.monotonic() + 30
-        while entry.leases:
-            assert time.monotonic() < ends
-            time.sleep(0.01)
+        wait_for(lambda: not entry.leases)
         assert entry.loads == 1
 
 

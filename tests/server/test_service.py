@@ -45,7 +45,7 @@ def _prompt(seed: int, length: int) -> list[int]:
     return torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
     ends = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < ends
@@ -138,7 +138,7 @@ def test_a_long_prompt_holds_a_running_answer_up_for_no_more_than_a_chunk(opened
         return batch
 
     scheduler.next_batch = noted  # type: ignore[method-assign]
-    with Service(model, stretch=None) as service:
+    with Service(model, stretch=0) as service:
         first = Caller(service, _prompt(1, 8), 200)
         first.deltas.get(timeout=60)
         second = Caller(service, _prompt(2, 400), 2)
@@ -198,9 +198,9 @@ def test_what_can_never_run_and_what_is_too_much_is_refused(opened: Opened) -> N
         with pytest.raises(RequestError, match="context holds 1024"):
             Caller(service, _prompt(1, 1025))
         first = Caller(service, _prompt(1, 10), 1000)
-        _wait_for(lambda: service.running == 1)
+        wait_for(lambda: service.running == 1)
         others = [Caller(service, _prompt(1, 10), 1000) for _ in range(2)]
-        _wait_for(lambda: service.waiting == 2)
+        wait_for(lambda: service.waiting == 2)
         with pytest.raises(QueueFullError):
             Caller(service, _prompt(1, 10), 1000)
         for caller in (first, *others):
@@ -247,7 +247,7 @@ def test_a_caller_that_breaks_ends_its_own_answer_alone(opened: Opened) -> None:
 
         service.submit([(Request(_prompt(1, 10), GREEDY, 300), gone)])
         assert Caller(service, _prompt(9, 10), 60).wait()[0] == expected
-        _wait_for(lambda: service.running == 0)
+        wait_for(lambda: service.running == 0)
     # the first piece, and the notice that it is cancelled
     assert len(calls) == 2
 

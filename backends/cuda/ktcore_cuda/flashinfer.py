@@ -18,8 +18,9 @@ from ktcore_triton.tuning import Tuned
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.ops.batch import StepBatch
 
+Shape = tuple[torch.device, int, float, torch.dtype]
 WORKSPACE = 128 << 20
-"""Bytes for partial results, as FlashInfer recommends; one for all layers."""
+"""Bytes for partial results, as FlashInfer recommends; layers alike share them."""
 
 
 class FlashInferMla(ProvidedLatentCache):
@@ -31,25 +32,27 @@ class FlashInferMla(ProvidedLatentCache):
 
     def __init__(self, backend: str, tuning: Tuned) -> None:
         super().__init__(backend, tuning)
-        self._wrappers: dict[tuple[torch.device, int, float, torch.dtype], Any] = {}
+        self._wrappers: dict[Shape, Any] = {}
 
     def decode(
         self, runtime: DeviceRuntime, step: StepBatch, q: torch.Tensor, rows: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """One call for all sequences; its plan is made once a step, and shared by layers of one scale."""
         shape = (runtime.device, q.shape[1], scale, q.dtype)
-        if shape not in self._wrappers:
-            workspace = torch.zeros(WORKSPACE, dtype=torch.uint8, device=runtime.device)
-            wrapper = importlib.import_module(f"{self.package}.mla").BatchMLAPagedAttentionWrapper(workspace)
-            self._wrappers[shape] = wrapper
-        wrapper = self._wrappers[shape]
-        step.derived(f"flashinfer.plan.{shape}", lambda s: _plan(wrapper, s, q.shape[1], scale, q.dtype))
+        wrapper = step.derived(f"flashinfer.plan.{shape}", lambda s: _planned(self._wrapper(shape), s, *shape[1:]))
         pages = rows.view(-1, step.page_size, LATENT + ROPE)
         out: torch.Tensor = wrapper.run(q[..., :LATENT], q[..., LATENT:], pages[..., :LATENT], pages[..., LATENT:])
         return out
 
+    def _wrapper(self, shape: Shape) -> Any:
+        if shape not in self._wrappers:
+            workspace = torch.zeros(WORKSPACE, dtype=torch.uint8, device=shape[0])
+            library = importlib.import_module(f"{self.package}.mla")
+            self._wrappers[shape] = library.BatchMLAPagedAttentionWrapper(workspace)
+        return self._wrappers[shape]
 
-def _plan(wrapper: Any, step: StepBatch, heads: int, scale: float, dtype: torch.dtype) -> bool:
+
+def _planned(wrapper: Any, step: StepBatch, heads: int, scale: float, dtype: torch.dtype) -> Any:
     """Tables on the host: the wrapper wants them there, and copies what its kernels read."""
     used = [-(-length // step.page_size) for length in step.context_lens]
     wrapper.plan(
@@ -66,4 +69,4 @@ def _plan(wrapper: Any, step: StepBatch, heads: int, scale: float, dtype: torch.
         dtype,
         dtype,
     )
-    return True
+    return wrapper

@@ -9,6 +9,7 @@ import torch
 
 from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.implementation import LoadRequest, Module, Support, Unsupported
+from ktcore.backend.pages import check_page_size
 from ktcore.backend.reference.base import FLOAT_BYTES, SLOW, ReferenceImplementation
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
@@ -100,10 +101,7 @@ class PagedCache:
             yield span, self._rows[slots.to(self._device)]
 
     def _checked(self, step: StepBatch, slots: torch.Tensor) -> torch.Tensor:
-        if step.page_size != self._page_size:
-            raise BackendError(
-                f"{self._name}: the step has pages of {step.page_size} tokens, the cache of {self._page_size}"
-            )
+        check_page_size(self._name, step, self._page_size)
         if slots.numel() and not 0 <= int(slots.min()) <= int(slots.max()) < self._position.shape[0]:
             raise BackendError(f"{self._name}: the step uses a KV page that was not allocated")
         return slots
