@@ -25,7 +25,7 @@ def handoff(backend: str, layers: int) -> dict[str, float]:
     import torch
     from ktcore_cpu.backend import CpuRuntime
 
-    from ktcore.engine.handoff import HandOff
+    from ktcore.engine.experts.handoff import HandOff
 
     bench, lane = Bench(backend), CpuRuntime(1).new_lane()
     hidden, top_k = 2048, 8
@@ -59,7 +59,7 @@ def handoff(backend: str, layers: int) -> dict[str, float]:
 
 def decode(model: Any, prompt: Any, new: int) -> dict[str, Any]:
     """Tokens that were drawn, and how many a second after the first."""
-    from ktcore.engine.sequence import Sequence
+    from ktcore.engine.schedule.sequence import Sequence
     from ktcore.ops.sampling import SamplingParams
 
     sequence = Sequence(prompt.tolist(), SamplingParams(temperature=0), new)

@@ -23,7 +23,7 @@ from ktcore_sim.options import SimOptions
 from ktcore_sim.runtime import SimRuntime
 
 from ktcore.backend.runtime import HostCallbackMode
-from ktcore.engine.handoff import HandOff
+from ktcore.engine.experts.handoff import HandOff
 
 HIDDEN, TOP_K = 2048, 8
 

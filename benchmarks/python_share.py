@@ -15,7 +15,7 @@ from typing import Any
 from ktcore_cpu import _native
 
 from ktcore.engine.model import load
-from ktcore.engine.sequence import Sequence
+from ktcore.engine.schedule.sequence import Sequence
 from ktcore.ops.sampling import SamplingParams
 
 

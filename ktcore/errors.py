@@ -43,3 +43,15 @@ class PlanError(KtcoreError):
 
 class RequestError(KtcoreError):
     """A generation request cannot be served: empty prompt, prompt longer than the context, bad sampling value."""
+
+
+class FieldError(RequestError):
+    """A request's field holds what cannot be served.
+
+    Args:
+        param: the field's name.
+    """
+
+    def __init__(self, param: str, message: str, hint: str = "") -> None:
+        super().__init__(f"{param}: {message}", hint)
+        self.param = param

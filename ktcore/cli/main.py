@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 
 from ktcore import __version__
-from ktcore.cli.bench import bench
-from ktcore.cli.chat import chat
-from ktcore.cli.conformance import app as conformance
-from ktcore.cli.convert import convert
-from ktcore.cli.doctor import doctor
-from ktcore.cli.new_backend import new_backend
+from ktcore.cli.commands.bench import bench
+from ktcore.cli.commands.chat import chat
+from ktcore.cli.commands.conformance import app as conformance
+from ktcore.cli.commands.convert import convert
+from ktcore.cli.commands.doctor import doctor
+from ktcore.cli.commands.new_backend import new_backend
+from ktcore.cli.commands.plan import plan
+from ktcore.cli.commands.run import run
+from ktcore.cli.commands.serve import serve
 from ktcore.cli.options import DebugOption, State
-from ktcore.cli.plan import plan
-from ktcore.cli.run import run
-from ktcore.cli.serve import serve
 from ktcore.errors import KtcoreError
 
 HELP = """Runs mixture-of-experts language models bigger than your GPU, on whatever accelerator you own.

@@ -92,7 +92,7 @@ def host_runtime(model: Model) -> tuple[str, DeviceRuntime] | None:
 
 
 def _one_round(model: Model, ids: list[int], new: int) -> Round:
-    from ktcore.engine.sequence import Sequence
+    from ktcore.engine.schedule.sequence import Sequence
     from ktcore.ops.sampling import SamplingParams
 
     sequence = Sequence(list(ids), SamplingParams(temperature=0), max_new_tokens=new + 1)

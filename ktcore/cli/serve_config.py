@@ -11,9 +11,9 @@ import typer
 from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
-    from ktcore.server.config import ModelConfig, ServeConfig
-    from ktcore.server.models import Bounds, Entry
-    from ktcore.server.settings import Settings
+    from ktcore.server.http.config import ModelConfig, ServeConfig
+    from ktcore.server.http.settings import Settings
+    from ktcore.server.models.registry import Bounds, Entry
 
 OVERRIDES = frozenset(
     "host port api_key_file max_body queue stretch timeout drain cors_origin tls_cert tls_key log".split()  # noqa: SIM905
@@ -35,7 +35,7 @@ def configured(context: typer.Context, path: Path) -> Configured:
     Raises:
         RequestError: it is wrong, or the command line has options that belong to one model.
     """
-    from ktcore.server.config import read_config
+    from ktcore.server.http.config import read_config
 
     sources = {n: context.get_parameter_source(n) for n in context.params}
     given = {n for n, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
@@ -68,7 +68,7 @@ def entries(made: Configured, settings: Settings) -> list[Entry]:
 def bounds(config: ServeConfig) -> Bounds:
     """What all loaded models may take; a size alone is that of main memory."""
     from ktcore.backend.registry import Registry
-    from ktcore.server.models import Bounds
+    from ktcore.server.models.registry import Bounds
 
     memory = config.memory
     if isinstance(memory, int):
@@ -77,8 +77,8 @@ def bounds(config: ServeConfig) -> Bounds:
 
 
 def _entry(name: str, model: ModelConfig, made: Configured, settings: Settings) -> Entry:
-    from ktcore.server.facts import planned_facts
-    from ktcore.server.models import entry_of
+    from ktcore.server.models.facts import planned_facts
+    from ktcore.server.models.registry import entry_of
 
     path = made.folder / model.path.expanduser()
     loading: dict[str, Any] = model.loading(made.folder)

@@ -15,23 +15,24 @@ from typing import Any, overload
 
 import torch
 
-from ktcore.engine.engine import Engine
-from ktcore.engine.loader import Progress, load_modules
-from ktcore.engine.lookahead import PromptLookup
+from ktcore.engine.load.loader import Progress, load_modules
+from ktcore.engine.load.packed_cache import load_cached
 from ktcore.engine.output import PLAIN, Output
-from ktcore.engine.packed_cache import load_cached
-from ktcore.engine.pooling import Pool
 from ktcore.engine.prefix.cache import ON_DEVICE, PrefixOptions
 from ktcore.engine.prefix.identity import prefix_identity
-from ktcore.engine.sequence import Chosen, Finish, Sequence
-from ktcore.engine.structure import Structures
-from ktcore.engine.text import TextBuilder
-from ktcore.engine.tokenizer import Tokenizer, load_tokenizer
-from ktcore.engine.tokenizer_chat import RESERVED
+from ktcore.engine.schedule.lookahead import PromptLookup
+from ktcore.engine.schedule.pooling import Pool
+from ktcore.engine.schedule.sequence import Chosen, Finish, Sequence
+from ktcore.engine.step.engine import Engine
 from ktcore.errors import RequestError, TokenizerError
 from ktcore.ops.sampling import SamplingParams
 from ktcore.rules.plan import Plan
 from ktcore.rules.prepare import prepare
+from ktcore.text.builder import TextBuilder
+from ktcore.text.chat_template import RESERVED
+from ktcore.text.guides import Structures
+from ktcore.text.open import load_tokenizer
+from ktcore.text.tokenizer import Tokenizer
 from ktcore.weights.checkpoint import Checkpoint
 
 Message = dict[str, Any]

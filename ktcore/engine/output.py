@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ktcore.engine.structure import Structure
+from ktcore.text.guides import Structure
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Output:
     structure: the form that the answer must have.
     pool: give no text but a vector of the prompt, its hidden states pooled so: "mean" or "last".
     shown: control tokens that belong to the text, because something is read from them.
-    prompt_lookup: most next tokens to guess from the text so far (`ktcore.engine.lookahead`); 0 guesses nothing, None
-        leaves it to the server.
+    prompt_lookup: most next tokens to guess from the text so far (`ktcore.engine.schedule.lookahead`); 0 guesses
+        nothing, None leaves it to the server.
     """
 
     stop_ids: frozenset[int] = frozenset()

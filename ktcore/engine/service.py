@@ -14,8 +14,8 @@ import torch
 
 from ktcore.engine.model import Model, Stats, TextStream
 from ktcore.engine.output import PLAIN, Output
-from ktcore.engine.pace import STRETCH, Pace
-from ktcore.engine.sequence import Chosen, Finish
+from ktcore.engine.schedule.pace import STRETCH, Pace
+from ktcore.engine.schedule.sequence import Chosen, Finish
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ktcore.errors import ArchitectureError
-from ktcore.graph.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.graph.complete import check_settings, check_tensors
+from ktcore.graph.families import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
 from ktcore.weights.checkpoint import Checkpoint

@@ -15,7 +15,8 @@ from ktcore.rules.load import load_rules
 from ktcore.rules.plan import Plan
 from ktcore.rules.quantize import quantized_graph
 from ktcore.rules.resolve import resolve
-from ktcore.weights.checkpoint import Checkpoint, open_checkpoint
+from ktcore.weights.checkpoint import Checkpoint
+from ktcore.weights.open import open_checkpoint
 from ktcore.weights.packed.checkpoint import PackedCheckpoint
 from ktcore.weights.packed.reader import PartReader
 from ktcore.weights.quantize import target_format

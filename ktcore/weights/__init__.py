@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ktcore.weights.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from ktcore.weights.checkpoint import Checkpoint, TensorInfo
 from ktcore.weights.formats import WeightFormat, dequantize, get_format, known_formats, register_format, row_bytes
+from ktcore.weights.open import open_checkpoint
 
 __all__ = [
     "Checkpoint",

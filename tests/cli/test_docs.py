@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ktcore as package
-from ktcore.graph.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
+from ktcore.graph.families import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.rules import experts, match, schema
 from ktcore.rules.load import read_rule_set, shipped_rules
 

@@ -11,9 +11,9 @@ import pytest
 import typer
 
 import ktcore as package
-from ktcore.cli.chat import chat
+from ktcore.cli.commands.chat import chat
+from ktcore.cli.commands.run import run
 from ktcore.cli.options import parse_size
-from ktcore.cli.run import run
 from ktcore.ops.sampling import SamplingParams
 
 from .conftest import Run

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ktcore.cli.new_backend import write_package
+from ktcore.cli.commands.new_backend import write_package
 from ktcore.errors import KtcoreError
 
 from .conftest import Run

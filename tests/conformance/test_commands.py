@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ktcore.cli.conformance import app
+from ktcore.cli.commands.conformance import app
 from ktcore.conformance import Status
 from ktcore.conformance.report import load_report, save_report
 

@@ -12,7 +12,7 @@ import torch
 from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
 import ktcore
-from ktcore.engine.convert import convert
+from ktcore.engine.load.convert import convert
 from ktcore.errors import CheckpointError, RuleError
 from ktcore.weights.packed.container import MANIFEST, PARTS, read_manifest
 from ktcore.weights.packed.reader import verify

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ktcore.engine.fairness import USERS, FairQueue
-from ktcore.engine.sequence import Sequence
+from ktcore.engine.schedule.fairness import USERS, FairQueue
+from ktcore.engine.schedule.sequence import Sequence
 from ktcore.ops.sampling import SamplingParams
 
 

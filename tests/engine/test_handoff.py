@@ -12,7 +12,7 @@ import torch
 from ktcore.backend.host import HostRuntime
 from ktcore.backend.lane import ThreadLane
 from ktcore.backend.runtime import HostCallbackMode
-from ktcore.engine.handoff import HandOff
+from ktcore.engine.experts.handoff import HandOff
 
 HIDDEN, TOP_K = 8, 2
 

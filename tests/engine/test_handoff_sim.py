@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ktcore.backend.runtime import HostCallbackMode
-from ktcore.engine.handoff import HandOff
+from ktcore.engine.experts.handoff import HandOff
 
 pytest.importorskip("ktcore_sim._C", reason="the simulated accelerator is not built: pip install ./backends/sim")
 

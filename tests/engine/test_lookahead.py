@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ktcore.engine.lookahead import PromptLookup
+from ktcore.engine.schedule.lookahead import PromptLookup
 
 
 def test_it_goes_on_as_it_went_on_last_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ktcore.engine.pace import AGE, FIRST, LEAST, Pace
+from ktcore.engine.schedule.pace import AGE, FIRST, LEAST, Pace
 
 
 def _run(pace: Pace, steps: int, decode: float, token: float, fixed: float = 0.0) -> tuple[float, int]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ktcore.engine.pages import PageAllocator
 from ktcore.engine.prefix.cache import PrefixCache
 from ktcore.engine.prefix.transfer import Transfer
-from ktcore.engine.scheduler import Scheduler
-from ktcore.engine.sequence import Finish, Sequence
+from ktcore.engine.schedule.pages import PageAllocator
+from ktcore.engine.schedule.scheduler import Scheduler
+from ktcore.engine.schedule.sequence import Finish, Sequence
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 

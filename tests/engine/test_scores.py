@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ktcore.engine.sampler import draw
-from ktcore.engine.scores import Scores, from_keys, order_keys
-from ktcore.engine.sequence import Sequence
+from ktcore.engine.schedule.sequence import Sequence
+from ktcore.engine.step.sampler import draw
+from ktcore.engine.step.scores import Scores, from_keys, order_keys
 from ktcore.ops.sampling import SamplingParams, sample
 
 VOCAB = 3000

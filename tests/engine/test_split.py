@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ktcore.engine.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
+from ktcore.engine.experts.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
 
 EXPERTS, HIDDEN, TOP_K, TOKENS = 6, 4, 3, 9
 HOST = torch.device("cpu")

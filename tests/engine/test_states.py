@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
 import ktcore
-from ktcore.engine.engine import Engine
-from ktcore.engine.sequence import Finish, Sequence
+from ktcore.engine.schedule.sequence import Finish, Sequence
+from ktcore.engine.step.engine import Engine
 from ktcore.ops import SamplingParams
 
 CONFIG = Qwen3NextConfig(

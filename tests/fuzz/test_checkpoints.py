@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ktcore.engine.tokenizer_gguf import tokenizer_from_metadata
 from ktcore.errors import CheckpointError, TokenizerError
+from ktcore.text.from_gguf import tokenizer_from_metadata
 from ktcore.weights import Checkpoint, gguf_header, open_checkpoint
 
 FUZZ = settings(

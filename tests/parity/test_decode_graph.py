@@ -30,7 +30,7 @@ def _prompts(t: Tiny, count: int) -> list[list[int]]:
 
 def _answers(model: ktcore.Model, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy answers of prompts of different length, one batch."""
-    from ktcore.engine.sequence import Sequence
+    from ktcore.engine.schedule.sequence import Sequence
     from ktcore.ops.sampling import SamplingParams
 
     sequences = [Sequence(p, SamplingParams(temperature=0), NEW_TOKENS - 4 * i) for i, p in enumerate(prompts)]

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import ktcore
-from ktcore.engine.lookahead import PromptLookup
 from ktcore.engine.prefix.cache import PrefixOptions
-from ktcore.engine.scheduler import Scheduled
-from ktcore.engine.sequence import Finish, Sequence
+from ktcore.engine.schedule.lookahead import PromptLookup
+from ktcore.engine.schedule.scheduler import Scheduled
+from ktcore.engine.schedule.sequence import Finish, Sequence
 from ktcore.ops.sampling import SamplingParams
 
 from .conftest import Tiny

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ktcore
-from ktcore.engine.sequence import Sequence
+from ktcore.engine.schedule.sequence import Sequence
 from ktcore.ops.sampling import SamplingParams
 
 from .smollm2 import PROMPTS, transformers_model

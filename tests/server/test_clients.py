@@ -20,8 +20,8 @@ openai = pytest.importorskip("openai", reason="the SDK is what this tests")
 
 import ktcore  # noqa: E402
 from ktcore.engine.service import Service  # noqa: E402
-from ktcore.server.app import build_app  # noqa: E402
-from ktcore.server.settings import Keys, Settings  # noqa: E402
+from ktcore.server.http.app import build_app  # noqa: E402
+from ktcore.server.http.settings import Keys, Settings  # noqa: E402
 
 HELLO = [{"role": "user", "content": "Hello"}]
 

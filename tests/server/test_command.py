@@ -19,7 +19,7 @@ pytest.importorskip("fastapi", reason="needs the extra `server`")
 httpx = pytest.importorskip("httpx", reason="the test's HTTP client")
 
 from ktcore.errors import RequestError  # noqa: E402
-from ktcore.server.settings import read_keys  # noqa: E402
+from ktcore.server.http.settings import read_keys  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "ktcore.cli.main", "serve"]
 ENV = {**os.environ, "KTCORE_PLUGINS": "cpu", "OMP_NUM_THREADS": "1"}

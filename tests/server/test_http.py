@@ -15,8 +15,8 @@ httpx = pytest.importorskip("httpx", reason="the test's HTTP client")
 
 import ktcore  # noqa: E402
 from ktcore.engine.service import Service  # noqa: E402
-from ktcore.server.app import build_app  # noqa: E402
-from ktcore.server.settings import Keys, Settings  # noqa: E402
+from ktcore.server.http.app import build_app  # noqa: E402
+from ktcore.server.http.settings import Keys, Settings  # noqa: E402
 
 Opened = Callable[..., ktcore.Model]
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0}

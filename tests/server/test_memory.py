@@ -17,10 +17,10 @@ pytest.importorskip("httpx", reason="the test's HTTP client")
 
 from fastapi.testclient import TestClient
 
-from ktcore.server import memory
-from ktcore.server.app import build_models_app
-from ktcore.server.models import Models
-from ktcore.server.settings import Settings
+from ktcore.server.http import memory
+from ktcore.server.http.app import build_models_app
+from ktcore.server.http.settings import Settings
+from ktcore.server.models.registry import Models
 
 
 def test_holes_between_blocks_go_back_to_the_system() -> None:

@@ -21,11 +21,11 @@ httpx = pytest.importorskip("httpx", reason="the test's HTTP client")
 import uvicorn  # noqa: E402
 
 from ktcore.errors import KtcoreError, RequestError  # noqa: E402
-from ktcore.server.app import build_models_app  # noqa: E402
-from ktcore.server.config import read_config  # noqa: E402
-from ktcore.server.facts import planned_facts  # noqa: E402
-from ktcore.server.models import Bounds, Models, entry_of  # noqa: E402
-from ktcore.server.settings import Settings  # noqa: E402
+from ktcore.server.http.app import build_models_app  # noqa: E402
+from ktcore.server.http.config import read_config  # noqa: E402
+from ktcore.server.http.settings import Settings  # noqa: E402
+from ktcore.server.models.facts import planned_facts  # noqa: E402
+from ktcore.server.models.registry import Bounds, Models, entry_of  # noqa: E402
 
 from .test_command import free_port  # noqa: E402
 from .test_service import wait_for  # noqa: E402

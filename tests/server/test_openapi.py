@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 
 import ktcore  # noqa: E402
 from ktcore.engine.service import Service  # noqa: E402
-from ktcore.server.app import build_app  # noqa: E402
-from ktcore.server.settings import Keys, Settings  # noqa: E402
+from ktcore.server.http.app import build_app  # noqa: E402
+from ktcore.server.http.settings import Keys, Settings  # noqa: E402
 
 EXAMPLES = 20
 KEY = {"Authorization": "Bearer right"}

@@ -16,12 +16,12 @@ pytest.importorskip("httpx", reason="the test's HTTP client")
 from fastapi.testclient import TestClient
 
 import ktcore
-from ktcore.cli import serve
+from ktcore.cli.commands import serve
 from ktcore.engine.service import Service
 from ktcore.errors import RequestError
-from ktcore.server.app import build_app
-from ktcore.server.logs import Lines
-from ktcore.server.settings import Keys, Settings
+from ktcore.server.http.app import build_app
+from ktcore.server.http.logs import Lines
+from ktcore.server.http.settings import Keys, Settings
 
 Open = Callable[..., ktcore.Model]
 SITE = "https://chat.example"

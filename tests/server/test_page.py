@@ -16,8 +16,8 @@ httpx = pytest.importorskip("httpx", reason="the test's HTTP client")
 
 import ktcore  # noqa: E402
 from ktcore.engine.service import Service  # noqa: E402
-from ktcore.server.app import build_app  # noqa: E402
-from ktcore.server.settings import Keys, Settings  # noqa: E402
+from ktcore.server.http.app import build_app  # noqa: E402
+from ktcore.server.http.settings import Keys, Settings  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 KEY = "a-key-of-the-page"

@@ -13,22 +13,19 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `server`")
 
-from ktcore.engine.tokenizer_chat import render
-from ktcore.server.calls import Calls, forced_grammar
-from ktcore.server.dialect import dialect_of
-from ktcore.server.earlier_calls import earlier_calls
-from ktcore.server.errors import FieldError
-from ktcore.server.harmony import Harmony
-from ktcore.server.thoughts import ThoughtMarks, Thoughts
-from ktcore.server.tool_formats import (
+from ktcore.dialects.bare import BARE
+from ktcore.dialects.base import ToolFormat
+from ktcore.dialects.calls import Calls, forced_grammar
+from ktcore.dialects.dialect import dialect_of
+from ktcore.dialects.earlier_calls import earlier_calls
+from ktcore.dialects.harmony import Harmony
+from ktcore.dialects.invoke import DSML, INVOKE
+from ktcore.dialects.known import (
     ACTION,
-    BARE,
     DEEPSEEK,
     DEEPSEEK_V31,
-    DSML,
     GLM,
     HERMES,
-    INVOKE,
     KIMI,
     LISTED,
     LLAMA3,
@@ -36,9 +33,11 @@ from ktcore.server.tool_formats import (
     MISTRAL_ARGS,
     QWEN3_CODER,
     TOOLCALL,
-    ToolFormat,
     format_in,
 )
+from ktcore.dialects.thoughts import ThoughtMarks, Thoughts
+from ktcore.errors import FieldError
+from ktcore.text.chat_template import render
 
 PARIS = ("get_weather", {"city": "Paris"})
 OSLO = ("get_weather", {"city": "Oslo", "days": 3})

@@ -14,7 +14,7 @@ pytest.importorskip("httpx", reason="the test's HTTP client")
 
 import ktcore
 from ktcore.engine.prefix.cache import PrefixOptions
-from ktcore.server.settings import Keys
+from ktcore.server.http.settings import Keys
 
 from .test_http import CHAT, served
 

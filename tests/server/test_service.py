@@ -14,8 +14,8 @@ import torch
 
 import ktcore
 from ktcore.engine.output import PLAIN, Output
-from ktcore.engine.scheduler import Scheduled
-from ktcore.engine.sequence import Finish
+from ktcore.engine.schedule.scheduler import Scheduled
+from ktcore.engine.schedule.sequence import Finish
 from ktcore.engine.service import ClosingError, DeadlineError, Delta, QueueFullError, Request, Service
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams

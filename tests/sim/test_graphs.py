@@ -11,7 +11,7 @@ from ktcore_sim.runtime import SimRuntime
 
 from ktcore.backend import GraphMode, HostCallbackMode
 from ktcore.backend.lane import ThreadLane
-from ktcore.engine.handoff import HandOff
+from ktcore.engine.experts.handoff import HandOff
 
 from .conftest import Open
 

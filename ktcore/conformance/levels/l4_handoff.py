@@ -13,7 +13,7 @@ from ktcore.backend.lane import ThreadLane
 from ktcore.backend.runtime import HostCallbackMode
 from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.operator import normal
-from ktcore.engine.handoff import HandOff
+from ktcore.engine.experts.handoff import HandOff
 
 HIDDEN, TOP_K, MOST = 64, 4, 48
 ROUNDS = 25

@@ -12,7 +12,7 @@ from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.l0_packaging import installed_entry_point
 from ktcore.conformance.levels.tiny_models import FAMILIES, TinyModel, tiny_model
 from ktcore.engine.model import Model, load
-from ktcore.engine.sequence import Sequence
+from ktcore.engine.schedule.sequence import Sequence
 from ktcore.ops.sampling import SamplingParams
 
 NEW_TOKENS = 12

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from ktcore.engine.pages import PageAllocator
 from ktcore.engine.prefix.digests import extend_digests, state_digest
 from ktcore.engine.prefix.disk import DiskTier
 from ktcore.engine.prefix.memory import MemoryTier
 from ktcore.engine.prefix.transfer import Transfer
-from ktcore.engine.sequence import Sequence
+from ktcore.engine.schedule.pages import PageAllocator
+from ktcore.engine.schedule.sequence import Sequence
 from ktcore.weights.packed.container import canonical, digest
 
 PAGES_A_STEP = 8

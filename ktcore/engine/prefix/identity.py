@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ktcore.engine.convert import plan_digest
+from ktcore.engine.load.convert import plan_digest
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.packed.container import canonical, digest

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ktcore.backend.implementation import PageTensors, StateTensors
-from ktcore.engine.runner import LoadedModel
+from ktcore.engine.step.runner import LoadedModel
 
 
 class Transfer:

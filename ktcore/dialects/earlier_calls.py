@@ -1,0 +1,81 @@
+"""Calls of earlier turns as a chat template wants them: arguments as text or objects, and content empty or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ktcore.errors import FieldError, KtcoreError
+from ktcore.text.chat_template import render
+
+_NAME, _KEY, _VALUE = "probe_tool", "probe_key", "probe_value"
+# Templates differ, and none says how: some lose calls where content is not none, some fail where it is.
+_WAYS: tuple[tuple[str | None, bool], ...] = (("", False), (None, False), ("", True), (None, True))
+
+
+def earlier_calls(
+    source: str, messages: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> Sequence[Mapping[str, Any]]:
+    """Messages whose calls the template will show; those without calls stay as they are.
+
+    Args:
+        source: the template.
+        messages: with arguments as JSON text.
+        names: what the template knows as bos_token, eos_token and so on.
+
+    Raises:
+        FieldError: arguments are no JSON object.
+    """
+    if not any(message.get("tool_calls") for message in messages):
+        return [_content(message, "") for message in messages]
+    empty, as_text = _way(source, names)
+    return [_as(message, empty, as_text) for message in messages]
+
+
+def _way(source: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
+    """The first way in which the template shows a call, found by trying them."""
+    function = {"name": _NAME, "arguments": json.dumps({_KEY: _VALUE})}
+    # nine letters: Mistral's templates refuse other ids
+    call = {"id": "probe0000", "type": "function", "function": function}
+    tool = {"type": "function", "function": {"name": "other", "description": "", "parameters": {"type": "object"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "probe0000", "name": _NAME, "content": "!"},
+    ]
+    variables = {**names, "tools": [tool], "documents": None, "add_generation_prompt": True}
+    for empty, as_text in _WAYS:
+        try:
+            text = render(source, [_as(message, empty, as_text) for message in messages], variables, "")
+        except KtcoreError:
+            continue
+        # a backslash before a quote: text was made text of once more
+        if _NAME in text and _KEY in text and _VALUE in text and f'{_KEY}\\"' not in text:
+            return empty, as_text
+    return _WAYS[0]
+
+
+def _as(message: Mapping[str, Any], empty: str | None, as_text: bool) -> Mapping[str, Any]:
+    if not message.get("tool_calls"):
+        return _content(message, "")
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        found = _parsed(function["arguments"])
+        calls.append({**call, "function": {**function, "arguments": function["arguments"] if as_text else found}})
+    return {**_content(message, empty), "tool_calls": calls}
+
+
+def _content(message: Mapping[str, Any], empty: str | None) -> Mapping[str, Any]:
+    return message if message.get("content") else {**message, "content": empty}
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
+    try:
+        found = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise FieldError("messages", f"the arguments of a call are no JSON: {arguments[:100]!r}") from error
+    if not isinstance(found, dict):
+        raise FieldError("messages", f"the arguments of a call are no JSON object: {arguments[:100]!r}")
+    return found

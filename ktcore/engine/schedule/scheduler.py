@@ -1,0 +1,241 @@
+"""Chooses the tokens of each step: one for every sequence that decodes, what is left for prompts in chunks."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from ktcore.engine.prefix.cache import PrefixCache
+from ktcore.engine.schedule.fairness import FairQueue
+from ktcore.engine.schedule.pages import PageAllocator
+from ktcore.engine.schedule.sequence import Finish, Sequence
+from ktcore.ops.batch import StepBatch
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A step's batch: sequence i runs `counts[i]` of its pending tokens, and then the guesses `guesses[i]`."""
+
+    sequences: tuple[Sequence, ...]
+    counts: tuple[int, ...]
+    guesses: tuple[tuple[int, ...], ...]
+    step: StepBatch
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence runs its last token alone, behind others, and gives the next one."""
+        return not any(self.guesses) and all(s.decodes for s in self.sequences)
+
+    @property
+    def decoding(self) -> int:
+        """Sequences that run their last token, behind others; asked before the step is recorded."""
+        return sum(s.decodes for s in self.sequences)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of prompts."""
+        return sum(self.counts) - self.decoding
+
+
+class Scheduler:
+    """Admits sequences while there are pages for their prompts, and has the youngest make room when pages run out.
+
+    A sequence that made room comes back before all newcomers and computes again what the prefix cache has not kept.
+
+    Args:
+        slots: of the recurrent states, where the model has some: a sequence holds one as long as it runs.
+    """
+
+    def __init__(self, pages: PageAllocator, prefix: PrefixCache, chunk: int, slots: PageAllocator | None = None):
+        self.pages = pages
+        self.prefix = prefix
+        self.slots = slots
+        self.chunk = chunk
+        self.waiting = FairQueue()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._arrivals = itertools.count()
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        sequence.arrival = next(self._arrivals)
+        self.prefix.begin(sequence)
+        self.waiting.add(sequence)
+
+    def next_batch(self, prompt_limit: int | None = None) -> Scheduled | None:
+        """The next step's batch of at most `chunk` tokens; None when nothing is left to do.
+
+        Args:
+            prompt_limit: most tokens of prompts among them, where sequences decode.
+        """
+        self._admit()
+        chosen = self._decoders()
+        budget = self.chunk - len(chosen)
+        if chosen and prompt_limit is not None:
+            budget = min(budget, prompt_limit)
+        taken = {id(s) for s, _ in chosen}
+        # among prompts those of whom was served least: a short one is not held up by another user's long one
+        for sequence in sorted((s for s in self.running if id(s) not in taken), key=self.waiting.rank):
+            count = min(sequence.pending, budget)
+            ahead = [border - sequence.cached for border in sequence.prefix.borders if border > sequence.cached]
+            count = min([count, *ahead])
+            if count > 0:
+                chosen.append((sequence, count))
+                budget -= count
+        if not chosen:
+            return None
+        # guesses only with what is left over
+        spare = self.chunk - sum(count for _, count in chosen)
+        guesses = []
+        for sequence, _ in chosen:
+            guesses.append(self._guess(sequence, spare) if id(sequence) in taken else ())
+            spare -= len(guesses[-1])
+        sequences = tuple(s for s, _ in chosen)
+        counts = tuple(n for _, n in chosen)
+        return Scheduled(sequences, counts, tuple(guesses), self._step(sequences, counts, guesses))
+
+    def ran(self, batch: Scheduled) -> None:
+        """Record that the batch's tokens, without guesses, are in the cache now."""
+        for sequence, count in zip(batch.sequences, batch.counts, strict=True):
+            self.waiting.charge(sequence, count, drawn=sequence.decodes)
+            sequence.cached += count
+            self.prefix.passed(sequence)
+
+    def retire(self) -> None:
+        """Take the pages back from sequences that have ended."""
+        for sequence in [s for s in self.running if s.finish is not None]:
+            self._release(sequence)
+            self.waiting.ended(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence wherever it is; ending one twice does nothing."""
+        if sequence in self.waiting:
+            self.waiting.take(sequence)
+            self.waiting.ended(sequence)
+        if sequence.finish is None:
+            sequence.finish = Finish.CANCELLED
+        self.retire()
+
+    def _admit(self) -> None:
+        for sequence in list(self.waiting):
+            if not self.prefix.ready(sequence):
+                if self.running or len(self.waiting) > 1:
+                    continue
+                self.prefix.wait(sequence)
+            if self.slots is not None and not self.slots.free:
+                return
+            found = self.prefix.find(sequence)
+            if self._computed_now(sequence, found.missing):
+                self.prefix.drop(found)
+                continue
+            count = self.pages.needed(len(sequence.tokens)) - len(found.shared)
+            # one page for every sequence that will grow, or the newcomer would only be turned out again
+            wanted = count + sum(self.pages.needed(s.longest) > len(s.pages) for s in self.running)
+            if wanted > self.pages.free:
+                self.prefix.copy_out(None)
+            if wanted > self.pages.free:
+                self.prefix.drop(found)
+                return
+            fresh = self.pages.take(count)
+            sequence.pages = [page if page is not None else fresh.pop() for page in found.pages] + fresh
+            if self.slots is not None:
+                sequence.state_slot = self.slots.take(1)[0]
+            self.waiting.take(sequence)
+            self.running.append(sequence)
+            self.prefix.restore(found, sequence)
+
+    def _computed_now(self, sequence: Sequence, missing: int) -> bool:
+        """Whether a running sequence computes the page that this one needs next: it is worth waiting for."""
+        names = sequence.prefix.digests
+        if missing >= min(len(names), self.prefix.limit(sequence)):
+            return False
+        return any(
+            r.prefix.named <= missing < len(r.prefix.digests) and r.prefix.digests[missing] == names[missing]
+            for r in self.running
+        )
+
+    def _decoders(self) -> list[tuple[Sequence, int]]:
+        """Sequences that run their last token, with pages for it; they go first, so that prompts never hold them up."""
+        chosen: list[tuple[Sequence, int]] = []
+        for sequence in list(self.running):
+            if sequence not in self.running or not sequence.decodes:
+                continue
+            if len(chosen) < self.chunk and self._grow(sequence, sequence.cached + 1):
+                chosen.append((sequence, 1))
+        return [(s, n) for s, n in chosen if s in self.running]
+
+    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+        """Give it pages for `tokens` tokens, if need be of younger ones; False where it had to make room itself."""
+        while (missing := self.pages.needed(tokens) - len(sequence.pages)) > 0:
+            if missing > self.pages.free:
+                self.prefix.copy_out(None)
+            if missing <= self.pages.free:
+                sequence.pages += self.pages.take(missing)
+                break
+            # prompts whose logits are wanted cannot begin again: some of those are given away already
+            others = [s for s in self.running if not s.all_logits]
+            victim = max(others, key=lambda s: s.arrival)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._release(sequence)
+        sequence.cached = 0
+        sequence.preempted += 1
+        self.preemptions += 1
+        self.prefix.begin(sequence)
+        self.waiting.put_back(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.prefix.leave(sequence)
+        self.pages.give_back(sequence.pages)
+        sequence.pages = []
+        if self.slots is not None and sequence.state_slot is not None:
+            self.slots.give_back([sequence.state_slot])
+            sequence.state_slot = None
+
+    def _guess(self, sequence: Sequence, spare: int) -> tuple[int, ...]:
+        """Guessed tokens, never at another's cost: only with free pages, and not where a state would have to forget."""
+        if sequence.lookup is None or self.slots is not None:
+            return ()
+        room = min(spare, sequence.longest - len(sequence.tokens) - 1)
+        guess = sequence.lookup.guess(sequence.tokens, room) if room > 0 else []
+        missing = self.pages.needed(sequence.cached + 1 + len(guess)) - len(sequence.pages)
+        if missing > self.pages.free - len(self.running):
+            return ()
+        if missing > 0:
+            sequence.pages += self.pages.take(missing)
+        return tuple(guess)
+
+    def _step(
+        self, sequences: tuple[Sequence, ...], counts: tuple[int, ...], guesses: list[tuple[int, ...]]
+    ) -> StepBatch:
+        ids: list[int] = []
+        positions: list[int] = []
+        starts = [0]
+        contexts = []
+        ends = [s.cached + n + len(g) for s, n, g in zip(sequences, counts, guesses, strict=True)]
+        width = max(map(self.pages.needed, ends))
+        table = []
+        for sequence, count, guess, end in zip(sequences, counts, guesses, ends, strict=True):
+            ids += sequence.tokens[sequence.cached : sequence.cached + count]
+            ids += guess
+            positions += range(sequence.cached, end)
+            starts.append(len(ids))
+            contexts.append(end)
+            used = sequence.pages[: self.pages.needed(end)]
+            table.append(used + [-1] * (width - len(used)))
+        return StepBatch(
+            token_ids=torch.tensor(ids),
+            positions=torch.tensor(positions),
+            q_start=tuple(starts),
+            context_lens=tuple(contexts),
+            block_table=torch.tensor(table, dtype=torch.int32),
+            page_size=self.pages.page_size,
+            state_slots=tuple(s.state_slot for s in sequences if s.state_slot is not None),
+        )

@@ -1,0 +1,165 @@
+"""The step loop: schedule a batch, run the model on it, sample, update the sequences."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ktcore.engine.prefix.cache import PrefixCache, PrefixOptions
+from ktcore.engine.prefix.transfer import Transfer
+from ktcore.engine.schedule.pace import Pace
+from ktcore.engine.schedule.pages import PageAllocator
+from ktcore.engine.schedule.scheduler import Scheduled, Scheduler
+from ktcore.engine.schedule.sequence import Finish, Sequence
+from ktcore.engine.step.decode_graph import DecodeGraphs
+from ktcore.engine.step.runner import LoadedModel
+from ktcore.engine.step.sampler import draw
+from ktcore.errors import RequestError
+from ktcore.placement.memory import STATE_SLOTS, STEP_TOKENS
+
+
+class Engine:
+    """Serves sequences over one loaded model. It owns its pages and its scheduler; nothing is shared between engines.
+
+    Args:
+        context: tokens that fit into the KV cache, all running sequences together.
+        page_size: tokens a page, as the plan negotiated it.
+        chunk: most tokens of one step; longer prompts run in several.
+        state_slots: most sequences at once, where the model has recurrent states.
+        graphs: capture decode steps as device graphs where the model allows it (`LoadedModel.no_graphs` says why not).
+        prefix: what prompts that begin alike share; None shares nothing.
+        identity: names model and plan, for prefixes on disk.
+
+    Attributes:
+        pace: bounds what prompts may add to a step beside sequences that decode; None: nothing but the chunk does.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        context: int,
+        page_size: int,
+        chunk: int = STEP_TOKENS,
+        state_slots: int = STATE_SLOTS,
+        graphs: bool = True,
+        prefix: PrefixOptions | None = None,
+        identity: str = "",
+    ) -> None:
+        self.model = model
+        self.pace: Pace | None = None
+        self.context = context
+        pages = -(-context // page_size)
+        captures = int(graphs and model.graph_device is not None)
+        # captured steps need a page, and a state, that no sequence owns
+        model.allocate_pages(pages + captures, page_size)
+        slots = None
+        if model.states:
+            model.allocate_states(state_slots + captures)
+            slots = PageAllocator(state_slots, page_size)
+        self.graphs = None
+        if captures:
+            self.graphs = DecodeGraphs(model, pages, state_slots if model.states else None, page_size, pages)
+        allocator = PageAllocator(pages, page_size)
+        self.prefix = PrefixCache(allocator, Transfer(model), prefix, slots is not None, identity)
+        self.scheduler = Scheduler(allocator, self.prefix, chunk, slots)
+
+    def check(self, sequence: Sequence) -> None:
+        """Refuse what can never run; any thread may ask.
+
+        Raises:
+            RequestError: the prompt is empty or does not fit into the context.
+        """
+        if not sequence.tokens:
+            raise RequestError("the prompt is empty: there is no token to continue from")
+        room = self.context - sequence.prompt_len
+        # an answer needs at least one place; logits of the prompt alone need none
+        if room < 0 or (room == 0 and sequence.max_new_tokens > 0):
+            raise RequestError(
+                f"the prompt has {sequence.prompt_len} tokens, the context holds {self.context}",
+                "shorten it, or load the model with a larger context= (--context)",
+            )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            RequestError: as `check` does.
+        """
+        self.check(sequence)
+        room = self.context - sequence.prompt_len
+        if sequence.max_new_tokens == 0 and not sequence.all_logits:
+            sequence.finish = Finish.LENGTH
+            return
+        sequence.max_new_tokens = min(sequence.max_new_tokens, room)
+        self.scheduler.add(sequence)
+
+    def step(self) -> bool:
+        """One step over all running sequences; False when there was nothing to do."""
+        with torch.inference_mode(), self.model.running():
+            limit = None if self.pace is None else self.pace.most(sum(s.decodes for s in self.scheduler.running))
+            batch = self.scheduler.next_batch(limit)
+            if batch is None:
+                return False
+            began = time.perf_counter()
+            decoding, prompt = batch.decoding, batch.prompt_tokens
+            self._run(batch)
+            if self.pace is not None:
+                self.pace.note(decoding, prompt, time.perf_counter() - began)
+            self.scheduler.retire()
+            self.prefix.copy_out()
+        return True
+
+    def settle(self, most: int | None = None) -> bool:
+        """Copy pages that sequences left to further tiers of the prefix cache, at most so many; False when all are."""
+        if self.prefix.leaving:
+            with torch.inference_mode(), self.model.running():
+                self.prefix.copy_out(most)
+        return self.prefix.leaving > 0
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence and take its pages back."""
+        self.scheduler.cancel(sequence)
+
+    def close(self) -> None:
+        """Keep what prefixes are to be kept, and release the devices."""
+        try:
+            self.settle()
+        finally:
+            self.prefix.close()
+            self.model.close()
+
+    def _run(self, batch: Scheduled) -> None:
+        scores = self.graphs.scores(batch.step) if self.graphs is not None and batch.decodes else None
+        if scores is not None:
+            self.scheduler.ran(batch)
+            draw(self.model.sampler, batch.sequences, scores)
+            self.prefix.commit(batch.sequences)
+        else:
+            hidden = self.model.hidden(batch.step)
+            self.scheduler.ran(batch)
+            self._sample(batch, hidden)
+
+    def _sample(self, batch: Scheduled, hidden: torch.Tensor) -> None:
+        rows: list[int] = []
+        ready: list[Sequence] = []
+        guesses: list[tuple[int, ...]] = []
+        for i, sequence in enumerate(batch.sequences):
+            start, end = batch.step.q_start[i], batch.step.q_start[i + 1]
+            if sequence.all_logits:
+                span = hidden[start:end]
+                if sequence.pool is not None:
+                    sequence.pool.add(self.model.normed(span))
+                else:
+                    sequence.logits.append(self.model.logits(span))
+                if sequence.pending == 0:
+                    sequence.finish = Finish.LENGTH
+            elif sequence.pending == 0:
+                rows += range(end - 1 - len(batch.guesses[i]), end)
+                ready.append(sequence)
+                guesses.append(batch.guesses[i])
+        if not ready:
+            return
+        last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
+        draw(self.model.sampler, ready, self.model.scores(last), guesses)
+        self.prefix.commit(ready)

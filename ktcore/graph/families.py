@@ -1,0 +1,59 @@
+"""Model families: architecture name in the checkpoint -> builder of its graph. A new family is a file and a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ktcore.graph.architectures.deepseek_v3 import build_deepseek
+from ktcore.graph.architectures.glm4 import build_glm4
+from ktcore.graph.architectures.glm4_moe import build_glm4_moe
+from ktcore.graph.architectures.gpt_oss import build_gpt_oss
+from ktcore.graph.architectures.llama import build_llama, build_phi3, build_qwen2, build_qwen3
+from ktcore.graph.architectures.llama4 import build_llama4
+from ktcore.graph.architectures.mixtral import build_mixtral
+from ktcore.graph.architectures.qwen2_moe import build_qwen2_moe
+from ktcore.graph.architectures.qwen3_moe import build_qwen3_moe
+from ktcore.graph.architectures.qwen3_next import build_qwen3_next
+from ktcore.graph.architectures.smallthinker import build_smallthinker
+from ktcore.graph.node import Graph
+from ktcore.graph.settings import Settings
+
+Builder = Callable[[Settings], Graph]
+
+HF_ARCHITECTURES: dict[str, Builder] = {
+    "llama": build_llama,
+    "mistral": build_llama,
+    "qwen2": build_qwen2,
+    "qwen3": build_qwen3,
+    "phi3": build_phi3,
+    "glm4": build_glm4,
+    "mixtral": build_mixtral,
+    "qwen2_moe": build_qwen2_moe,
+    "qwen3_moe": build_qwen3_moe,
+    "glm4_moe": build_glm4_moe,
+    "deepseek_v2": build_deepseek,
+    "deepseek_v3": build_deepseek,
+    "kimi_k2": build_deepseek,
+    "qwen3_next": build_qwen3_next,
+    "llama4": build_llama4,
+    "llama4_text": build_llama4,
+    "gpt_oss": build_gpt_oss,
+    "smallthinker": build_smallthinker,
+}
+"""By `model_type` of config.json."""
+
+GGUF_ARCHITECTURES: dict[str, Builder] = {
+    "llama": build_llama,
+    "qwen2": build_qwen2,
+    "qwen3": build_qwen3,
+    "glm4": build_glm4,
+    "qwen2moe": build_qwen2_moe,
+    "qwen3moe": build_qwen3_moe,
+    "glm4moe": build_glm4_moe,
+    "deepseek2": build_deepseek,
+    "qwen3next": build_qwen3_next,
+    "llama4": build_llama4,
+    "gpt-oss": build_gpt_oss,
+    "smallthinker": build_smallthinker,
+}
+"""By `general.architecture`."""

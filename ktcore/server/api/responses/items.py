@@ -1,0 +1,172 @@
+"""Builds a response of the Responses API item by item, and the events that tell how it grows."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from ktcore.dialects.base import Call
+from ktcore.dialects.dialect import Dialect, Part
+from ktcore.engine.model import Stats
+from ktcore.engine.schedule.sequence import Finish
+from ktcore.server.api.chat import call_id
+from ktcore.server.api.responses.schemas import ResponsesAsk
+
+Event = dict[str, Any]
+
+
+def event(body: Event, number: int) -> str:
+    """A server-sent event under its name."""
+    return f"event: {body['type']}\ndata: {json.dumps({**body, 'sequence_number': number})}\n\n"
+
+
+class Building:
+    """One response.
+
+    Attributes:
+        body: the response object as it is so far.
+    """
+
+    def __init__(self, model: str, ask: ResponsesAsk, dialect: Dialect) -> None:
+        self._dialect = dialect
+        given = ask.model_dump(by_alias=True, exclude_none=True)
+        self.body: dict[str, Any] = {
+            "id": _id("resp"),
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "error": None,
+            "incomplete_details": None,
+            "instructions": ask.instructions,
+            "max_output_tokens": ask.max_output_tokens,
+            "metadata": ask.metadata or {},
+            "model": model,
+            "output": [],
+            "parallel_tool_calls": ask.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": {"effort": ask.reasoning.effort if ask.reasoning else None, "summary": None},
+            "store": False,
+            "temperature": 1.0 if ask.temperature is None else ask.temperature,
+            "text": {"format": given.get("text", {}).get("format") or {"type": "text"}},
+            "tool_choice": given.get("tool_choice", "auto"),
+            "tools": [{"parameters": {}, "strict": False, **tool} for tool in given.get("tools", [])],
+            "top_p": 1.0 if ask.top_p is None else ask.top_p,
+            "truncation": "disabled",
+            "usage": None,
+        }
+        self._open: dict[str, Any] | None = None
+
+    def opening(self) -> Iterator[Event]:
+        """The first events."""
+        yield {"type": "response.created", "response": copy.deepcopy(self.body)}
+        yield {"type": "response.in_progress", "response": copy.deepcopy(self.body)}
+
+    def add(self, part: Part) -> Iterator[Event]:
+        """More of the answer."""
+        if part.reasoning:
+            yield from self._text("reasoning", part.reasoning)
+        if part.content:
+            yield from self._text("message", part.content)
+        for call in part.calls:
+            yield from self._close()
+            yield from self._call(call)
+
+    def end(self, finish: Finish, stats: Stats) -> Iterator[Event]:
+        """The last events."""
+        yield from self._close("incomplete" if finish is Finish.LENGTH else "completed")
+        cut = finish is not Finish.STOP
+        self.body["status"] = "incomplete" if cut else "completed"
+        self.body["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
+        self.body["usage"] = {
+            "input_tokens": stats.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": stats.cached_tokens},
+            "output_tokens": stats.new_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": stats.prompt_tokens + stats.new_tokens,
+        }
+        yield {"type": f"response.{self.body['status']}", "response": copy.deepcopy(self.body)}
+
+    def _text(self, kind: str, text: str) -> Iterator[Event]:
+        if self._open is None or self._open["type"] != kind:
+            yield from self._close()
+            yield from self._begin(kind)
+        assert self._open is not None
+        self._open["content"][0]["text"] += text
+        name = "output_text" if kind == "message" else "reasoning_text"
+        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        yield {"type": f"response.{name}.delta", **self._place(), "content_index": 0, "delta": text, **more}
+
+    def _begin(self, kind: str) -> Iterator[Event]:
+        if kind == "message":
+            item: dict[str, Any] = {"id": _id("msg"), "type": "message", "status": "in_progress", "role": "assistant"}
+            piece: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        else:
+            item = {"id": _id("rs"), "type": "reasoning", "status": "in_progress", "summary": []}
+            piece = {"type": "reasoning_text", "text": ""}
+        item["content"] = []
+        yield self._added(item)
+        item["content"] = [piece]
+        self._open = item
+        yield {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": dict(piece)}
+
+    def _close(self, status: str = "completed") -> Iterator[Event]:
+        item, place = self._open, self._place()
+        if item is None:
+            return
+        (piece,) = item["content"]
+        name = "output_text" if item["type"] == "message" else "reasoning_text"
+        more: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
+        item["status"] = status
+        yield {"type": f"response.{name}.done", **place, "content_index": 0, "text": piece["text"], **more}
+        yield {"type": "response.content_part.done", **place, "content_index": 0, "part": dict(piece)}
+        yield self._done(item)
+        self._open = None
+
+    def _call(self, call: Call) -> Iterator[Event]:
+        item = {
+            "id": _id("fc"),
+            "type": "function_call",
+            "status": "in_progress",
+            "call_id": call_id(self._dialect, call),
+            "name": call.name,
+            "arguments": "",
+        }
+        yield self._added(item)
+        place = {"item_id": item["id"], "output_index": len(self.body["output"]) - 1}
+        item["arguments"], item["status"] = call.arguments, "completed"
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": call.arguments}
+        yield {
+            "type": "response.function_call_arguments.done",
+            **place,
+            "name": call.name,
+            "arguments": call.arguments,
+        }
+        yield self._done(item)
+
+    def _place(self) -> dict[str, Any]:
+        return (
+            {}
+            if self._open is None
+            else {
+                "item_id": self._open["id"],
+                "output_index": len(self.body["output"]) - 1,
+            }
+        )
+
+    def _added(self, item: dict[str, Any]) -> Event:
+        self.body["output"].append(item)
+        return self._item("response.output_item.added", item)
+
+    def _done(self, item: dict[str, Any]) -> Event:
+        return self._item("response.output_item.done", item)
+
+    def _item(self, kind: str, item: dict[str, Any]) -> Event:
+        return {"type": kind, "output_index": len(self.body["output"]) - 1, "item": copy.deepcopy(item)}
+
+
+def _id(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex}"

@@ -1,0 +1,49 @@
+"""Routes that turn text into token ids and back, as the model's tokenizer does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from ktcore.server.http.errors import json_response
+from ktcore.server.models.registry import Models
+
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class TokenizeAsk(BaseModel):
+    """POST /tokenize; without `model` the first one."""
+
+    prompt: str
+    add_special_tokens: bool = True
+    model: str | None = None
+
+
+class DetokenizeAsk(BaseModel):
+    """POST /detokenize; without `model` the first one."""
+
+    tokens: list[Id]
+    model: str | None = None
+
+
+def token_routes(models: Models) -> APIRouter:
+    """The routes over a server's models."""
+    routes = APIRouter(tags=["Tokens"])
+
+    @routes.post("/tokenize")
+    async def tokenize(ask: TokenizeAsk, http: Request) -> Response:
+        served = await models.of(ask.model or models.first.name, http)
+        ids = await asyncio.to_thread(served.model.tokenizer.encode, ask.prompt, ask.add_special_tokens)
+        return json_response({"tokens": ids, "count": len(ids), "max_model_len": served.model.context})
+
+    @routes.post("/detokenize")
+    async def detokenize(ask: DetokenizeAsk, http: Request) -> Response:
+        served = await models.of(ask.model or models.first.name, http)
+        text = await asyncio.to_thread(served.model.tokenizer.decode, ask.tokens, False)
+        return json_response({"prompt": text})
+
+    return routes

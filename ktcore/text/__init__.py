@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizers of every checkpoint, chat templates, text as it streams, guided answers."""
