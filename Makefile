@@ -14,7 +14,7 @@ SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 # The CPU wheel of torch where pip can find one; set TORCH to choose another build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint sanitize bench vendors gpu clean model node
+.PHONY: demo test lint sanitize mutants bench vendors gpu clean model node
 
 demo: $(STAMP) model
 	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)"
@@ -34,6 +34,13 @@ lint: $(DEV)
 # The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer, their threads under ThreadSanitizer.
 sanitize: $(DEV)
 	$(BIN)/python tests/sanitize/run.py
+
+# Small faults drawn from a room, and whether its tests notice them: docs/mutation-testing.md.
+ROOM ?= weights
+N    ?= 60
+SEED ?= 0
+mutants: $(DEV)
+	$(BIN)/python tests/mutation/run.py $(ROOM) -n $(N) --seed $(SEED)
 
 # The openai SDK for Node, which a test runs; it skips, and says so, where there is no npm.
 node: $(NODE)

@@ -1,0 +1,78 @@
+"""Mutation testing itself: which faults it finds, that they are in the right place, and that a copy is what runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutation import mutants, rooms
+
+ROOT = Path(__file__).parents[2]
+
+
+def becomes(line: str) -> set[str]:
+    """What a line of a function can turn into."""
+    source = f"def f(a, b):\n    {line}\n".encode()
+    return {m.lines(source)[1] for m in mutants.find("f.py", source)}
+
+
+@pytest.mark.parametrize(
+    ("line", "faults"),
+    [
+        ("a = a < b", {"a = a <= b"}),
+        ("a = a is not b", {"a = a is b"}),
+        ("a = b in a", {"a = b not in a"}),
+        ("a = a + b * 2", {"a = a - b * 2", "a = a + b / 2", "a = a + b * 3"}),
+        ("a = a or b", {"a = a and b"}),
+        ("a = not b", {"a = b"}),
+        ("a = True", {"a = False"}),
+        ("a += b", {"a -= b", "pass"}),
+        ("return a", {"return None"}),
+        ("return None", set()),
+        ("a.clear()", {"pass"}),
+        ("raise ValueError('1' + str(2))", {"pass"}),
+        ("a = f(a, b=b)", {"a = f(a, )"}),
+        ("a = b if a else f", {"a = b if not (a) else f"}),
+    ],
+)
+def test_a_line_has_these_faults(line: str, faults: set[str]) -> None:
+    assert becomes(line) == faults
+
+
+@pytest.mark.parametrize(
+    "line", ["a: int | None", "'a < b'", "__all__ = ['a', 2]", "log.info('x')", "from a import b", "a = int | None"]
+)
+def test_what_is_for_people_or_types_is_left_alone(line: str) -> None:
+    assert becomes(line) == set()
+
+
+def test_letters_of_several_bytes_before_a_fault_do_not_move_it() -> None:
+    assert "a = 'ä€' < b" in {m.lines(s)[0] for s in ["a = 'ä€' < b\n".encode()] for m in mutants.find("f.py", s)}
+    source = "a = 'ä€' < b\n".encode()
+    assert [m.lines(source)[1] for m in mutants.find("f.py", source)] == ["a = 'ä€' <= b"]
+
+
+@pytest.mark.parametrize("room", sorted(rooms.ROOMS))
+def test_a_room_is_a_folder_with_tests(room: str) -> None:
+    assert (ROOT / rooms.source(room)).is_dir()
+    assert any((ROOT / "tests" / tests).exists() for tests in rooms.ROOMS[room])
+
+
+def test_interpreters_import_the_copy_although_the_packages_are_installed_editable(tmp_path: Path) -> None:
+    copy = tmp_path.resolve() / "copy"
+    for package in ("ktcore", "backends/sim/ktcore_sim"):
+        (copy / package).mkdir(parents=True)
+        (copy / package / "__init__.py").write_text("COPIED = True\n")
+    places = [ROOT / "tests/mutation/redirect", copy, copy / "backends/sim"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, places)),
+        "KTCORE_MUTANT_COPY": str(copy),
+        "KTCORE_MUTANT_ROOT": str(ROOT),
+    }
+    code = "import ktcore, ktcore_sim; print(ktcore.COPIED, ktcore_sim.COPIED)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
