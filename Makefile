@@ -14,7 +14,7 @@ SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 # The CPU wheel of torch where pip can find one; set TORCH to choose another build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint sanitize mutants bench vendors gpu clean model node
+.PHONY: demo test lint sanitize mutants thorough bench vendors gpu clean model node
 
 demo: $(STAMP) model
 	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)"
@@ -34,6 +34,11 @@ lint: $(DEV)
 # The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer, their threads under ThreadSanitizer.
 sanitize: $(DEV)
 	$(BIN)/python tests/sanitize/run.py
+
+# What every day draws a few of: more seeds of delays and of mixed requests, every sanitized instruction set.
+thorough: $(DEV) model
+	KTCORE_TEST_SEEDS=20 $(BIN)/pytest tests/parity/test_hybrid.py tests/server/test_service.py
+	$(BIN)/python tests/sanitize/run.py --all
 
 # Small faults drawn from a room, and whether its tests notice them: docs/mutation-testing.md.
 ROOM ?= weights

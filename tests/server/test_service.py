@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import random
 import threading
@@ -19,6 +20,8 @@ from ktcore.engine.schedule.sequence import Finish
 from ktcore.engine.service import ClosingError, DeadlineError, Delta, QueueFullError, Request, Service
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
+
+SEEDS = int(os.environ.get("KTCORE_TEST_SEEDS", "8"))
 
 Opened = Callable[..., ktcore.Model]
 GREEDY = SamplingParams(temperature=0)
@@ -83,7 +86,7 @@ def _draws(seed: int) -> list[tuple[list[int], int, SamplingParams]]:
 def test_batched_answers_equal_those_alone(opened: Opened, name: str, rules: str | None) -> None:
     # room for all of a mix at once, or for so little that answers make room for each other
     with opened(name, rules=rules, context=512) as wide, opened(name, rules=rules, context=192) as narrow:
-        for seed in range(16):
+        for seed in range(SEEDS):
             model = (wide, narrow)[seed % 2]
             model.engine.scheduler.chunk = 24
             mix = _draws(seed)
