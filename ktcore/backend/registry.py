@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from ktcore.backend.absent import absence_hint
 from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.discovery import Found, find_plugins
 from ktcore.backend.implementation import Implementation
@@ -68,7 +69,10 @@ class Registry:
         record = self._records.get(name)
         if record is None:
             known = ", ".join(f"{r.name} ({r.state.value})" for r in self.records())
-            raise BackendError(f"backend '{name}' is unknown", f"known: {known or 'none; no plugin is installed'}")
+            hint = absence_hint(name, [r.name for r in self.records()])
+            raise BackendError(
+                f"backend '{name}' is unknown", f"known: {known or 'none; no plugin is installed'}; {hint}"
+            )
         if not record.usable:
             raise _error(record)
         return record

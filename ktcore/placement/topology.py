@@ -70,14 +70,13 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
     memory = _meminfo(root / "proc/meminfo")
     cores = _cores(root / "sys/devices/system/cpu", cpus)
     nodes = _numa_nodes(root / "sys/devices/system/node", cores, granted.mems)
-    folders = _control_groups(root)
     return Topology(
         cpus=cpus,
         cores=len(cores),
         nodes=nodes or (NumaNode(0, cpus, memory, cores),),
         memory_bytes=memory,
-        memory_limit=min((m for m in map(_memory_limit, folders) if m is not None and m < memory), default=None),
-        cpu_quota=min((q for q in map(_cpu_quota, folders) if q is not None), default=None),
+        memory_limit=_memory_limit(root, memory),
+        cpu_quota=_cpu_quota(root),
     )
 
 
@@ -101,9 +100,10 @@ class _Cpuset:
 
 def _cpuset(root: Path) -> _Cpuset:
     """CPUs and memory nodes of the control group's cpuset; of memory nodes, the kernel's account of the process too."""
-    group = _control_groups(root)[0]
+    group, old = _control_groups(root)[0], _control_groups(root, "cpuset")[0]
     status = re.search(r"^Mems_allowed_list:\s*(\S+)$", _text(root / "proc/self/status") or "", re.MULTILINE)
-    cpus, mems = _text(group / "cpuset.cpus.effective"), _text(group / "cpuset.mems.effective")
+    cpus = _text(group / "cpuset.cpus.effective") or _text(old / "cpuset.effective_cpus")
+    mems = _text(group / "cpuset.mems.effective") or _text(old / "cpuset.effective_mems")
     granted = [frozenset(parse_cpu_list(text)) for text in (status and status[1], mems) if text]
     return _Cpuset(
         frozenset(parse_cpu_list(cpus)) if cpus else None, frozenset.intersection(*granted) if granted else None
@@ -134,23 +134,48 @@ def _cores(folder: Path, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(core) for core in found.values())
 
 
-def _control_groups(root: Path) -> list[Path]:
-    """The process's control group (version 2) and all above it; limits of any of them hold."""
-    mount = root / "sys/fs/cgroup"
-    lines = (_text(root / "proc/self/cgroup") or "").splitlines()
-    name = next((line[3:] for line in lines if line.startswith("0::")), "/").strip("/")
+def _control_groups(root: Path, controller: str = "") -> list[Path]:
+    """The process's control group and all above it, its own first; limits of any of them hold.
+
+    Args:
+        controller: of version 1, where each has a hierarchy of its own ("memory"); "" is version 2's only one.
+    """
+    lines = [
+        line.split(":", 2) for line in (_text(root / "proc/self/cgroup") or "").splitlines() if line.count(":") > 1
+    ]
+    mount, names = root / "sys/fs/cgroup", [name for _, controllers, name in lines if controllers == ""]
+    if controller:
+        together = next((c for _, c, _ in lines if controller in c.split(",")), controller)
+        mount = next((m for m in (mount / together, mount / controller) if m.is_dir()), mount / controller)
+        names = [name for _, controllers, name in lines if controller in controllers.split(",")]
+    name = names[0].strip("/") if names else ""
     parts = name.split("/") if name and ".." not in name else []
     return [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 
 
-def _memory_limit(folder: Path) -> int | None:
-    text = _text(folder / "memory.max")
+def _memory_limit(root: Path, machine: int) -> int | None:
+    """The tightest limit below the machine's memory, of either version: hybrid systems have both."""
+    new = [_number(group / "memory.max") for group in _control_groups(root)]
+    # version 1 writes "no limit" as a number near 2**63
+    old = [_number(group / "memory.limit_in_bytes") for group in _control_groups(root, "memory")]
+    return min((limit for limit in (*new, *old) if limit is not None and limit < machine), default=None)
+
+
+def _cpu_quota(root: Path) -> float | None:
+    """CPUs' worth of time, of either version."""
+    pairs = [(_text(group / "cpu.max") or "max").split() for group in _control_groups(root)]
+    pairs += [
+        [_text(group / "cpu.cfs_quota_us") or "max", _text(group / "cpu.cfs_period_us") or ""]
+        for group in _control_groups(root, "cpu")
+    ]
+    # version 1 writes "no quota" as -1
+    granted = [(int(p[0]), int(p[1])) for p in pairs if len(p) == 2 and all(word.isdecimal() for word in p)]
+    return min((quota / period for quota, period in granted if quota and period), default=None)
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
     return int(text) if text and text.isdecimal() else None
-
-
-def _cpu_quota(folder: Path) -> float | None:
-    words = (_text(folder / "cpu.max") or "max").split()
-    return None if words[0] == "max" or len(words) < 2 else int(words[0]) / int(words[1])
 
 
 def _meminfo(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ktcore.errors import CheckpointError
@@ -19,7 +20,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if path.is_dir():
             return _open_folder(path)
         if not path.exists():
-            raise CheckpointError(f"{path}: no such file or folder", "give a .gguf file or a model folder")
+            raise CheckpointError(f"{path}: no such file or folder", _elsewhere(path))
         if not path.is_file():
             raise CheckpointError(f"{path}: not a regular file", "give a .gguf file or a model folder")
         with path.open("rb") as file:
@@ -38,6 +39,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     from ktcore.weights.gguf import open_gguf
 
     return open_gguf(path)
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do about a path that is an address, or a name on a hub."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        return "models are read from disk: download it first, then give the file's or folder's path"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists():
+        return f"if it is a model on a hub, download it first: hf download {path} --local-dir {path.name}"
+    return "give a .gguf file or a model folder"
 
 
 def _open_folder(path: Path) -> Checkpoint:

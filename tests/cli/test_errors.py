@@ -22,6 +22,11 @@ def test_a_path_that_is_not_there(fails: Fails, tmp_path: Path) -> None:
     assert "nothing.gguf: no such file or folder" in fails("run", tmp_path / "nothing.gguf", "Hi")
 
 
+def test_an_address_or_a_name_on_a_hub_says_to_download_first(fails: Fails) -> None:
+    assert "download it first" in fails("plan", "https://example.org/models/model.gguf")
+    assert "hf download someone/model --local-dir model" in fails("plan", "someone/model")
+
+
 def test_a_file_that_is_not_a_gguf(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a model at all")
     assert "not a GGUF file" in fails("run", tmp_path / "notes.txt", "Hi")

@@ -63,6 +63,56 @@ def test_the_tightest_control_group_holds(tmp_path: Path) -> None:
     assert (found.memory_limit, found.usable_memory, found.cpu_quota) == (512000, 512000, 1.5)
 
 
+def test_control_groups_of_version_1_hold_too(tmp_path: Path) -> None:
+    lay_out(
+        two_sockets(tmp_path),
+        {
+            "proc/self/cgroup": "9:memory:/a/b\n4:cpu,cpuacct:/a\n3:cpuset:/a\n1:name=systemd:/x\n0::/\n",
+            "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes": "9223372036854771712\n",
+            "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "512000\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us": "150000\n",
+            "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/cpuset/a/cpuset.effective_cpus": "0-2\n",
+            "sys/fs/cgroup/cpuset/a/cpuset.effective_mems": "0\n",
+        },
+    )
+    found = read_topology(tmp_path, range(8))
+    assert (found.memory_limit, found.usable_memory, found.cpu_quota) == (512000, 512000, 1.5)
+    assert found.cpus == (0, 1, 2)
+    assert [(node.id, node.memory_bytes) for node in found.nodes] == [(0, 1000 * KIB), (2, 0)]
+
+
+def test_a_container_that_sees_its_own_version_1_group_as_the_root(tmp_path: Path) -> None:
+    lay_out(
+        two_sockets(tmp_path),
+        {
+            "proc/self/cgroup": "9:memory:/docker/abc\n4:cpu:/docker/abc\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "640000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    found = read_topology(tmp_path, range(8))
+    assert (found.memory_limit, found.cpu_quota) == (640000, 0.5)
+
+
+def test_version_1_without_limits_has_none(tmp_path: Path) -> None:
+    lay_out(
+        two_sockets(tmp_path),
+        {
+            "proc/self/cgroup": "9:memory:/\n4:cpu:/\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    found = read_topology(tmp_path, range(8))
+    assert (found.memory_limit, found.cpu_quota) == (None, None)
+
+
 def test_a_limit_above_the_machines_memory_is_none(tmp_path: Path) -> None:
     lay_out(two_sockets(tmp_path), {"sys/fs/cgroup/memory.max": str(1 << 40)})
     assert read_topology(tmp_path, range(8)).memory_limit is None
