@@ -45,6 +45,14 @@ class RequestError(KtcoreError):
     """A generation request cannot be served: empty prompt, prompt longer than the context, bad sampling value."""
 
 
+class ContextError(RequestError):
+    """A prompt is longer than the context."""
+
+
+class LogitsError(KtcoreError, FloatingPointError):
+    """What the model computed for an answer is not a number: the weights are damaged, or a value overflowed."""
+
+
 class FieldError(RequestError):
     """A request's field holds what cannot be served.
 

@@ -207,6 +207,9 @@ class Model:
                 for stream in streams:
                     stream.close()
                 self.engine.settle()
+        for stream in streams:
+            if stream.error is not None:
+                raise stream.error
         texts = ["".join(s.drain()) for s in streams]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -312,6 +315,9 @@ class Model:
             for sequence in sequences:
                 self.engine.cancel(sequence)
             raise
+        for sequence in sequences:
+            if sequence.error is not None:
+                raise sequence.error
 
     def _running(self) -> threading.Lock:
         if self._closed:
@@ -443,6 +449,8 @@ class TextStream:
                     self.collect()
                     yield from self.drain()
                 yield from self.drain()
+                if self.error is not None:
+                    raise self.error
             finally:
                 self.close()
                 self._model.engine.settle()

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ktcore.errors import RequestError
+from ktcore.errors import LogitsError, RequestError
 from ktcore.ops.base import Spec
 
 # The likeliest tokens that are sorted first: where they settle top-p and min-p, the others need no sorting.
@@ -31,8 +31,9 @@ class SamplingParams:
 
     Attributes:
         temperature: 0 is greedy and deterministic.
-        top_k: keep the k likeliest; 0 keeps all.
-        top_p: keep the smallest set whose probability reaches p (Holtzman et al., 2020); 1 keeps all.
+        top_k: keep the k likeliest; 0 keeps all, and so does -1, which becomes 0.
+        top_p: keep the smallest set whose probability reaches p (Holtzman et al., 2020), the likeliest always; 1 keeps
+            all.
         min_p: drop what is less likely than min_p times the likeliest; 0 drops nothing.
         repetition_penalty: divides positive and multiplies negative logits of seen tokens (Keskar et al., 2019).
         seed: the same seed gives the same text; None draws a fresh one.
@@ -57,9 +58,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         checks = {
             "temperature": (self.temperature >= 0, "must be 0 (greedy) or above"),
-            "top_k": (self.top_k >= 0, "must be 0 (off) or above"),
-            "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1"),
-            "min_p": (0 <= self.min_p < 1, "must be at least 0 and below 1"),
+            "top_k": (self.top_k >= -1, "must be 0 or -1 (off), or above"),
+            "top_p": (0 <= self.top_p <= 1, "must be from 0 to 1"),
+            "min_p": (0 <= self.min_p <= 1, "must be from 0 to 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "must be above 0 (1 is off)"),
             "seed": (self.seed is None or -(2**63) <= self.seed < 2**63, "must fit into 64 bits"),
             "typical_p": (0 < self.typical_p <= 1, "must be above 0 and at most 1"),
@@ -70,6 +71,9 @@ class SamplingParams:
         for name, (fine, rule) in checks.items():
             if not fine:
                 raise RequestError(f"{name}={getattr(self, name)} {rule}")
+        if self.top_k == -1:
+            # one spelling of "all", so that nothing behind has to know two
+            object.__setattr__(self, "top_k", 0)
 
 
 def sample(
@@ -87,21 +91,36 @@ def sample(
         prompt_len: how many of `seen` are the prompt: presence and frequency count in the answer alone.
 
     Raises:
-        FloatingPointError: the logits are not numbers.
+        LogitsError: the logits are not numbers.
     """
     logits = penalised(logits, params, seen, prompt_len)
     if params.temperature == 0:
-        return int(logits.argmax())
+        likeliest = int(logits.argmax())  # of what is not a number the first, wherever it stands
+        check_highest(float(logits[likeliest]))
+        return likeliest
     probs, index = _candidates(logits / params.temperature, params)
     choice = _drawn(probs, generator)
     return int(choice if index is None else index[choice])
+
+
+def check_highest(logit: float) -> None:
+    """Refuse a row by its highest logit, which is NaN where any is.
+
+    Raises:
+        LogitsError: it is NaN or infinite: nothing can be drawn from the row.
+    """
+    if not math.isfinite(logit):
+        raise LogitsError(
+            f"no token can be drawn: the model's logits are not numbers (the highest is {logit})",
+            "the model's weights are damaged, or a value overflowed; --rules reference computes in float32",
+        )
 
 
 def _drawn(probs: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """An index, drawn by inverting the distribution: one random number, where torch.multinomial takes one a token."""
     total = probs.double().cumsum(-1)
     if not total[-1] > 0:
-        raise FloatingPointError("no token can be drawn: the model's logits are not numbers")
+        check_highest(math.nan)
     place = torch.rand(1, dtype=torch.float64, generator=generator, device=probs.device) * total[-1]
     # below the end, whatever rounding does, and to the right of equals: what has no probability is never taken
     place = torch.minimum(place, torch.nextafter(total[-1:], torch.zeros_like(total[-1:])))

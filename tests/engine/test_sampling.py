@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from ktcore.errors import RequestError
+from ktcore.errors import LogitsError, RequestError
 from ktcore.ops.sampling import SamplingParams, _candidates, penalised, sample
 
 
@@ -129,17 +129,31 @@ def test_what_is_forbidden_is_never_drawn(filters: dict[str, Any]) -> None:
     assert draws.count(500) / 500 == pytest.approx(torch.tensor(0.5).sigmoid().item(), abs=0.08)
 
 
+@pytest.mark.parametrize("given", [{"top_p": 0}, {"min_p": 1}, {"top_k": 1}, {"top_p": 0, "top_k": 7}])
+def test_the_narrowest_filters_leave_the_likeliest_token(given: dict[str, Any]) -> None:
+    logits = torch.randn(9000, generator=torch.Generator().manual_seed(3))
+    params = SamplingParams(temperature=1.5, **given)
+    drawn = {sample(logits, params, [], torch.Generator().manual_seed(i)) for i in range(20)}
+    assert drawn == {int(logits.argmax())}
+
+
+def test_minus_one_for_top_k_is_all() -> None:
+    assert SamplingParams(top_k=-1) == SamplingParams(top_k=0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}])
 def test_logits_that_are_no_numbers_draw_nothing(bad: float, filters: dict[str, Any]) -> None:
-    with pytest.raises(FloatingPointError):
-        sample(torch.full((9,), bad), SamplingParams(temperature=1, **filters), [], torch.Generator())
+    for temperature in (0, 1):
+        with pytest.raises(LogitsError, match="not numbers"):
+            sample(torch.full((9,), bad), SamplingParams(temperature, **filters), [], torch.Generator())
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        *({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": 1}, {"repetition_penalty": 0}),
+        *({"temperature": -1}, {"top_k": -2}, {"top_p": -0.1}, {"top_p": 1.5}, {"min_p": 1.1}),
+        *({"repetition_penalty": 0}, {"min_p": -0.1}),
         *({"typical_p": 0}, {"typical_p": 1.1}, {"presence_penalty": float("nan")}),
         *({"frequency_penalty": float("inf")}, {"logit_bias": {3: float("nan")}}),
     ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from ktcore.engine.schedule.sequence import Sequence
+from ktcore.engine.schedule.sequence import Finish, Sequence
 from ktcore.engine.step.sampler import draw
 from ktcore.engine.step.scores import Scores, from_keys, order_keys
+from ktcore.errors import LogitsError
 from ktcore.ops.sampling import SamplingParams, sample
 
 VOCAB = 3000
@@ -84,8 +87,62 @@ def test_errors_of_the_step_come_with_its_tokens() -> None:
 def test_logits_that_are_no_numbers_are_an_error_from_candidates_too() -> None:
     logits = _logits(1, 0)
     logits[0, 5] = float("nan")
-    with pytest.raises(FloatingPointError, match="not numbers"):
-        draw(sample, [Sequence([1], SamplingParams(top_k=5, seed=1), 4)], _Distant(logits, lambda: None))
+    answer = Sequence([1], SamplingParams(top_k=5, seed=1), 4)
+    draw(sample, [answer], _Distant(logits, lambda: None))
+    assert isinstance(answer.error, LogitsError)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
+@pytest.mark.parametrize("near", [True, False], ids=["host", "device"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "logit_bias": {3: 1.0}},
+        {"temperature": 1, "seed": 1},
+        {"temperature": 1, "seed": 1, "top_k": 5},
+        {"temperature": 1, "seed": 1, "top_p": 0.0},
+    ],
+    ids=str,
+)
+def test_a_row_of_no_numbers_ends_its_own_answer_alone(near: bool, bad: float, given: dict[str, Any]) -> None:
+    logits = _logits(3, 2)
+    logits[1, 700] = torch.copysign(torch.tensor(bad), torch.tensor(bad))
+    answers = [Sequence([1], SamplingParams(**given), 4, top_logprobs=2 if near else None) for _ in range(3)]
+    alone = [Sequence([1], SamplingParams(**given), 4) for _ in range(3)]
+    draw(sample, answers, (Scores if near else _Distant)(logits, lambda: None))
+    draw(sample, alone[::2], Scores(logits[::2], lambda: None))
+    assert isinstance(answers[1].error, LogitsError)
+    assert answers[1].tokens == [1]
+    assert answers[1].finish is Finish.CANCELLED
+    assert not answers[1].chosen
+    assert [s.tokens for s in answers[::2]] == [s.tokens for s in alone[::2]]
+    assert [s.error for s in answers[::2]] == [None, None]
+
+
+def test_a_form_does_not_hide_what_is_no_number() -> None:
+    class _Forbids:
+        def allowed(self, row: torch.Tensor) -> torch.Tensor:
+            return row.masked_fill(torch.arange(VOCAB) != 3, float("-inf"))
+
+        def accept(self, token: int) -> bool:
+            return False
+
+    logits = _logits(1, 2)
+    logits[0, 700] = float("nan")
+    answer = Sequence([1], SamplingParams(temperature=0), 4, guide=_Forbids())  # type: ignore[arg-type]
+    draw(sample, [answer], Scores(logits, lambda: None))
+    assert isinstance(answer.error, LogitsError)
+
+
+def test_guesses_behind_a_row_of_no_numbers_are_not_taken() -> None:
+    logits = _logits(3, 2)
+    first = int(logits[0].argmax())
+    logits[1, 700] = float("nan")
+    answer = Sequence([1], SamplingParams(temperature=0), 9)
+    draw(sample, [answer], Scores(logits, lambda: None), [(first, int(logits[2].argmax()))])
+    assert answer.tokens == [1, first]
+    assert isinstance(answer.error, LogitsError)
 
 
 def test_equal_logits_are_ranked_by_id() -> None:

@@ -28,6 +28,11 @@ class Pool:
         self._last = states[-1].clone()
         self._count += len(states)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all states so far were numbers."""
+        return self._sum is None or bool(self._sum.isfinite().all())
+
     def vector(self) -> torch.Tensor:
         """Float32 [hidden] of unit length; zero where all states are."""
         if self._sum is None or self._last is None:

@@ -15,7 +15,7 @@ from ktcore.engine.schedule.sequence import Finish, Sequence
 from ktcore.engine.step.decode_graph import DecodeGraphs
 from ktcore.engine.step.runner import LoadedModel
 from ktcore.engine.step.sampler import draw
-from ktcore.errors import RequestError
+from ktcore.errors import ContextError, LogitsError, RequestError
 from ktcore.placement.memory import STATE_SLOTS, STEP_TOKENS
 
 
@@ -68,14 +68,14 @@ class Engine:
         """Refuse what can never run; any thread may ask.
 
         Raises:
-            RequestError: the prompt is empty or does not fit into the context.
+            RequestError: the prompt is empty, or (ContextError) does not fit into the context.
         """
         if not sequence.tokens:
             raise RequestError("the prompt is empty: there is no token to continue from")
         room = self.context - sequence.prompt_len
         # an answer needs at least one place; logits of the prompt alone need none
         if room < 0 or (room == 0 and sequence.max_new_tokens > 0):
-            raise RequestError(
+            raise ContextError(
                 f"the prompt has {sequence.prompt_len} tokens, the context holds {self.context}",
                 "shorten it, or load the model with a larger context= (--context)",
             )
@@ -154,6 +154,10 @@ class Engine:
                     sequence.logits.append(self.model.logits(span))
                 if sequence.pending == 0:
                     sequence.finish = Finish.LENGTH
+                    if sequence.pool is not None and not sequence.pool.finite:
+                        sequence.fail(
+                            LogitsError("the model's hidden states are not numbers", "its weights are damaged")
+                        )
             elif sequence.pending == 0:
                 rows += range(end - 1 - len(batch.guesses[i]), end)
                 ready.append(sequence)

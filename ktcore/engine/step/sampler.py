@@ -8,7 +8,8 @@ import torch
 
 from ktcore.engine.schedule.sequence import Chosen, Finish, Sequence
 from ktcore.engine.step.scores import Scores
-from ktcore.errors import RequestError
+from ktcore.errors import LogitsError, RequestError
+from ktcore.ops.sampling import check_highest
 
 FEW = 1024
 """Most candidates that are fetched from a device in place of a row."""
@@ -62,14 +63,20 @@ def draw(
             sequence.lookup.learn(len(guess), right)
 
 
-def _append(sampler: Callable[..., int], sequence: Sequence, row: torch.Tensor | None, token: int | None) -> None:
-    if row is None:
-        assert token is not None
-        sequence.append(token)
-        return
+def _append(
+    sampler: Callable[..., int], sequence: Sequence, row: torch.Tensor | None, likeliest: tuple[int, float] | None
+) -> None:
     try:
-        _next(sampler, sequence, row)
-    except RequestError as error:  # its form cannot be followed: no other answer's concern
+        if row is not None:
+            check_highest(float(row.max()))  # before a form hides what is not a number, and before logprobs tell of it
+            _next(sampler, sequence, row)
+        else:
+            assert likeliest is not None
+            token, logit = likeliest
+            check_highest(logit)
+            sequence.append(token)
+    # its form cannot be followed, or its logits are no numbers: no other answer's concern
+    except (RequestError, LogitsError) as error:
         sequence.fail(error)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 _LOW = (1 << 32) - 1
+_NAN = 0x7FC00000
 _SPARE = 64
 """Candidates beyond the asked for: a division by the temperature can make equals of what was not."""
 
@@ -37,11 +38,17 @@ class Scores:
         self.check()
         return found
 
-    def likeliest(self) -> list[int]:
-        """The id of each row's highest logit, the lowest of equals, as `torch.argmax` has it on the CPU."""
-        found: list[int] = self.logits.argmax(-1).tolist()
+    def likeliest(self) -> list[tuple[int, float]]:
+        """Each row's highest logit behind its id, the lowest of equals, as `torch.argmax` has it on the CPU.
+
+        A row that holds NaN has NaN for its highest.
+        """
+        ids = self.logits.argmax(-1, keepdim=True)
+        highest = self.logits.gather(-1, ids).float()
+        # one copy to the host for both
+        found = torch.cat([ids.int(), highest.view(torch.int32)], dim=-1).cpu()
         self.check()
-        return found
+        return list(zip(found[:, 0].tolist(), found[:, 1].view(torch.float32).tolist(), strict=True))
 
     def candidates(self, which: Sequence[int], count: int) -> torch.Tensor:
         """Rows on the CPU that hold at least the `count` highest logits and -inf elsewhere.
@@ -58,8 +65,12 @@ class Scores:
 
 
 def order_keys(logits: torch.Tensor) -> torch.Tensor:
-    """int64 keys, none alike in a row, in the order of float32 logits [n, vocab], falling ids among equals."""
-    bits = (logits.float() + 0.0).view(torch.int32)  # a zero has no sign
+    """int64 keys, none alike in a row, in the order of float32 logits [n, vocab], falling ids among equals.
+
+    NaN is above all numbers, whatever its sign: what is not a number must not vanish.
+    """
+    numbers = logits.float() + 0.0  # a zero has no sign
+    bits = torch.where(numbers.isnan(), _NAN, numbers.view(torch.int32))
     rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     ids = torch.arange(logits.shape[1], dtype=torch.int64, device=logits.device)
     return rising.long() * (_LOW + 1) + (_LOW - ids)
