@@ -161,3 +161,20 @@ def test_logits_that_are_no_numbers_draw_nothing(bad: float, filters: dict[str, 
 def test_out_of_range_parameters_are_refused_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1, None])
+def test_a_seed_of_64_bits_is_taken(seed: int | None) -> None:
+    assert SamplingParams(seed=seed).seed == seed
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**63])
+def test_a_seed_of_more_bits_is_refused(seed: int) -> None:
+    with pytest.raises(RequestError, match="64 bits"):
+        SamplingParams(seed=seed)
+
+
+def test_a_draw_of_nought_never_takes_what_has_no_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **named: torch.zeros(1, dtype=torch.float64))
+    logits = torch.tensor([float("-inf"), 1.0, 1.0])
+    assert sample(logits, SamplingParams(temperature=1.0), [], torch.Generator()) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ktcore.ops import ExpertsSpec, LinearSpec, RMSNormSpec
-from ktcore.placement.memory import DeviceMemory, fit_hint, human_bytes, workspace_bytes
+from ktcore.placement.memory import DeviceMemory, fit_hint, human_bytes, human_count, parse_bytes, workspace_bytes
 
 GIB = 1 << 30
 
@@ -34,3 +34,53 @@ def test_the_hint_gives_the_longest_context_that_fits() -> None:
 )
 def test_human_bytes(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1", 1),
+        ("1000", 1000),
+        ("3K", 3000),
+        ("3KiB", 3 * 1024),
+        ("2M", 2_000_000),
+        ("2MiB", 2 << 20),
+        ("2GB", 2_000_000_000),
+        (" 1.5 GiB ", 3 << 29),
+        ("1TB", 10**12),
+        ("1tib", 1 << 40),
+    ],
+)
+def test_sizes_are_read_in_powers_of_1000_or_with_an_i_of_1024(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "2iB", "-1", "1 2", "12 QB", "0", "0GiB"])
+def test_what_is_no_size_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (999_999, "999999"),
+        (1_000_000, "1 M"),
+        (134_515_008, "135 M"),
+        (999_000_000, "999 M"),
+        (1_000_000_000, "1.0 B"),
+        (671_026_419_200, "671.0 B"),
+    ],
+)
+def test_counts_of_parameters_are_short(count: int, text: str) -> None:
+    assert human_count(count) == text
+
+
+def test_the_hint_begins_with_256_tokens_and_needs_a_cache() -> None:
+    def hint(limit: int, kv: int = 1024) -> str:
+        return fit_hint(DeviceMemory(weights=100, kv=kv, workspace=0, limit=limit), 1024)
+
+    assert "a context of 256 tokens fits" in hint(100 + 256)
+    assert "a context of" not in hint(100 + 255)
+    assert "a context of" not in hint(100)
+    assert "a context of" not in hint(5000, kv=0)
