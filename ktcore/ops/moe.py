@@ -21,6 +21,9 @@ class RouterSpec(Spec):
     Call: x float32 [T, hidden] -> (expert ids int64 [T, top_k], weights float32 [T, top_k]).
     Order: logits -> scores -> + bias (for the choice only) -> group filter -> top-k -> weights from the unbiased
     scores -> renormalise -> * scale (DeepSeek-V3, arXiv 2412.19437, section 2.1.2, generalised).
+    Of equals the lowest ids win: among groups by their scores, and among experts by what the choice is made of. A tie
+    is no accident of the last bit: experts of a pruned or merged model may be equal in all of their weights, and every
+    implementation must then choose the same ones.
 
     Attributes:
         groups, groups_kept: experts lie in `groups` equal groups, of which the best `groups_kept` stay; 1, 1 for none.
@@ -115,14 +118,15 @@ def route(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> 
     """
     logits = logits.float()
     if spec.on_logits:
-        values, ids = logits.topk(spec.top_k, -1)
+        ids = _highest(logits, spec.top_k)
+        values = logits.gather(-1, ids)
         weights = values.softmax(-1) if spec.score == "softmax" else values.sigmoid()
         return ids, _weighed(weights, spec)
     scores = logits.softmax(-1) if spec.score == "softmax" else logits.sigmoid()
     choice = scores if bias is None else scores + bias
     if spec.groups > 1:
         choice = _keep_best_groups(choice, spec)
-    ids = choice.topk(spec.top_k, -1).indices
+    ids = _highest(choice, spec.top_k)
     return ids, _weighed(scores.gather(-1, ids), spec)
 
 
@@ -164,6 +168,11 @@ def clamped_glu(gate: torch.Tensor, up: torch.Tensor, c: ClampedGLU) -> torch.Te
     return g * torch.sigmoid(c.alpha * g) * (u + 1)
 
 
+def _highest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Ids of the `count` highest of each row, highest first, of equals the lowest ids: topk promises none of them."""
+    return values.argsort(dim=-1, descending=True, stable=True)[:, :count].contiguous()
+
+
 def _weighed(weights: torch.Tensor, spec: RouterSpec) -> torch.Tensor:
     if spec.renormalise:
         weights = weights / (weights.sum(-1, keepdim=True) + spec.renorm_eps)
@@ -173,7 +182,7 @@ def _weighed(weights: torch.Tensor, spec: RouterSpec) -> torch.Tensor:
 def _keep_best_groups(choice: torch.Tensor, spec: RouterSpec) -> torch.Tensor:
     grouped = choice.view(choice.shape[0], spec.groups, -1)
     score = grouped.amax(-1) if spec.group_score == "max" else grouped.topk(2, -1).values.sum(-1)
-    kept = score.topk(spec.groups_kept, -1).indices
+    kept = _highest(score, spec.groups_kept)
     mask = torch.zeros_like(score, dtype=torch.bool).scatter_(1, kept, True)[..., None].expand_as(grouped)
     fill = 0.0 if spec.group_score == "max" else float("-inf")
     return grouped.masked_fill(~mask, fill).flatten(1)

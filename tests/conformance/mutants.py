@@ -288,6 +288,17 @@ def biased_weights(request: LoadRequest) -> Any:
     return run
 
 
+def last_of_equals(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    w, bias = weight(request, "weight").flip(0), weight(request, "bias").flip(0) if spec.choice_bias else None
+
+    def run(x: torch.Tensor) -> Any:
+        ids, weights = route(x @ w.T, spec, bias)
+        return spec.experts - 1 - ids, weights
+
+    return run
+
+
 def no_shared(request: LoadRequest) -> Any:
     return with_spec(plain.moe, shared=None)(request)
 
@@ -361,6 +372,7 @@ MUTANTS = [
     named("bias in the weights", "L2.router.bias-chooses-only", {RouterSpec: biased_weights}),
     named("groups ignored", "L2.router.sigmoid-groups-256", {RouterSpec: with_spec(plain.router, groups=1)}),
     named("not renormalised", "L2.router.softmax-128", {RouterSpec: with_spec(plain.router, renormalise=False)}),
+    named("the last of equal experts", "L2.router.ties", {RouterSpec: last_of_equals}),
     named("shared expert left out", "L2.moe.F32.branch", {MoESpec: no_shared}),
     named("wrong activation", "L3.mlp.gelu_tanh", {MLPSpec: with_spec(plain.mlp, activation="silu")}),
     named("top-p too low", "L2.sampling.top-p", {SamplingSpec: lower_top_p}),

@@ -215,3 +215,19 @@ def test_experts_with_biases_and_clamps_match_gpt_oss() -> None:
         assert (x @ gate[0].T).max() > 7, "nothing is clamped"
         ours = routed_experts(x, ids, weights, gate, up, experts.down_proj.transpose(1, 2), spec, biases)
     torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"score": "sigmoid", "on_logits": True},
+        {"groups": 4, "groups_kept": 2},
+        {"score": "sigmoid", "groups": 4, "groups_kept": 2, "group_score": "top2_sum"},
+    ],
+    ids=["scores", "logits", "groups by their best", "groups by two"],
+)
+def test_of_equal_experts_and_groups_the_lowest_ids_are_chosen(fields: dict[str, Any]) -> None:
+    ids, _ = route(torch.zeros(2, 64), _spec(64, 3, **fields), None)
+    assert ids.tolist() == [[0, 1, 2]] * 2
+    assert ids.is_contiguous()

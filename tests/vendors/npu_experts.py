@@ -26,9 +26,10 @@ class ExpertOperators:
         ids, rows = (torch.empty(x.shape[0], k, dtype=torch.int32, device=x.device) for _ in range(2))
 
         def kernel(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            found = x.float().softmax(-1).topk(k, -1)
+            scores = x.float().softmax(-1)
+            found = _first_highest(scores, k)
             order = torch.arange(k)[None] * x.shape[0] + torch.arange(x.shape[0])[:, None]
-            return found.values, found.indices, order
+            return scores.gather(1, found), found, order
 
         self.run(name, kernel, [x], [out, ids, rows])
         return out, ids, rows
@@ -69,9 +70,9 @@ class ExpertOperators:
             if group_count > 1:
                 grouped = choice.unflatten(1, (group_count, size))
                 best = grouped.topk(2, -1).values.sum(-1) if group_select_mode else grouped.amax(-1)
-                out_of = torch.ones_like(best, dtype=torch.bool).scatter_(1, best.topk(k_group, -1).indices, False)
+                out_of = torch.ones_like(best, dtype=torch.bool).scatter_(1, _first_highest(best, k_group), False)
                 choice = grouped.masked_fill(out_of[..., None], float("-inf")).flatten(1)
-            found = choice.topk(k, -1).indices
+            found = _first_highest(choice, k)
             weights = scores.gather(1, found)
             if norm_type:
                 weights = weights / (weights.sum(-1, keepdim=True) + eps)
@@ -203,3 +204,8 @@ class ExpertOperators:
 
         self.run(name, kernel, [permuted_tokens, sorted_indices, probs], [out])
         return out
+
+
+def _first_highest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the highest of each row are; of equals the first, as AscendC's Sort32, which these operators use, takes."""
+    return values.argsort(dim=-1, descending=True, stable=True)[:, :count]

@@ -9,7 +9,7 @@ import torch
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
 from ktcore.backend.branches import moe_branch
 from ktcore.backend.loading import on_device, optional
-from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
+from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec, route
 from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
 
 
@@ -45,28 +45,7 @@ class SimRouterModule:
         self._bias = optional(request, "bias") if self._spec.choice_bias else None
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        s = self._spec
-        logits = torch.mm(x, self._weight)
-        scores = torch.softmax(logits, -1) if s.score == "softmax" else torch.sigmoid(logits)
-        choice = scores if self._bias is None else scores + self._bias
-        if s.groups > 1:
-            choice = self._best_groups(choice)
-        ids = torch.topk(choice, s.top_k, -1).indices
-        weights = torch.gather(scores, -1, ids)
-        if s.renormalise:
-            weights = weights / (weights.sum(-1, keepdim=True) + s.renorm_eps)
-        return ids, weights if s.scale == 1.0 else weights * s.scale
-
-    def _best_groups(self, choice: torch.Tensor) -> torch.Tensor:
-        s = self._spec
-        grouped = choice.view(-1, s.groups, s.experts // s.groups)
-        if s.group_score == "max":
-            score, fill = grouped.amax(-1), 0.0
-        else:
-            score, fill = grouped.topk(2, -1).values.sum(-1), float("-inf")
-        kept = score.topk(s.groups_kept, -1).indices
-        dropped = torch.ones(score.shape, dtype=torch.bool, device=score.device).scatter_(1, kept, False)
-        return grouped.masked_fill(dropped[..., None].expand_as(grouped), fill).view(choice.shape)
+        return route(torch.mm(x, self._weight), self._spec, self._bias)
 
 
 class SimExperts(SimImplementation):

@@ -15,6 +15,7 @@ from ktcore.conformance.tolerance import compare
 from ktcore.conformance.truth import moe as truth
 from ktcore.conformance.truth.arithmetic import EXACT, Arithmetic
 from ktcore.ops import RouterSpec
+from ktcore.weights.ref import Weight
 
 CLEAR = 1e-4
 """A choice by less than this may go either way."""
@@ -48,6 +49,7 @@ def cases() -> list[Case]:
             partial(_check, router_v3(HIDDEN), 16, bias_scale=2.0),
         )
     )
+    found.append(_case("ties", "of equal groups and experts the lowest ids are chosen", _ties))
     return found
 
 
@@ -78,6 +80,30 @@ def _check(spec: RouterSpec, tokens: int, ctx: Context, bias_scale: float = 0.0)
             _dense(i, v, spec)[clear] for i, v in ((got_ids, got_amounts), (ids, amounts), (ids, own))
         )
         compare(ctx, got, exact, torch_own, f"{loaded.id}: weights")
+
+
+def _ties(ctx: Context) -> None:
+    """Experts equal in all of their weights; then whole groups that are, one like another."""
+    for spec, apart in (
+        (KINDS["softmax-plain"], 16),
+        (KINDS["sigmoid-bias-256"], 64),
+        (KINDS["softmax-groups"], 20),
+        (KINDS["sigmoid-groups-256"], 32),
+    ):
+        weights = make_weights(spec, ctx.rng("weights"))
+        weights = {role: _repeated(role, weight.tensor(), apart) for role, weight in weights.items()}
+        known, x = values(weights), normal(ctx.rng("x"), 33, spec.hidden)
+        # truth sorts stably: the first of equals comes first
+        ids, _, _ = truth.router(spec, known, x, EXACT)
+        for loaded in ctx.target.load(ctx, spec, weights):
+            got, _ = ctx.target.call(loaded.module, x)
+            _compare_choice(ctx, loaded.id, ids, got)
+
+
+def _repeated(role: str, stored: torch.Tensor, apart: int) -> Weight:
+    """A weight whose first `apart` rows come again and again, in float32."""
+    rows = stored[:apart].repeat(-(-len(stored) // apart), *[1] * (stored.dim() - 1))[: len(stored)]
+    return MemoryCheckpoint().add(role, tuple(rows.shape), "F32", rows.contiguous().numpy().view(np.uint8).reshape(-1))
 
 
 def _compare_choice(ctx: Context, name: str, ids: torch.Tensor, got: torch.Tensor) -> None:
