@@ -10,6 +10,8 @@ from ktcore.ops.sampling import SamplingParams
 
 # Dividing logits by less could overflow float32; so close to 0 the likeliest token is drawn anyway.
 _COLDEST = 1e-6
+RANDOM = -1
+"""As a seed: a fresh one each time, as llama.cpp, Ollama and SGLang have it."""
 
 
 def params_for(vocab: int, **given: Any) -> SamplingParams:
@@ -25,6 +27,8 @@ def params_for(vocab: int, **given: Any) -> SamplingParams:
     known = {name: value for name, value in given.items() if value is not None}
     if known.get("temperature", 1.0) < _COLDEST:
         known["temperature"] = 0.0
+    if known.get("seed") == RANDOM:
+        del known["seed"]
     bad = next((i for i in known.get("logit_bias", ()) if not 0 <= i < vocab), None)
     if bad is not None:
         raise FieldError("logit_bias", f"token id {bad} is outside of the vocabulary of {vocab}")

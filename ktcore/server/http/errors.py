@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ktcore.engine.service import ClosingError, DeadlineError, QueueFullError
-from ktcore.errors import FieldError, KtcoreError, RequestError, TokenizerError
+from ktcore.errors import ContextError, FieldError, KtcoreError, LogitsError, RequestError, TokenizerError
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,18 @@ class NoRoomError(RequestError):
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as clients see it, in OpenAI's terms."""
+    """An error as clients see it, in OpenAI's terms.
+
+    Attributes:
+        again: whether the same request may fare better when it is asked again at once.
+    """
 
     status: int
     message: str
     kind: str = "invalid_request_error"
     code: str | None = None
     param: str | None = None
+    again: bool = True
 
     @property
     def openai(self) -> dict[str, Any]:
@@ -45,6 +50,9 @@ class Problem:
     def response(self, path: str) -> Response:
         """The whole answer to a request for `path`."""
         headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
+        if not self.again:
+            # OpenAI's clients would ask twice more for what has been computed in vain already
+            headers["x-should-retry"] = "false"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         body = {"error": self.message} if path.startswith("/api/") else self.openai
@@ -56,6 +64,8 @@ _KINDS: tuple[tuple[type[KtcoreError], int, str, str | None], ...] = (
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
     (NoRoomError, 503, "server_error", "no_room"),
     (DeadlineError, 504, "timeout_error", "deadline"),
+    (LogitsError, 500, "server_error", "not_numbers"),
+    (ContextError, 400, "invalid_request_error", "context_length_exceeded"),
     (ClosingError, 503, "server_error", "closing"),
     (RequestError, 400, "invalid_request_error", None),
     (TokenizerError, 400, "invalid_request_error", None),
@@ -68,14 +78,25 @@ def problem_of(error: Exception) -> Problem:
         if isinstance(error, kind):
             assert isinstance(error, KtcoreError)
             param = error.param if isinstance(error, FieldError) else None
-            return Problem(status, error.message + (f" ({error.hint})" if error.hint else ""), name, code, param)
+            again = not isinstance(error, DeadlineError | LogitsError)
+            told = error.message + (f" ({error.hint})" if error.hint else "")
+            return Problem(status, told, name, code, param, again)
     log.error("a request failed", exc_info=error)
     return Problem(500, "the server failed to answer this; its log says why", "server_error")
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON in ASCII: text may hold what UTF-8 cannot, such as half of a surrogate pair."""
-    return Response(json.dumps(body), status, headers, media_type="application/json")
+    return Response(dumps(body), status, headers, media_type="application/json")
+
+
+def dumps(body: Any) -> str:
+    """JSON as RFC 8259 has it.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which JSON does not know.
+    """
+    return json.dumps(body, allow_nan=False)
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -20,6 +20,7 @@ class Facts:
     size: bytes of its tensors.
     format: "gguf" or "safetensors".
     changed: when the file was.
+    context: tokens that it will hold once loaded; None where nobody asked.
     memory: device -> bytes that it takes when it is loaded, by its plan; empty where nobody asked.
     """
 
@@ -28,9 +29,10 @@ class Facts:
     family: str
     changed: datetime
     memory: Mapping[str, int]
+    context: int | None = None
 
 
-def facts_of(checkpoint: Checkpoint, memory: Mapping[str, int]) -> Facts:
+def facts_of(checkpoint: Checkpoint, memory: Mapping[str, int], context: int | None = None) -> Facts:
     """Facts of an open checkpoint."""
     config = checkpoint.config
     return Facts(
@@ -39,6 +41,7 @@ def facts_of(checkpoint: Checkpoint, memory: Mapping[str, int]) -> Facts:
         family=str(config.get("general.architecture") or config.get("model_type") or ""),
         changed=datetime.fromtimestamp(checkpoint.path.stat().st_mtime, timezone.utc),
         memory=memory,
+        context=context,
     )
 
 
@@ -62,7 +65,7 @@ def planned_facts(path: Path, loading: Mapping[str, Any]) -> Facts:
     )
     try:
         memory = {device: m.total for device, m in prepared.plan.memory(context).items()}
-        return facts_of(prepared.checkpoint, memory)
+        return facts_of(prepared.checkpoint, memory, context or prepared.plan.default_context())
     finally:
         prepared.checkpoint.close()
 

@@ -31,4 +31,4 @@ def _add(router: APIRouter, path: str, name: str, content: bytes) -> None:
     async def file() -> Response:
         return Response(content, media_type=f"{kind}; charset=utf-8", headers=HEADERS)
 
-    router.add_api_route(path, file, methods=["GET"])
+    router.add_api_route(path, file, methods=["GET", "HEAD"])

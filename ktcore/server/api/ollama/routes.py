@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from ktcore import __version__
 from ktcore.dialects.base import Call
 from ktcore.dialects.dialect import Part, dialect_of
 from ktcore.engine import service as engine
@@ -26,13 +25,15 @@ from ktcore.server.api.chat import Chat, Prompt, prompt_of, structure_of
 from ktcore.server.api.logprobs import ollama_logprobs as logprobs
 from ktcore.server.api.ollama.schemas import GenerateAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
 from ktcore.server.api.sampling import params_for
-from ktcore.server.http.errors import json_response, problem_of
+from ktcore.server.http.errors import dumps, json_response, problem_of
 from ktcore.server.models.answers import Answers
 from ktcore.server.models.registry import Entry, Models
 from ktcore.server.models.served import Served
 
 Ask = TypeVar("Ask", bound=BaseModel)
 LATEST = ":latest"
+OLLAMA = "0.12.11"
+"""The version of Ollama whose API this is, logprobs being its latest part; clients refuse servers below theirs."""
 
 
 class Clock:
@@ -61,7 +62,7 @@ def ollama_routes(models: Models) -> APIRouter:
 
     @routes.get("/version")
     async def version() -> Response:
-        return json_response({"version": __version__})
+        return json_response({"version": OLLAMA})
 
     @routes.get("/tags")
     async def tags() -> Response:
@@ -82,7 +83,7 @@ def ollama_routes(models: Models) -> APIRouter:
                 "modified_at": card["modified_at"],
                 "details": card["details"],
                 "template": template or "",
-                "model_info": {"general.architecture": card["details"]["family"]},
+                "model_info": _info(entry),
                 "capabilities": _capabilities(template),
             }
         )
@@ -184,11 +185,11 @@ async def _lines(served: Served, answers: Answers, ask: OllamaAsk, clock: Clock,
             if part != Part() or delta.chosen:
                 told = logprobs(served.model.tokenizer, delta.chosen)
                 said = _said(chat, part.content, part.reasoning, part.calls)
-                yield json.dumps({**_base(ask), **said, **told, "done": False}) + "\n"
+                yield dumps({**_base(ask), **said, **told, "done": False}) + "\n"
             if delta.finish is not None:
-                yield json.dumps({**_base(ask), **_said(chat, ""), **_end(delta.finish, delta.stats, clock)}) + "\n"
+                yield dumps({**_base(ask), **_said(chat, ""), **_end(delta.finish, delta.stats, clock)}) + "\n"
     except Exception as error:  # the status is sent already, so the stream itself must tell
-        yield json.dumps({"error": problem_of(error).message}) + "\n"
+        yield dumps({"error": problem_of(error).message}) + "\n"
     finally:
         answers.close()
 
@@ -236,6 +237,16 @@ def _card(entry: Entry) -> dict[str, Any]:
         "modified_at": _iso(facts.changed),
         "size": facts.size,
         "details": {"format": facts.format, "family": facts.family, "families": [facts.family]},
+    }
+
+
+def _info(entry: Entry) -> dict[str, Any]:
+    """What clients look up under the names of GGUF's metadata."""
+    family = entry.facts.family
+    context = entry.facts.context if entry.served is None else entry.served.model.context
+    return {
+        "general.architecture": family,
+        **({} if context is None else {f"{family}.context_length": context}),
     }
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ktcore.server.api.chat import Form
 from ktcore.server.api.openai.messages import Tools
@@ -23,9 +23,9 @@ class Options(BaseModel):
 
     num_predict: int | None = Field(None, ge=-2)
     temperature: float = Field(0.8, ge=0, le=100)
-    top_k: int = Field(40, ge=0, le=2**31)
-    top_p: float = Field(0.9, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, lt=1)
+    top_k: int = Field(40, ge=-1, le=2**31)
+    top_p: float = Field(0.9, ge=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
     repeat_penalty: float = Field(1.0, ge=0.01, le=100)
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
@@ -35,6 +35,11 @@ class Options(BaseModel):
     frequency_penalty: Penalty | None = None
 
     mirostat: Literal[0] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_defaults(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections import Counter
@@ -16,6 +15,7 @@ from ktcore.engine.model import Stats
 from ktcore.engine.schedule.sequence import Chosen, Finish
 from ktcore.server.api.chat import Prompt, call_id
 from ktcore.server.api.logprobs import chat_logprobs, plain_logprobs
+from ktcore.server.http.errors import dumps
 from ktcore.server.models.answers import Answer
 
 _REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.CANCELLED: "stop"}
@@ -24,7 +24,7 @@ DONE = "data: [DONE]\n\n"
 
 def event(body: Any) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(body)}\n\n"
+    return f"data: {dumps(body)}\n\n"
 
 
 def usage(stats: Iterable[Stats], choices: int) -> dict[str, Any]:
@@ -52,8 +52,10 @@ def _reason(finish: Finish, called: bool) -> str:
 class Reply:
     """Builds the objects of one answer: `chat` or not decides their shape."""
 
-    def __init__(self, model: str, chat: bool, prompt: Prompt) -> None:
+    def __init__(self, model: str, chat: bool, prompt: Prompt, counted: bool = False) -> None:
         self._chat = chat
+        # a stream that ends with its usage says null in every piece before (OpenAI's API reference)
+        self._uncounted = {"usage": None} if counted else {}
         self._prompt = prompt
         self._calls: Counter[int] = Counter()
         self._base = {
@@ -74,8 +76,8 @@ class Reply:
         return {**self._base, "object": kind, "choices": made, "usage": usage((a.stats for a in answers), choices)}
 
     def opening(self, index: int) -> dict[str, Any]:
-        """A chat's first piece: who speaks."""
-        return self._piece([self._choice(index, {"role": "assistant", "content": ""}, None)])
+        """A choice's first piece: in a chat who speaks, in a completion no text yet."""
+        return self._piece([self._choice(index, {"role": "assistant", "content": ""} if self._chat else "", None)])
 
     def pieces(self, index: int, part: Part, chosen: Seq[Chosen] = ()) -> Iterator[dict[str, Any]]:
         """More of one choice: thoughts, text and calls, each in a piece of its own."""
@@ -126,4 +128,4 @@ class Reply:
 
     def _piece(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
-        return {**self._base, "object": kind, "choices": choices}
+        return {**self._base, "object": kind, "choices": choices, **self._uncounted}

@@ -61,9 +61,11 @@ async def _answer(
     choices = ask.n or 1
     readers = [prompt.reader() if chat else None for prompt in prompts for _ in range(choices)]
     answers = served.answers(_requests(served, ask, prompts, longest), http, readers)
-    reply = Reply(served.settings.name, chat, prompts[0])
+    reply = Reply(served.settings.name, chat, prompts[0], bool(ask.stream) and ask.usage_in_stream)
     if ask.stream:
-        return StreamingResponse(_events(answers, reply, ask, choices, chat), media_type="text/event-stream")
+        return StreamingResponse(
+            _events(answers, reply, ask, choices, chat, len(readers)), media_type="text/event-stream"
+        )
     return json_response(reply.whole(await answers.whole(), choices))
 
 
@@ -90,14 +92,16 @@ def _requests(served: Served, ask: Ask, prompts: list[Prompt], longest: int | No
     ]
 
 
-async def _events(answers: Answers, reply: Reply, ask: Ask, choices: int, chat: bool) -> AsyncIterator[str]:
-    opened: set[int] = set()
+async def _events(answers: Answers, reply: Reply, ask: Ask, choices: int, chat: bool, count: int) -> AsyncIterator[str]:
+    opened = False
     stats: dict[int, Stats] = {}
     try:
         async for index, delta, part in answers:
-            if chat and index not in opened:
-                opened.add(index)
-                yield event(reply.opening(index))
+            if not opened:
+                # all in order: OpenAI's stream helper fails on a choice whose forerunners it has not seen
+                opened = True
+                for each in range(count if chat or count > 1 else 0):
+                    yield event(reply.opening(each))
             for piece in reply.pieces(index, part, delta.chosen):
                 yield event(piece)
             if delta.finish is not None:

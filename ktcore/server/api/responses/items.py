@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,13 +14,14 @@ from ktcore.engine.model import Stats
 from ktcore.engine.schedule.sequence import Finish
 from ktcore.server.api.chat import call_id
 from ktcore.server.api.responses.schemas import ResponsesAsk
+from ktcore.server.http.errors import dumps
 
 Event = dict[str, Any]
 
 
 def event(body: Event, number: int) -> str:
     """A server-sent event under its name."""
-    return f"event: {body['type']}\ndata: {json.dumps({**body, 'sequence_number': number})}\n\n"
+    return f"event: {body['type']}\ndata: {dumps({**body, 'sequence_number': number})}\n\n"
 
 
 class Building:
