@@ -5,4 +5,4 @@ from __future__ import annotations
 from ktcore.dialects.base import ToolFormat
 from ktcore.dialects.reading import tagged
 
-BARE = ToolFormat("bare", (), (), tagged("", ""), '{"name": "{name}", "arguments": {arguments}}', bare=True)
+BARE = ToolFormat("bare", (), (), tagged(""), '{"name": "{name}", "arguments": {arguments}}', bare=True)

@@ -1,26 +1,19 @@
-"""Reads calls of tools out of an answer's text as it streams, and writes the form of answers that must call one."""
+"""Reads calls of tools out of an answer's text as it streams; what is no call stays the text that it is."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from ktcore.dialects.base import Call, ToolFormat
+from ktcore.dialects.base import Call, Found, More, ToolFormat
 from ktcore.dialects.thoughts import first_of, held_back
-
-_AROUND_PAIRS = {
-    "glm": ("<arg_key>{}</arg_key>\n<arg_value>", "</arg_value>\n"),
-    "qwen3-coder": ("<parameter={}>\n", "\n</parameter>\n"),
-    "invoke": ('<parameter name="{}">', "</parameter>\n"),
-    "dsml": ('<｜DSML｜parameter name="{}" string="{}">', "</｜DSML｜parameter>\n"),
-}
-_HOLES = re.compile(r"(\{(?:name|arguments|pairs)\})")
 
 
 class Calls:
-    """Takes text as it comes and gives (text, calls). What began like a call and was none is text.
+    """Takes text as it comes and gives (text, calls).
+
+    A mark that begins no call, because something else follows it or the answer ends too early, is text, and is told as
+    soon as that is certain; calls behind it still count.
 
     Args:
         tools: parameters' JSON schemas by the tools' names.
@@ -30,6 +23,9 @@ class Calls:
         self._format = made
         self._tools = tools
         self._held = ""
+        # what `_held` begins with, where a call may begin: white space, and the mark behind it
+        self._space = self._mark = ""
+        self._waits = More()
         self._inside = False
         self._begun = False
         self._after = False
@@ -37,52 +33,71 @@ class Calls:
     def push(self, text: str) -> tuple[str, list[Call]]:
         """What is certain after this piece."""
         self._held += text
+        if self._inside and self._waits.until and not any(each in text for each in self._waits.until):
+            return "", []
+        return self._take(False)
+
+    def flush(self) -> tuple[str, list[Call]]:
+        """What is left at the end."""
+        return self._take(True)
+
+    def _take(self, last: bool) -> tuple[str, list[Call]]:
         said = ""
         calls: list[Call] = []
         while True:
             if not self._inside:
-                said += self._outside()
+                said += self._outside(last)
             if not self._inside:
                 return said, calls
-            found = self._format.read(self._held, self._tools)
-            if found is None:
+            seen = self._format.read(self._held, self._tools)
+            if isinstance(seen, More) and not last:
+                self._waits = seen
                 return said, calls
-            more, size = found
-            calls += more
-            self._held = self._held[size:]
-            self._inside, self._after = False, True
+            self._inside = False
+            if isinstance(seen, Found):
+                calls += seen.calls
+                said += self._space + seen.text if seen.text else ""
+                self._held, self._after = self._held[seen.size :], True
+            else:
+                said += self._space + self._mark
+                self._held = self._held[len(self._mark) :]
 
-    def flush(self) -> str:
-        """What is left at the end, and was no call."""
-        if self._after:
-            self._skip_ends()
-        rest, self._held = self._held, ""
-        return "" if self._after and not rest.strip() else rest
-
-    def _outside(self) -> str:
+    def _outside(self, last: bool) -> str:
         """Text before the next call, which stays held."""
         if self._after:
             self._skip_ends()
-            if any(word.startswith(self._held) for word in self._format.spellings):
+            if last and not self._held:
+                return ""
+            if not last and any(word.startswith(self._held) for word in self._format.spellings):
                 return ""
         start = self._held.lstrip()
         braced = self._format.series if self._after else self._format.bare and not self._begun
-        if braced and not start:
+        if braced and not start and not last:
             return ""
         if braced and start.startswith("{"):
-            self._held, self._inside, self._begun, self._after = start, True, True, False
+            self._enter(len(self._held) - len(start), self._held[: len(self._held) - len(start)], "{")
             return ""
         self._after = False
         at = first_of(self._held, self._format.marks)
         if at >= 0:
-            said, self._held = self._held[:at], self._held[at:]
-            self._inside = self._begun = True
-            # white space before a call is the format's
-            return said.rstrip()
+            said = self._held[:at].rstrip()
+            mark = next(mark for mark in self._format.marks if self._held.startswith(mark, at))
+            self._enter(at, self._held[len(said) : at], mark)
+            return said
+        if last:
+            said, self._held = self._held, ""
+            return said
         certain = self._held[: len(self._held) - held_back(self._held, self._format.marks)].rstrip()
         self._held = self._held[len(certain) :]
         self._begun |= bool(certain)
         return certain
+
+    def _enter(self, at: int, space: str, mark: str) -> None:
+        """A call may begin there; white space before it is the format's if one does."""
+        self._space, self._mark, self._waits = space, mark, More()
+        self._held = self._held[at:]
+        self._inside = self._begun = True
+        self._after = False
 
     def _skip_ends(self) -> None:
         """Leave out what the format writes between and after its calls."""
@@ -92,55 +107,3 @@ class Calls:
             if end is None:
                 return
             self._held = self._held[len(end) :]
-
-
-def forced_grammar(made: ToolFormat, tools: Mapping[str, Any], several: bool) -> str:
-    """The Lark grammar of an answer that calls one of the tools, or several times one of them.
-
-    Args:
-        tools: parameters' JSON schemas by the tools' names.
-    """
-    rules = []
-    for number, (name, schema) in enumerate(tools.items()):
-        pieces: list[str] = []
-        for part in _HOLES.split(made.forced):
-            if part == "{arguments}":
-                pieces.append(f"arguments_{number}")
-                rules.append(f"arguments_{number}: %json {_schema(schema)}")
-            elif part == "{pairs}":
-                pieces += _pair_rules(made, number, schema, rules)
-            else:
-                pieces.append(_literal(name if part == "{name}" else part))
-        rules.append(f"call_{number}: {' '.join(pieces)}")
-    one = " | ".join(f"call_{number}" for number in range(len(tools)))
-    opening, closing = map(_literal, made.section)
-    more = "" if made.joint is None or not several else f"({_literal(made.joint)} call)*"
-    return "\n".join([f"start: {opening} call {more} {closing}", f"call: {one}", *rules])
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-def _schema(schema: Any) -> str:
-    return json.dumps({"type": "object", **schema, "x-guidance": {"whitespace_pattern": r"[ \n\t]{0,20}"}})
-
-
-def _pair_rules(made: ToolFormat, number: int, schema: Mapping[str, Any], rules: list[str]) -> list[str]:
-    """Arguments one by one: the required ones, and the others if the model wants them, in the schema's order."""
-    around = _AROUND_PAIRS[made.name]
-    pieces = []
-    for place, (key, kind) in enumerate(schema.get("properties", {}).items()):
-        rule = f"argument_{number}_{place}"
-        plain = isinstance(kind, dict) and kind.get("type") == "string"
-        if plain and all(isinstance(value, str) for value in kind.get("enum", ())) and kind.get("enum"):
-            value = "(" + " | ".join(json.dumps(v, ensure_ascii=False) for v in kind["enum"]) + ")"
-        elif plain:
-            value = r"/[^<]+/"
-        else:
-            value = f"{rule}_value"
-            rules.append(f"{rule}_value: %json {json.dumps(kind)}")
-        string = "true" if plain else "false"
-        rules.append(f"{rule}: {_literal(around[0].format(key, string))} {value} {_literal(around[1])}")
-        pieces.append(rule if key in schema.get("required", ()) else f"{rule}?")
-    return pieces

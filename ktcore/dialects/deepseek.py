@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktcore.dialects.base import ToolFormat
-from ktcore.dialects.reading import matching
+from ktcore.dialects.reading import matching, space, title, word
 
 _D = (
     "<｜tool▁calls▁begin｜>",
@@ -13,12 +13,13 @@ _D = (
     "<｜tool▁call▁end｜>",
 )
 CALL_BEGIN = _D[2]
+_BEGIN = (word(_D[0], optional=True), space, word(_D[2]), space)
 
 DEEPSEEK = ToolFormat(
     "deepseek",
     (_D[0], _D[2]),
     (_D[1], _D[4], "```"),
-    matching(rf"(?:{_D[0]}\s*)?{_D[2]}\s*(?:function\s*{_D[3]})?\s*(?P<name>[^\n<]+?)\s*```json\s*"),
+    matching(*_BEGIN, word("function" + _D[3], optional=True), space, title(r"[^\s<`]+"), space, word("```json")),
     _D[2] + "function" + _D[3] + "{name}\n```json\n{arguments}\n```" + _D[4],
     section=(_D[0], _D[1]),
     joint="\n",
@@ -27,7 +28,7 @@ DEEPSEEK_V31 = ToolFormat(
     "deepseek-v3.1",
     (_D[0], _D[2]),
     (_D[1], _D[4]),
-    matching(rf"(?:{_D[0]}\s*)?{_D[2]}\s*(?P<name>[^<]+?){_D[3]}\s*"),
+    matching(*_BEGIN, title(r"[^\s<]+"), space, word(_D[3])),
     _D[2] + "{name}" + _D[3] + "{arguments}" + _D[4],
     section=(_D[0], _D[1]),
     joint="",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from ktcore.dialects.base import Call, ToolFormat
+from ktcore.dialects.base import Call, Found, More, ToolFormat
 from ktcore.dialects.calls import Calls
 from ktcore.dialects.harmony import CHANNEL, HARMONY, Harmony
 from ktcore.dialects.known import format_in
@@ -90,7 +91,13 @@ class Reader:
         self._thoughts = None
         if separate and dialect.thoughts is not None:
             tail = tokenizer.decode(prompt[-_TAIL:], skip_special=False)
-            self._thoughts = Thoughts(dialect.thoughts, dialect.thoughts.begun(tail))
+            ending = dialect.tools if tools and dialect.tools is not None and dialect.tools.ends_thoughts else None
+            begun = dialect.thoughts.begun(tail)
+            self._thoughts = (
+                Thoughts(dialect.thoughts, begun)
+                if ending is None
+                else Thoughts(dialect.thoughts, begun, ending.marks, partial(_calls_one, ending, tools))
+            )
         self._calls = Calls(dialect.tools, tools) if tools and dialect.tools is not None else None
 
     def push(self, text: str) -> Part:
@@ -124,7 +131,16 @@ class Reader:
         if self._calls is None:
             return Part(said, reasoning)
         content, calls = self._calls.push(said)
-        return Part(content + self._calls.flush(), reasoning, tuple(calls))
+        rest, late = self._calls.flush()
+        return Part(content + rest, reasoning, (*calls, *late))
+
+
+def _calls_one(made: ToolFormat, tools: Mapping[str, Any], text: str) -> bool | None:
+    """Whether a text begins with a call of a tool that is offered: thoughts may speak of other calls."""
+    seen = made.read(text, tools)
+    if isinstance(seen, Found):
+        return any(call.name in tools for call in seen.calls)
+    return None if isinstance(seen, More) else False
 
 
 def thought_before(dialect: Dialect, tokenizer: Tokenizer, prompt: list[int]) -> Thought | None:

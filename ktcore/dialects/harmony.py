@@ -18,7 +18,7 @@ HARMONY = ToolFormat(
     "harmony",
     (),
     (),
-    tagged("", ""),
+    tagged(""),
     "<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}",
 )
 

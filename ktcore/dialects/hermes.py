@@ -9,7 +9,7 @@ HERMES = ToolFormat(
     "hermes",
     ("<tool_call>",),
     ("</tool_call>",),
-    tagged("<tool_call>", "</tool_call>"),
+    tagged("<tool_call>"),
     '<tool_call>\n{"name": "{name}", "arguments": {arguments}}\n</tool_call>',
     joint="\n",
 )

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from ktcore.dialects.base import Pairs, ToolFormat
+from ktcore.dialects.pairs import one_by_one
+from ktcore.dialects.reading import space, title, word
 
-from ktcore.dialects.base import ToolFormat
-from ktcore.dialects.reading import pairs
+_PAIRS = Pairs('<parameter name="', '"', ">", "</parameter>")
+_DSML_PAIRS = Pairs('<｜DSML｜parameter name="', '"', ">", "</｜DSML｜parameter>", typed=True)
+_NAME = title(r'[^"<>\n]+')
 
 INVOKE = ToolFormat(
     "invoke",
-    ("<minimax:tool_call>", "<｜DSML｜function_calls>", "<｜DSML｜tool_calls>", "<invoke ", "<｜DSML｜invoke "),
-    ("</minimax:tool_call>", "</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"),
-    pairs(
-        r"(?:<(?:minimax:tool_call|｜DSML｜function_calls|｜DSML｜tool_calls)>\s*)?"
-        r"<(?:｜DSML｜)?invoke .*?</(?:｜DSML｜)?invoke>",
-        r"<(?:｜DSML｜)?invoke name=\"([^\"]+)\"",
-        r"<(?:｜DSML｜)?parameter name=\"([^\"]+)\"[^>]*>(.*?)</(?:｜DSML｜)?parameter>",
+    ("<minimax:tool_call>", "<invoke "),
+    ("</minimax:tool_call>",),
+    one_by_one(
+        _PAIRS,
+        "</invoke>",
+        *(word("<minimax:tool_call>", optional=True), space, word('<invoke name="'), _NAME, word('">')),
     ),
     '<invoke name="{name}">\n{pairs}</invoke>\n',
     section=("<minimax:tool_call>\n", "</minimax:tool_call>"),
     joint="",
+    pairs=_PAIRS,
+    ends_thoughts=True,
 )
-DSML = replace(
-    INVOKE,
-    name="dsml",
-    forced='<｜DSML｜invoke name="{name}">\n{pairs}</｜DSML｜invoke>\n',
+DSML = ToolFormat(
+    "dsml",
+    ("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>", "<｜DSML｜invoke "),
+    ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"),
+    one_by_one(
+        _DSML_PAIRS,
+        "</｜DSML｜invoke>",
+        *(word("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>", optional=True), space),
+        *(word('<｜DSML｜invoke name="'), _NAME, word('">')),
+    ),
+    '<｜DSML｜invoke name="{name}">\n{pairs}</｜DSML｜invoke>\n',
     section=("<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>"),
     joint="",
+    pairs=_DSML_PAIRS,
+    ends_thoughts=True,
 )

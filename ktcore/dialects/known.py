@@ -14,12 +14,13 @@ from ktcore.dialects.kimi import KIMI
 from ktcore.dialects.listed import ACTION, LISTED, TOOLCALL
 from ktcore.dialects.llama3 import LLAMA3
 from ktcore.dialects.mistral import MISTRAL, MISTRAL_ARGS
-from ktcore.dialects.qwen3_coder import QWEN3_CODER
+from ktcore.dialects.qwen3_coder import QWEN3_CODER, SEED
 
 _KNOWN: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("<arg_key>",), GLM),
     (("<minimax:tool_call>", "<invoke "), INVOKE),
     (("｜DSML｜", "invoke"), DSML),
+    (("<function=", "<seed:tool_call>"), SEED),
     (("tool_call>", "<function="), QWEN3_CODER),
     (("<tool_calls>",), LISTED),
     (("<TOOLCALL>",), TOOLCALL),

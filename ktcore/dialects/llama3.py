@@ -9,7 +9,7 @@ LLAMA3 = ToolFormat(
     "llama-3",
     ("<|python_tag|>",),
     (";",),
-    tagged("<|python_tag|>", "", "parameters"),
+    tagged("<|python_tag|>", "parameters"),
     '{"name": "{name}", "parameters": {arguments}}',
     bare=True,
     series=True,

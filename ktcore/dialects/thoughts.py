@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+
+Begins = Callable[[str], "bool | None"]
+"""(text from a call's mark on) -> whether a call stands there; None: not yet known."""
 
 # Marks of thoughts that templates are known to write, or to look for in what the model said.
 _MARKS = (
@@ -35,9 +39,21 @@ class Thoughts:
 
     Args:
         begun: the prompt ends inside of the thoughts.
+        call_marks: of calls that end open thoughts.
+        begins: whether one is begun by its mark, or merely spoken of.
     """
 
-    def __init__(self, marks: ThoughtMarks, begun: bool) -> None:
+    def __init__(
+        self,
+        marks: ThoughtMarks,
+        begun: bool,
+        call_marks: tuple[str, ...] = (),
+        begins: Begins = lambda text: False,
+    ) -> None:
+        self._call_marks = call_marks
+        self._begins = begins
+        # the part of `_held` in which no call begins
+        self._seen = 0
         self._marks = marks
         self._held = ""
         self._thinking = begun
@@ -58,22 +74,51 @@ class Thoughts:
                 self._held = start[len(self._marks.begin) :]
         if not self._thinking:
             return "", self._said()
+        return self._thought(False)
+
+    def flush(self) -> tuple[str, str]:
+        """What is left at the end: an answer cut off inside of its thoughts has nothing but them."""
+        if self._thinking and self._settled:
+            return self._thought(True)
+        rest, self._held = self._held, ""
+        return "", rest
+
+    def _thought(self, last: bool) -> tuple[str, str]:
+        """More of the thoughts, and what follows them where they end: at their mark, or where a call begins."""
         at = self._held.find(self._marks.end)
+        call, certain = self._call(self._held if at < 0 else self._held[:at], last or at >= 0)
+        if certain and call >= 0:
+            thought = self._trimmed(self._held[:call]).rstrip()
+            self._held = self._held[call:]
+            self._thinking, self._at_start = False, False
+            return thought, self._said()
         if at >= 0:
             thought = self._trimmed(self._held[:at]).rstrip()
             self._held = self._held[at + len(self._marks.end) :]
             self._thinking, self._at_start = False, True
             return thought, self._said()
-        keep = held_back(self._held, (self._marks.end,))
-        body = self._held[: len(self._held) - keep]
-        certain = body.rstrip()
-        thought, self._held = self._trimmed(certain), self._held[len(certain) :]
-        return thought, ""
+        if last:
+            rest, self._held = self._held, ""
+            return self._trimmed(rest), ""
+        keep = held_back(self._held, (self._marks.end, *self._call_marks))
+        body = self._held[: len(self._held) - keep if call < 0 else call].rstrip()
+        self._held = self._held[len(body) :]
+        self._seen = max(self._seen - len(body), 0)
+        return self._trimmed(body), ""
 
-    def flush(self) -> tuple[str, str]:
-        """What is left at the end: an answer cut off inside of its thoughts has nothing but them."""
-        rest, self._held = self._held, ""
-        return (rest, "") if self._thinking and self._settled else ("", rest)
+    def _call(self, text: str, last: bool) -> tuple[int, bool]:
+        """Where a call begins, and whether that is certain; -1 where none does."""
+        while True:
+            at = first_of(text[self._seen :], self._call_marks)
+            if at < 0:
+                return -1, True
+            at += self._seen
+            begins = self._begins(text[at:])
+            if begins is not None and begins:
+                return at, True
+            if begins is None and not last:
+                return at, False
+            self._seen = at + 1
 
     def _said(self) -> str:
         said, self._held = self._held, ""

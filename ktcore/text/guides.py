@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import threading
@@ -53,41 +54,48 @@ class Structures:
         self._lock = threading.Lock()
         self._made: llguidance.LLTokenizer | None = None
 
-    def json(self, schema: Mapping[str, Any], thought: Thought | None = None) -> Structure:
+    def json(self, schema: Mapping[str, Any], thought: Thought | None = None, calls: str | None = None) -> Structure:
         """JSON that a schema describes.
+
+        Args:
+            calls: a grammar in Lark's syntax; what it describes may be said in place of the form.
 
         Raises:
             RequestError: the schema is invalid or uses what cannot be enforced, or llguidance is not installed.
         """
-        return self._compile({"json_schema": {**schema, **_JSON}}, thought)
+        return self._compile({"json_schema": {**schema, **_JSON}}, thought, calls, True)
 
-    def regex(self, pattern: str, thought: Thought | None = None) -> Structure:
+    def regex(self, pattern: str, thought: Thought | None = None, calls: str | None = None) -> Structure:
         """Text that a regular expression matches as a whole (Rust's syntax: no look-around, no references).
 
         Raises:
             RequestError: as `json` does.
         """
         made = json.loads(_through(lambda library: library.LLMatcher.grammar_from_regex(pattern)))
-        return self._compile({"lark_grammar": made["grammars"][0]["lark_grammar"]}, thought)
+        return self._compile({"lark_grammar": made["grammars"][0]["lark_grammar"]}, thought, calls)
 
-    def grammar(self, source: str, thought: Thought | None = None) -> Structure:
+    def grammar(self, source: str, thought: Thought | None = None, calls: str | None = None) -> Structure:
         """Text of a context-free grammar, in Lark's syntax or llama.cpp's GBNF.
 
         Raises:
             RequestError: as `json` does.
         """
-        return self.lark(_through(lambda library: library.grammar_from("grammar", source)), thought)
+        return self.lark(_through(lambda library: library.grammar_from("grammar", source)), thought, calls)
 
-    def lark(self, source: str, thought: Thought | None = None) -> Structure:
+    def lark(self, source: str, thought: Thought | None = None, calls: str | None = None) -> Structure:
         """Text of a grammar in Lark's syntax, with llguidance's `%json` in it.
 
         Raises:
             RequestError: as `json` does.
         """
-        return self._compile({"lark_grammar": source}, thought)
+        return self._compile({"lark_grammar": source}, thought, calls)
 
-    def _compile(self, body: Mapping[str, Any], thought: Thought | None) -> Structure:
-        parts = [{"lark_grammar": _opening(thought)}, {"name": "body", **body}]
+    def _compile(
+        self, body: Mapping[str, Any], thought: Thought | None, calls: str | None, is_json: bool = False
+    ) -> Structure:
+        parts = [{"lark_grammar": _opening(thought, calls is not None, is_json)}, {"name": "body", **body}]
+        if calls is not None:
+            parts.append({"name": "calls", "lark_grammar": calls})
 
         def make(library: Any) -> llguidance.LLMatcher:
             made: llguidance.LLMatcher = library.LLMatcher(
@@ -98,7 +106,15 @@ class Structures:
         matcher = _through(make)
         if matcher.is_error():
             raise RequestError(f"cannot be used: {_told(matcher)}")
-        return Structure(matcher)
+        return Structure(matcher, self._blank if is_json else None)
+
+    @functools.cached_property
+    def _blank(self) -> np.ndarray[Any, Any]:
+        """Which tokens add nothing to JSON: white space, and the ends of answers; bits as llguidance packs them."""
+        tokenizer = self._tokenizer
+        ends = tokenizer.stop_ids
+        blank = [i in ends or not tokenizer.token_bytes(i).strip(b" \n\r\t") for i in range(self._vocab)]
+        return np.packbits(np.array(blank, dtype=bool), bitorder="little")
 
     def _tokens(self, library: Any) -> llguidance.LLTokenizer:
         with self._lock:
@@ -112,19 +128,25 @@ class Structures:
 class Structure:
     """A form, ready for any number of answers."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, blank: np.ndarray[Any, Any] | None = None) -> None:
         self._matcher = matcher
+        self._blank = blank
 
     def begin(self) -> Guide:
         """What guides one answer."""
-        return Guide(self._matcher.deep_copy())
+        return Guide(self._matcher.deep_copy(), self._blank)
 
 
 class Guide:
-    """How far one answer has come in its form."""
+    """How far one answer has come in its form.
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    Args:
+        blank: tokens that need not be waited for once the form is complete, packed bits; None: all are.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, blank: np.ndarray[Any, Any] | None = None) -> None:
         self._matcher = matcher
+        self._blank = blank
 
     def allowed(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits float32 [vocab] with minus infinity for every token that the form forbids here.
@@ -145,7 +167,14 @@ class Guide:
         """
         self._matcher.consume_token(token)
         self._check()
-        return bool(self._matcher.is_stopped())
+        return bool(self._matcher.is_stopped()) or self._only_blanks_follow()
+
+    def _only_blanks_follow(self) -> bool:
+        """The token that ends JSON may bring white space along, but no further one is asked for."""
+        if self._blank is None or not self._matcher.is_accepting():
+            return False
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: len(self._blank)]
+        return not (bits & ~self._blank[: len(bits)]).any()
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -172,21 +201,28 @@ class _Vocabulary:
         return self._tokenizer.encode(text, add_special=False)
 
 
-def _opening(thought: Thought | None) -> str:
+def _opening(thought: Thought | None, calls: bool, is_json: bool) -> str:
     """The grammar around the answer proper."""
+    lead = json.dumps(thought.lead) if thought is not None and thought.lead else ""
+    body = f"{lead} @body" + (r" /[ \n\t]{0,4}/" if is_json else "")
+    if calls:
+        # whether to call is the model's choice: it is left its own tokens, not made to spell the shortest ones
+        body = f'({body} | @calls)\n%llguidance {{"no_forcing": true}}'
     if thought is None:
-        return "start: @body"
+        return f"start: {body}"
     end = re.escape(thought.end).replace("/", r"\/")
     begin = "" if thought.begun else f"/[ \\n]{{0,4}}/ {json.dumps(thought.begin)} "
     optional = "" if thought.begun else "?"
-    lead = json.dumps(thought.lead) if thought.lead else ""
     gap = r"/[ \n]{0,4}/"
-    return f"start: thought{optional} {lead} @body\nthought: {begin}rest {gap}\nrest[lazy]: /(.|\\n)*{end}/\n"
+    return f"start: thought{optional} {body}\nthought: {begin}rest {gap}\nrest[lazy]: /(.|\\n)*{end}/\n"
 
 
 def _told(matcher: llguidance.LLMatcher) -> str:
     """What is wrong, without the library's state and without the whole grammar."""
-    return re.split(r"\n<state>|\n +1 \|", matcher.get_error())[0].strip()
+    told = re.split(r"\n<state>|\n +1 \|", matcher.get_error())[0].strip()
+    if "coerce_one_of" in told:  # an option of the library's, which no request can set
+        return "oneOf is followed only where no value can fit two of its branches; write anyOf where that is meant"
+    return told
 
 
 def _through(call: Callable[[Any], Any]) -> Any:

@@ -107,3 +107,37 @@ def test_forms_and_what_is_refused(server: Server) -> None:
     for fields in wrong:
         with pytest.raises(openai.BadRequestError):
             sdk.responses.create(**{"model": "tiny", "input": "x", **fields})
+
+
+def test_tools_of_other_kinds_and_results_as_lists(server: Server) -> None:
+    sdk = server.sdk()
+    patch = {"type": "custom", "name": "apply_patch", "description": "d", "format": {"type": "text"}}
+    tools: list[Any] = [TOOL, {"type": "web_search"}, patch, {"type": "namespace", "name": "files", "tools": [TOOL]}]
+    wrote = '<tool_call>{"name": "apply_patch", "arguments": {"input": "*** Begin\\n"}}</tool_call>'
+    _says(server.service, wrote + CALL.replace("get_weather", "files__get_weather"))
+    found = sdk.responses.create(model="tiny", input="x", tools=tools)
+    custom, named = found.output
+    assert (custom.type, custom.name, custom.input) == ("custom_tool_call", "apply_patch", "*** Begin\n")
+    assert (named.name, named.namespace) == ("get_weather", "files")
+    # what runs elsewhere is not offered, and the answer says so
+    assert [tool.type for tool in found.tools] == ["function", "custom", "namespace"]
+    events = [e.type for e in sdk.responses.create(model="tiny", input="x", tools=tools, stream=True)]
+    assert "response.custom_tool_call_input.done" in events
+    _says(server.service, "Done.")
+    listed = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
+    results = [
+        {"type": "custom_tool_call_output", "call_id": custom.call_id, "output": "ok"},
+        {"type": "function_call_output", "call_id": named.call_id, "output": listed},
+    ]
+    told = [{"role": "user", "content": "x"}, custom.model_dump(), named.model_dump(), *results]
+    assert sdk.responses.create(model="tiny", input=told, tools=tools).output_text == "Done."
+    for wrong in ([{"type": "fucntion", "name": "f"}], [TOOL, TOOL]):
+        with pytest.raises(openai.BadRequestError):
+            sdk.responses.create(model="tiny", input="x", tools=wrong)
+
+
+def test_tokens_of_thoughts_are_counted(server: Server) -> None:
+    _says(server.service, "<think>\nHm, hm.\n</think>\n\nYes.")
+    assert server.sdk().responses.create(model="tiny", input="x").usage.output_tokens_details.reasoning_tokens == 7
+    _says(server.service, "Yes.")
+    assert server.sdk().responses.create(model="tiny", input="x").usage.output_tokens_details.reasoning_tokens == 0

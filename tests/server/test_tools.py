@@ -229,3 +229,45 @@ def test_the_ollama_client_calls_thinks_and_keeps_to_schemas(thinks: Server) -> 
     assert json.loads(client.generate("tiny", "Hello", format="json").response) == {"ok": False, "kind": "a"}
     with pytest.raises(ollama.ResponseError, match="bogus"):
         client.chat("tiny", HELLO, format={"type": "bogus"})
+
+
+FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+
+
+def test_a_form_beside_tools_binds_the_message_and_a_call_stays_possible(tools: Server) -> None:
+    sdk = tools.sdk()
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "response_format": FORM}
+    flat = {"type": "function", **WEATHER["function"]}
+    text = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}
+    client = ollama.Client(host=tools.url, headers={"Authorization": "Bearer right"})
+    _says(tools.service, CALL)
+    (call,) = sdk.chat.completions.create(**ask).choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    assert len(_streamed(sdk.chat.completions.create(**ask, stream=True))[2]) == 1
+    (item,) = sdk.responses.create(model="tiny", input="x", tools=[flat], text=text).output
+    assert item.type == "function_call"
+    assert client.chat("tiny", HELLO, tools=[WEATHER], format=SCHEMA).message.tool_calls
+    _says(tools.service, '{"ok": true, "kind": "b"}')
+    said = sdk.chat.completions.create(**ask).choices[0].message.content
+    assert json.loads(said)["kind"] == "b"
+    _says(tools.service, "Words that are neither.")
+    with pytest.raises(openai.BadRequestError, match="form"):
+        sdk.chat.completions.create(**ask)
+
+
+def test_arguments_that_are_no_object_come_back_as_they_are(tools: Server) -> None:
+    _says(tools.service, "Again.")
+    for arguments in ('{"city": "he said "hi""}', "[1]", "words"):
+        call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+        told = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "c1", "content": "no"}]
+        ask: dict[str, Any] = {"model": "tiny", "messages": [*HELLO, *told], "tools": [WEATHER]}
+        assert tools.sdk().chat.completions.create(**ask).choices[0].message.content == "Again."
+        items = [{"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": arguments}]
+        assert tools.sdk().responses.create(model="tiny", input=items).output_text == "Again."
+
+
+def test_advice_that_no_request_can_follow_is_not_given(tools: Server) -> None:
+    form = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
+    with pytest.raises(openai.BadRequestError, match="anyOf") as error:
+        tools.sdk().chat.completions.create(model="tiny", messages=HELLO, extra_body={"guided_json": form})
+    assert "coerce_one_of" not in str(error.value)

@@ -159,3 +159,25 @@ def test_without_the_library_the_error_names_it(model: ktcore.Model, monkeypatch
     with pytest.raises(RequestError, match="llguidance") as error:
         model.structures.json({"type": "object"})
     assert "ktcore[server]" in error.value.hint
+
+
+def test_json_may_bring_white_space_along_and_ends_without_being_asked_for_it(model: ktcore.Model) -> None:
+    structure = model.structures.json({"type": "object", "properties": {}, "additionalProperties": False})
+    vocab = model.plan.graph.vocab
+    by_bytes = {model.tokenizer.token_bytes(i): i for i in range(vocab)}
+    for last in (b"}", b"}\n"):
+        guide = structure.begin()
+        assert not guide.accept(by_bytes[b"{"])
+        if last in by_bytes:
+            assert guide.allowed(torch.zeros(vocab))[by_bytes[last]] == 0
+            assert guide.accept(by_bytes[last])
+
+
+def test_the_trailing_zeros_that_the_library_refuses_under_multiple_of_are_known(model: ktcore.Model) -> None:
+    """As the guide says: a number of a `multipleOf` is written without zeros at its end."""
+    structure = model.structures.json({"type": "number", "multipleOf": 0.5})
+    guide = structure.begin()
+    for digit in model.tokenizer.encode("0.5", add_special=False):
+        guide.accept(digit)
+    (zero,) = [i for i in range(model.plan.graph.vocab) if model.tokenizer.token_bytes(i) == b"0"]
+    assert guide.allowed(torch.zeros(model.plan.graph.vocab))[zero] < 0

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ktcore.dialects.base import Call
-from ktcore.dialects.calls import forced_grammar
 from ktcore.dialects.dialect import Dialect, Reader, dialect_of, thought_before
 from ktcore.dialects.earlier_calls import earlier_calls
+from ktcore.dialects.forced import beside_grammar, forced_grammar
 from ktcore.dialects.harmony import FINAL
 from ktcore.engine.model import Model
 from ktcore.errors import FieldError, RequestError
@@ -101,12 +101,19 @@ def prompt_of(model: Model, chat: Chat) -> Prompt:
     structure = _forced(model, chat, dialect, schemas, thought)
     if thought is not None and dialect.harmony:
         thought = replace(thought, lead=FINAL)
-    structure = structure or structure_of(model, chat.form, thought)
+    if structure is None:
+        beside = beside_grammar(dialect.tools, schemas, chat.several) if schemas and dialect.tools else None
+        structure = structure_of(model, chat.form, thought, beside)
     return Prompt(ids, tokenizer, dialect, schemas, chat.separate, structure, chat.several)
 
 
-def structure_of(model: Model, form: Form | None, thought: Thought | None = None) -> Structure | None:
+def structure_of(
+    model: Model, form: Form | None, thought: Thought | None = None, calls: str | None = None
+) -> Structure | None:
     """A form, compiled.
+
+    Args:
+        calls: the grammar of calls that may be said in its place.
 
     Raises:
         FieldError: it cannot be enforced; the message says why.
@@ -116,8 +123,8 @@ def structure_of(model: Model, form: Form | None, thought: Thought | None = None
     made = model.structures
     try:
         if form.kind == "json":
-            return made.json(form.source, thought)
-        return (made.regex if form.kind == "regex" else made.grammar)(form.source, thought)
+            return made.json(form.source, thought, calls)
+        return (made.regex if form.kind == "regex" else made.grammar)(form.source, thought, calls)
     except RequestError as error:
         raise FieldError(form.field, error.message, error.hint or "") from error
 

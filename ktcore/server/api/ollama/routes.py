@@ -202,17 +202,20 @@ def _said(chat: bool, text: str, reasoning: str = "", calls: Sequence[Call] = ()
     thinking = {"thinking": reasoning} if reasoning else {}
     if not chat:
         return {"response": text, **thinking}
-    made = [{"function": {"name": call.name, "arguments": _object(call.arguments)}} for call in calls]
+    told = [(call, _object(call.arguments)) for call in calls]
+    made = [{"function": {"name": call.name, "arguments": given}} for call, given in told if given is not None]
+    # Ollama's clients take objects alone: a call that has none is told as text, rather than made with other arguments
+    text += "".join(f"\n{call.name}({call.arguments})" for call, given in told if given is None)
     return {"message": {"role": "assistant", "content": text, **thinking, **({"tool_calls": made} if made else {})}}
 
 
-def _object(arguments: str) -> Any:
-    """Arguments as Ollama's clients take them; what the model has not written as an object is none."""
+def _object(arguments: str) -> dict[str, Any] | None:
+    """Arguments as Ollama's clients take them; None where the model has written no object."""
     try:
         value = json.loads(arguments)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _end(finish: Finish, stats: Stats, clock: Clock) -> dict[str, Any]:

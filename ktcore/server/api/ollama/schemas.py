@@ -112,7 +112,7 @@ class OllamaFunction(BaseModel):
     """A function that a call names."""
 
     name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] | str = Field(default_factory=dict)
 
 
 class OllamaCall(BaseModel):
@@ -123,7 +123,8 @@ class OllamaCall(BaseModel):
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates take it, with arguments as text."""
-        arguments = json.dumps(self.function.arguments, ensure_ascii=False)
+        given = self.function.arguments
+        arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         return {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 

@@ -8,12 +8,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
+
 from ktcore.dialects.base import Call
-from ktcore.dialects.dialect import Dialect, Part
+from ktcore.dialects.dialect import Part
 from ktcore.engine.model import Stats
 from ktcore.engine.schedule.sequence import Finish
-from ktcore.server.api.chat import call_id
-from ktcore.server.api.responses.schemas import ResponsesAsk
+from ktcore.server.api.chat import Prompt, call_id
+from ktcore.server.api.responses.schemas import INPUT, ResponsesAsk
 from ktcore.server.http.errors import dumps
 
 Event = dict[str, Any]
@@ -31,8 +33,10 @@ class Building:
         body: the response object as it is so far.
     """
 
-    def __init__(self, model: str, ask: ResponsesAsk, dialect: Dialect) -> None:
-        self._dialect = dialect
+    def __init__(self, model: str, ask: ResponsesAsk, prompt: Prompt) -> None:
+        self._ask = ask
+        self._dialect = prompt.dialect
+        self._tokenizer = prompt.tokenizer
         given = ask.model_dump(by_alias=True, exclude_none=True)
         self.body: dict[str, Any] = {
             "id": _id("resp"),
@@ -53,7 +57,7 @@ class Building:
             "temperature": 1.0 if ask.temperature is None else ask.temperature,
             "text": {"format": given.get("text", {}).get("format") or {"type": "text"}},
             "tool_choice": given.get("tool_choice", "auto"),
-            "tools": [{"parameters": {}, "strict": False, **tool} for tool in given.get("tools", [])],
+            "tools": [_told(tool) for tool in ask.offered],
             "top_p": 1.0 if ask.top_p is None else ask.top_p,
             "truncation": "disabled",
             "usage": None,
@@ -77,18 +81,24 @@ class Building:
 
     def end(self, finish: Finish, stats: Stats) -> Iterator[Event]:
         """The last events."""
-        yield from self._close("incomplete" if finish is Finish.LENGTH else "completed")
-        cut = finish is not Finish.STOP
-        self.body["status"] = "incomplete" if cut else "completed"
-        self.body["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
+        whole, cancelled = finish is Finish.STOP, finish is Finish.CANCELLED
+        yield from self._close("completed" if whole else "incomplete")
+        self.body["status"] = "completed" if whole else "cancelled" if cancelled else "incomplete"
+        self.body["incomplete_details"] = None if whole or cancelled else {"reason": "max_output_tokens"}
         self.body["usage"] = {
             "input_tokens": stats.prompt_tokens,
             "input_tokens_details": {"cached_tokens": stats.cached_tokens},
             "output_tokens": stats.new_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": min(self._thought_tokens(), stats.new_tokens)},
             "total_tokens": stats.prompt_tokens + stats.new_tokens,
         }
-        yield {"type": f"response.{self.body['status']}", "response": copy.deepcopy(self.body)}
+        # the API has no event of its own for what was cancelled
+        yield {"type": f"response.{'completed' if whole else 'incomplete'}", "response": copy.deepcopy(self.body)}
+
+    def _thought_tokens(self) -> int:
+        """Tokens of the thoughts' text, without the marks around it."""
+        thoughts = [item["content"][0]["text"] for item in self.body["output"] if item["type"] == "reasoning"]
+        return sum(len(self._tokenizer.encode(text, add_special=False)) for text in thoughts)
 
     def _text(self, kind: str, text: str) -> Iterator[Event]:
         if self._open is None or self._open["type"] != kind:
@@ -127,13 +137,18 @@ class Building:
         self._open = None
 
     def _call(self, call: Call) -> Iterator[Event]:
+        namespace, name, custom = self._ask.called(call.name)
+        if custom:
+            yield from self._custom_call(call)
+            return
         item = {
             "id": _id("fc"),
             "type": "function_call",
             "status": "in_progress",
             "call_id": call_id(self._dialect, call),
-            "name": call.name,
+            "name": name,
             "arguments": "",
+            **({"namespace": namespace} if namespace else {}),
         }
         yield self._added(item)
         place = {"item_id": item["id"], "output_index": len(self.body["output"]) - 1}
@@ -142,9 +157,26 @@ class Building:
         yield {
             "type": "response.function_call_arguments.done",
             **place,
-            "name": call.name,
+            "name": name,
             "arguments": call.arguments,
         }
+        yield self._done(item)
+
+    def _custom_call(self, call: Call) -> Iterator[Event]:
+        """A call of a tool that takes text; arguments that hold none are its text as they are."""
+        item = {
+            "id": _id("ctc"),
+            "type": "custom_tool_call",
+            "status": "in_progress",
+            "call_id": call_id(self._dialect, call),
+            "name": call.name,
+            "input": "",
+        }
+        yield self._added(item)
+        place = {"item_id": item["id"], "output_index": len(self.body["output"]) - 1}
+        item["input"], item["status"] = _input(call.arguments), "completed"
+        yield {"type": "response.custom_tool_call_input.delta", **place, "delta": item["input"]}
+        yield {"type": "response.custom_tool_call_input.done", **place, "input": item["input"]}
         yield self._done(item)
 
     def _place(self) -> dict[str, Any]:
@@ -166,6 +198,21 @@ class Building:
 
     def _item(self, kind: str, item: dict[str, Any]) -> Event:
         return {"type": kind, "output_index": len(self.body["output"]) - 1, "item": copy.deepcopy(item)}
+
+
+def _told(tool: BaseModel) -> dict[str, Any]:
+    """A tool as the answer lists it."""
+    given = tool.model_dump(exclude_none=True)
+    return {"parameters": {}, "strict": False, **given} if given["type"] == "function" else given
+
+
+def _input(arguments: str) -> str:
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    found = value.get(INPUT) if isinstance(value, dict) else None
+    return found if isinstance(found, str) else arguments
 
 
 def _id(kind: str) -> str:

@@ -37,7 +37,7 @@ def response_routes(models: Models) -> APIRouter:
         output = replace(PLAIN, structure=prompt.structure, shown=prompt.shown)
         request = engine.Request(prompt.ids, params, longest, (), served.settings.timeout(None), output)
         answers = served.answers([request], http, [prompt.reader()])
-        building = Building(served.settings.name, ask, prompt.dialect)
+        building = Building(served.settings.name, ask, prompt)
         if ask.stream:
             return StreamingResponse(_events(answers, building), media_type="text/event-stream")
         async for _, delta, part in answers:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ktcore.errors import FieldError
 from ktcore.server.api.chat import AUTO, Chat, Form
 from ktcore.server.api.openai.messages import MAX_TOOLS, Name, TextPart
+
+INPUT = "input"
+"""The one argument of a custom tool, as the model sees it."""
 
 
 class MessageItem(BaseModel):
@@ -20,8 +25,12 @@ class MessageItem(BaseModel):
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates take it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        return {"role": "system" if self.role == "developer" else self.role, "content": text_of(self.content)}
+
+
+def text_of(content: str | list[TextPart]) -> str:
+    """Text, or its parts as one."""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class CallItem(BaseModel):
@@ -31,26 +40,43 @@ class CallItem(BaseModel):
     call_id: str
     name: str
     arguments: str
+    namespace: str | None = None
 
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates take it."""
-        function = {"name": self.name, "arguments": self.arguments}
+        function = {"name": spelled(self.namespace, self.name), "arguments": self.arguments}
+        call = {"id": self.call_id, "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+class CustomCallItem(BaseModel):
+    """A call of a custom tool that the assistant made earlier: its input is text."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str
+    name: str
+    input: str
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        function = {"name": self.name, "arguments": json.dumps({INPUT: self.input}, ensure_ascii=False)}
         call = {"id": self.call_id, "type": "function", "function": function}
         return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 class ResultItem(BaseModel):
-    """What a call has given."""
+    """What a call has given: a text, or a list of texts."""
 
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
-    output: str
+    output: str | list[TextPart]
 
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates take it."""
-        return {"role": "tool", "tool_call_id": self.call_id, "content": self.output}
+        return {"role": "tool", "tool_call_id": self.call_id, "content": text_of(self.output)}
 
 
 class ReasoningItem(BaseModel):
@@ -73,10 +99,62 @@ class FunctionTool(BaseModel):
         return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type"})}
 
 
-class NamedTool(BaseModel):
-    """Demands a call of one function."""
+class CustomTool(BaseModel):
+    """A tool that takes text: offered as a function with one argument, and called by the kind of its own."""
 
-    type: Literal["function"]
+    type: Literal["custom"]
+    name: Name
+    description: str | None = None
+    format: dict[str, Any] | None = None
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it; a grammar that the text should follow is told to the model, not enforced."""
+        grammar = (self.format or {}).get("definition")
+        told = "\n\n".join(filter(None, (self.description, grammar and f"The input follows this grammar:\n{grammar}")))
+        properties = {INPUT: {"type": "string"}}
+        parameters = {"type": "object", "properties": properties, "required": [INPUT], "additionalProperties": False}
+        described = {"description": told} if told else {}
+        return {"type": "function", "function": {"name": self.name, **described, "parameters": parameters}}
+
+
+class Namespace(BaseModel):
+    """Functions under a common name."""
+
+    type: Literal["namespace"]
+    name: Name
+    description: str | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)]
+
+    @property
+    def plain(self) -> list[dict[str, Any]]:
+        """As chat templates take them, each under both names."""
+        made = [tool.plain["function"] for tool in self.tools]
+        return [{"type": "function", "function": {**tool, "name": spelled(self.name, tool["name"])}} for tool in made]
+
+
+class HostedTool(BaseModel):
+    """A tool that OpenAI's servers run, or that its own models alone are trained for: this server cannot offer it."""
+
+    type: Literal[
+        "web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11", "file_search",
+        "code_interpreter", "image_generation", "computer", "computer_use_preview", "mcp", "local_shell", "shell",
+        "apply_patch", "tool_search",
+    ]  # fmt: skip
+
+
+AnyTool = Annotated[FunctionTool | CustomTool | Namespace | HostedTool, Field(discriminator="type")]
+
+
+def spelled(namespace: str | None, name: str) -> str:
+    """A function's name as the model sees it."""
+    return f"{namespace}__{name}" if namespace else name
+
+
+class NamedTool(BaseModel):
+    """Demands a call of one tool."""
+
+    type: Literal["function", "custom"]
     name: str
 
 
@@ -114,7 +192,7 @@ class Reasoning(BaseModel):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
-Item = MessageItem | CallItem | ResultItem | ReasoningItem
+Item = MessageItem | CallItem | CustomCallItem | ResultItem | ReasoningItem
 
 
 class ResponsesAsk(BaseModel):
@@ -128,7 +206,7 @@ class ResponsesAsk(BaseModel):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
-    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[AnyTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
@@ -144,6 +222,36 @@ class ResponsesAsk(BaseModel):
     truncation: Literal["disabled"] | None = None
 
     @property
+    def offered(self) -> list[FunctionTool | CustomTool | Namespace]:
+        """Tools that the model is told of: those that run elsewhere are left out, of the answer's list too."""
+        return [tool for tool in self.tools or () if not isinstance(tool, HostedTool)]
+
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """As chat templates take them.
+
+        Raises:
+            FieldError: two have one name.
+        """
+        made: list[dict[str, Any]] = []
+        for tool in self.offered:
+            made += tool.plain if isinstance(tool, Namespace) else [tool.plain]
+        names = [tool["function"]["name"] for tool in made]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise FieldError("tools", f"two tools are named {twice!r}")
+        return made
+
+    def called(self, name: str) -> tuple[str | None, str, bool]:
+        """(namespace, name, whether it is a custom tool) of the function that the model has called."""
+        for tool in self.offered:
+            if isinstance(tool, Namespace):
+                found = next((each.name for each in tool.tools if spelled(tool.name, each.name) == name), None)
+                if found is not None:
+                    return tool.name, found, False
+        return None, name, any(isinstance(tool, CustomTool) and tool.name == name for tool in self.offered)
+
+    @property
     def chat(self) -> Chat:
         """What is asked, in no API's words."""
         said = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else _merged(self.input)
@@ -152,7 +260,7 @@ class ResponsesAsk(BaseModel):
         choice = self.tool_choice
         return Chat(
             messages=[*system, *said],
-            tools=[tool.plain for tool in self.tools or ()],
+            tools=self.functions,
             choice=choice.name if isinstance(choice, NamedTool) else choice or AUTO,
             several=self.parallel_tool_calls is not False,
             form=self.text.format.form if self.text and self.text.format else None,
@@ -167,7 +275,7 @@ def _merged(items: list[Item]) -> list[dict[str, Any]]:
         if isinstance(item, ReasoningItem):
             continue
         made = item.plain
-        if isinstance(item, CallItem) and messages and messages[-1]["role"] == "assistant":
+        if isinstance(item, (CallItem, CustomCallItem)) and messages and messages[-1]["role"] == "assistant":
             messages[-1].setdefault("tool_calls", []).extend(made["tool_calls"])
         else:
             messages.append(made)
