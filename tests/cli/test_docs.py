@@ -93,6 +93,31 @@ def test_every_command_that_is_written_about_exists(ktcore: Run) -> None:
         assert ktcore(command, "--help").code == 0, command
 
 
+def test_every_environment_variable_is_described() -> None:
+    text = (DOCS / "environment.md").read_text(encoding="utf-8")
+    sources = [path for room in ("ktcore", "backends", "tests") for path in (ROOT / room).rglob("*.py")]
+    asked = re.compile(r"""["'](KTCORE_[A-Z0-9_]*[A-Z0-9])["']""")
+    found = {name for path in sources for name in asked.findall(path.read_text(encoding="utf-8"))}
+    assert found >= {"KTCORE_PLUGINS", "KTCORE_ISA", "KTCORE_API_KEY"}
+    assert not sorted(name for name in found if f"`{name}`" not in text)
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert not [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"]({page.name})" not in index]
+
+
+def test_every_package_has_the_licence() -> None:
+    for path in (ROOT / "pyproject.toml", *ROOT.glob("backends/*/pyproject.toml")):
+        assert 'license = "Apache-2.0"' in path.read_text(encoding="utf-8"), path
+
+
+def test_all_packages_ask_for_the_same_torch() -> None:
+    paths = (ROOT / "pyproject.toml", *ROOT.glob("backends/*/pyproject.toml"))
+    ranges = {r for path in paths for r in re.findall(r'"torch([<>=!~][^"]*)"', path.read_text(encoding="utf-8"))}
+    assert ranges == {">=2.11"}
+
+
 def test_every_key_of_rule_files_is_described() -> None:
     text = (DOCS / "rules.md").read_text(encoding="utf-8")
     for key in (*schema.FILE_KEYS, *experts.KEYS):
