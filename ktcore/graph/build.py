@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ktcore.errors import ArchitectureError
-from ktcore.graph.complete import check_settings, check_tensors
+from ktcore.graph.complete import check_formats, check_settings, check_tensors
 from ktcore.graph.families import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
@@ -24,7 +24,7 @@ def build_graph(checkpoint: Checkpoint, experts: OtherExperts | None = None) -> 
     Raises:
         ArchitectureError: the architecture is unknown, or configuration and tensors do not fit together: a tensor of
             another shape, one that nothing would use, a setting that is not supported.
-        CheckpointError: a tensor is missing.
+        CheckpointError: a tensor is missing, or in a format that nothing can read.
     """
     settings = Settings(checkpoint, experts=experts)
     known = GGUF_ARCHITECTURES if settings.gguf else HF_ARCHITECTURES
@@ -37,4 +37,5 @@ def build_graph(checkpoint: Checkpoint, experts: OtherExperts | None = None) -> 
     check_settings(settings)
     graph = build(settings)
     check_tensors(settings, graph)
+    check_formats(settings, graph)
     return graph

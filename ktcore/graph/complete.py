@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ktcore.errors import CheckpointError
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
+from ktcore.weights.formats import is_readable
 
 # (config.json key, GGUF key): what other families do, and members of these may one day do; 0, 1 and null mean "not"
 UNREAD = (
@@ -51,6 +53,17 @@ def check_tensors(settings: Settings, graph: Graph) -> None:
             f"nothing uses tensors {', '.join(unused[:4])}{rest}: architecture '{settings.architecture}' has no such",
             "this is a variant of the architecture, or its configuration belongs to another model",
         )
+
+
+def check_formats(settings: Settings, graph: Graph) -> None:
+    """Raises CheckpointError when a weight's format is known by its size only, so that loading could only fail."""
+    for ref in (ref for root in graph.roots() for ref in root.all_weights().values()):
+        if not is_readable(ref.stored or ref.format):
+            where = settings.checkpoint.file_of(ref.sources[0])
+            raise CheckpointError(
+                f"{where}: tensor '{ref.sources[0]}' is {ref.stored or ref.format}, whose values nothing here can read",
+                "take the model in another format: such types are for intermediate results, or too new",
+            )
 
 
 def _unused(settings: Settings, layers: int, used: set[str]) -> Iterator[str]:

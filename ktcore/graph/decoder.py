@@ -54,8 +54,9 @@ def _vocab(make: NodeMaker) -> int:
 
 
 def _head(make: NodeMaker, vocab: int, hidden: int, embed: Node) -> Node:
-    tied = not make.has("head") if make.settings.gguf else make.settings.get("tie_word_embeddings", "", False)
-    if not tied:
+    # a head of its own counts whatever is said of tying, as in transformers 5 and llama.cpp: fine-tunes come so
+    tied = make.settings.gguf or make.settings.get("tie_word_embeddings", "", False)
+    if make.has("head") or not tied:
         return make.linear("head", hidden, vocab)
     table = embed.weights["weight"]
     return make.node("head", LinearSpec(hidden, vocab, table.format), {"weight": table})

@@ -177,9 +177,9 @@ def _halves(width: int, kind: Experts) -> tuple[RowSlice, RowSlice]:
 
 
 def _biases(make: NodeMaker, name: str, hidden: int, width: int, experts: int, kind: Experts) -> dict[str, WeightRef]:
-    if make.settings.gguf:
+    if make.settings.gguf or not make.has(f"{name}.fused_gate_up", ""):
         sizes = {"gate": width, "up": width, "down": hidden}
-        return {f"{role}_bias": make.ref(f"{name}.{role}", (experts, n), ".bias") for role, n in sizes.items()}
+        return {f"{role}_bias": make.stack(f"{name}.{role}", experts, (n,), ".bias") for role, n in sizes.items()}
     both = make.ref(f"{name}.fused_gate_up", (experts, 2 * width), "_bias")
     gate, up = _halves(width, kind)
     return {

@@ -55,14 +55,14 @@ class NodeMaker:
             self.check(tensor, ref.shape, shape)
         return WeightRef.of(self.settings.checkpoint, tensor, shape=shape)
 
-    def stack(self, name: str, count: int, shape: tuple[int, ...]) -> WeightRef:
+    def stack(self, name: str, count: int, shape: tuple[int, ...], suffix: str = ".weight") -> WeightRef:
         """`count` tensors of `shape` as one [count, *shape] weight: stored as one tensor, or as one an expert."""
         pattern = self.names.of(name)
         if "{}" not in pattern:
-            return self.ref(name, (count, *shape))
+            return self.ref(name, (count, *shape), suffix)
         names = []
         for e in range(count):
-            names.append(pattern.format(e) + ".weight")
+            names.append(pattern.format(e) + suffix)
             self.settings.checkpoint.expect(names[-1], shape)
         ref = WeightRef.of(self.settings.checkpoint, *names)
         self.check(names[0], ref.shape[1:], shape)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktcore.errors import CheckpointError, TokenizerError
 from ktcore.text.chat_template import DEFAULT
+from ktcore.text.from_tekken import SETTINGS, tekken_from_folder
 from ktcore.text.from_tiktoken import kimi_from_folder
 from ktcore.text.special import SpecialTokens, shown_tokens
 from ktcore.text.tokenizer import Tokenizer
@@ -33,6 +34,8 @@ def tokenizer_from_folder(path: Path, config: Mapping[str, Any]) -> Tokenizer | 
         backend = kimi
     elif any((path / name).is_file() for name in _SLOW_FILES):
         backend = _converted(path)
+    elif (tekken := tekken_from_folder(path)) is not None:
+        backend, settings = tekken, {**SETTINGS, **settings}
     else:
         return None
     generation = _optional_json(path / "generation_config.json")

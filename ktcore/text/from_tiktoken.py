@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,12 @@ def read_ranks(path: Path) -> list[bytes]:
     return [ranks[rank] for rank in range(len(ranks))]
 
 
-def byte_level_from_ranks(ranks: list[bytes], pre: str) -> Backend:
-    """A byte-level BPE that merges as tiktoken does: of all neighbours those whose union has the lowest rank."""
+def byte_level_from_ranks(ranks: list[bytes], pre: str, before: Sequence[str] = ()) -> Backend:
+    """A byte-level BPE that merges as tiktoken does: of all neighbours those whose union has the lowest rank.
+
+    Args:
+        before: special tokens that have the first ids.
+    """
     from tokenizers import Tokenizer, decoders
     from tokenizers.models import BPE
 
@@ -77,7 +81,7 @@ def byte_level_from_ranks(ranks: list[bytes], pre: str) -> Backend:
 
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
     tokens = ["".join(letters[byte] for byte in token) for token in ranks]
-    vocab = {token: rank for rank, token in enumerate(tokens)}
+    vocab = {token: len(before) + rank for rank, token in enumerate(tokens)}
     merges = [
         (token[:cut], token[cut:])
         for token in tokens
@@ -85,6 +89,7 @@ def byte_level_from_ranks(ranks: list[bytes], pre: str) -> Backend:
         if token[:cut] in vocab and token[cut:] in vocab
     ]
     # tiktoken looks a piece up before it merges
+    vocab |= {name: i for i, name in enumerate(before)}
     backend: Backend = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = byte_level_splits(PRE_TOKENIZERS[pre])
     backend.decoder = decoders.ByteLevel()

@@ -12,12 +12,15 @@ import numpy.typing as npt
 
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint, TensorInfo
-from ktcore.weights.formats import get_format, known_formats, row_bytes
+from ktcore.weights.formats import WeightFormat, get_format, known_formats, row_bytes
+from ktcore.weights.methods.overrides import Overrides, dynamic_overrides, extra_overrides
 from ktcore.weights.safetensors import read_json
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 MAX_TENSORS = 200_000
 """Where a senseless number of layers or experts is given up; the largest models have some 70 000."""
+INTEGERS = ("gptq", "awq", "auto-round")
+"""Methods whose config.json alone says bits and groups."""
 ROUTERS = (".gate.weight", ".router.weight")
 ALWAYS_BIASED = frozenset({"qwen2", "qwen2_moe"})
 """Families whose q, k and v have biases although their config.json has no key for it."""
@@ -49,6 +52,11 @@ class BareCheckpoint(Checkpoint):
         self._plain = DTYPES[dtype]
         name, self._part = (weights, "") if weights else released or (self._plain, "")
         self._format = get_format(name)
+        self._section = section if not weights and released and isinstance(section, Mapping) else {}
+        self._overrides: Overrides | None = None
+        if self._section.get("quant_method") in INTEGERS and self._section.keys() & {"dynamic", "extra_config"}:
+            make = extra_overrides if self._section["quant_method"] == "auto-round" else dynamic_overrides
+            self._overrides = make(f"{path}: quantization_config", self._section)
 
     def holds(self, name: str) -> bool:
         return name in self.tensors or (name.endswith(".bias") and self._biased(name.split(".")[-2]))
@@ -56,9 +64,9 @@ class BareCheckpoint(Checkpoint):
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         if len(self._tensors) >= MAX_TENSORS:
             raise CheckpointError(f"{self.path}: asks for more than {MAX_TENSORS} tensors, which no model has")
-        whole = len(shape) > 1 and shape[-1] % self._format.block_size == 0
-        whole = whole and self._part in name and not name.endswith(ROUTERS)
-        fmt = self._format.name if whole else self._plain
+        wanted = self._wanted(name)
+        whole = len(shape) > 1 and wanted is not None and shape[-1] % wanted.block_size == 0
+        fmt = wanted.name if wanted is not None and whole and not name.endswith(ROUTERS) else self._plain
         self._tensors[name] = TensorInfo(name, shape, fmt, math.prod(shape[:-1]) * row_bytes(fmt, shape[-1]))
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
@@ -69,6 +77,19 @@ class BareCheckpoint(Checkpoint):
 
     def close(self) -> None:
         """Nothing to close."""
+
+    def _wanted(self, name: str) -> WeightFormat | None:
+        """The format of a matrix; None for that of `dtype`."""
+        usual = self._format if self._part in name else None
+        if self._overrides is None:
+            return usual
+        own = self._overrides(name.removesuffix(".weight"))
+        if not own:
+            return usual
+        if own.get("bits") == 16:
+            return None
+        said = {**self._section, **own}
+        return get_format(f"INT{said.get('bits')}_G{said.get('group_size')}")
 
     def _biased(self, projection: str) -> bool:
         kind = self.config.get("model_type")
@@ -84,7 +105,7 @@ def _released(section: Mapping[str, Any]) -> tuple[str, str] | None:
     method = section.get("quant_method")
     if method == "fp8" and section.get("weight_block_size") == [128, 128]:
         return "F8_E4M3_G128", "_proj"
-    if method in ("gptq", "awq"):
+    if method in INTEGERS:
         name = f"INT{section.get('bits')}_G{section.get('group_size')}"
         return (name, "_proj") if name in known_formats() else None
     return ("MXFP4", ".experts.") if method == "mxfp4" else None

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ktcore.errors import CheckpointError
 from ktcore.weights.groups import ORDERED, dequantize_groups, group_formats
+from ktcore.weights.low_bits import DEQUANTIZERS
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,14 @@ def get_ggml_format(number: int) -> WeightFormat | None:
 def known_formats() -> tuple[str, ...]:
     """Names of all known formats, in the order they were added."""
     return tuple(_FORMATS)
+
+
+def is_readable(name: str) -> bool:
+    """Whether a format's values can be had: all but some that are known by their size only.
+
+    A format that a plugin registered is the plugin's affair, and counts as readable.
+    """
+    return name not in _SIZE_ONLY
 
 
 def register_format(fmt: WeightFormat) -> None:
@@ -138,6 +147,9 @@ def dequantize(fmt: WeightFormat | str, raw: npt.NDArray[np.uint8], shape: Seque
     if fmt.name in (groups := group_formats()):
         return torch.from_numpy(dequantize_groups(groups[fmt.name], raw, rows)).reshape(tuple(shape))
 
+    if fmt.name in DEQUANTIZERS:
+        return torch.from_numpy(DEQUANTIZERS[fmt.name](raw).reshape(tuple(shape)))
+
     import gguf
 
     try:
@@ -184,6 +196,7 @@ _GGML_FORMATS = (
     ("MXFP4", 32, 17, 39),
     ("NVFP4", 64, 36, 40),
     ("Q1_0", 128, 18, 41),
+    ("Q2_0", 64, 18, 42),
 )
 
 # Types that only safetensors has, under its names.
@@ -208,6 +221,9 @@ _FORMATS: dict[str, WeightFormat] = {
     **{row[0]: WeightFormat(*row) for row in (*_GGML_FORMATS, *_SAFETENSORS_FORMATS)},
     **{f.name: WeightFormat(f.name, f.group, f.block_bytes) for f in group_formats().values()},
 }
+
+# Intermediate results of ggml, and types whose bits no checkpoint's weights have been seen in.
+_SIZE_ONLY = frozenset(("Q8_1", "Q8_K", "U16", "U32", "U64", "C64", "F4", "F6_E2M3", "F6_E3M2"))
 
 _TORCH_DTYPES = {
     "F64": "float64",

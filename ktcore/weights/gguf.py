@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ktcore.errors import CheckpointError
@@ -48,6 +49,19 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     checkpoint = GgufCheckpoint(path, "gguf", parts[0][1].metadata, tensors, tuple(files))
     checkpoint.metadata = _metadata_alone(*parts[0])
     return checkpoint
+
+
+def split_set(names: Iterable[str]) -> str | None:
+    """The first part of the one split model that is all there is among GGUF file names; None when there is more.
+
+    Projectors of images ("mmproj" in their name) are no part of a language model, and do not count.
+    """
+    models = [name for name in names if "mmproj" not in name.lower()]
+    parts = [_PART_NAME.fullmatch(name) for name in models]
+    sets = {(part["stem"], part["count"]) if part else None for part in parts}
+    if len(sets) != 1 or None in sets:
+        return None
+    return min(models)
 
 
 def _metadata_alone(file: MappedFile, header: GgufHeader) -> bytes:

@@ -10,7 +10,9 @@ from ktcore.weights.checkpoint import GGUF_MAGIC, PACKED_MANIFEST, Checkpoint
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a GGUF file (any part of a split one) or a Hugging Face folder; reads headers only.
+    """Open a GGUF file (any part of a split one), a folder of one split one, or a Hugging Face folder.
+
+    Reads headers only.
 
     Raises:
         CheckpointError: nothing is there, or it is damaged or of another kind; the message says which and where.
@@ -55,9 +57,15 @@ def _open_folder(path: Path) -> Checkpoint:
         from ktcore.weights.packed.checkpoint import open_packed
 
         return open_packed(path)
+    files = sorted(p.name for p in path.iterdir())
+    gguf = [name for name in files if name.lower().endswith(".gguf")]
+    if gguf and not any(name.endswith(".safetensors") for name in files):
+        from ktcore.weights.gguf import open_gguf, split_set
+
+        first = split_set(gguf)
+        if first is not None:
+            return open_gguf(path / first)
     if not (path / "config.json").is_file():
-        files = sorted(p.name for p in path.iterdir())
-        gguf = [name for name in files if name.lower().endswith(".gguf")]
         if gguf:
             raise CheckpointError(
                 f"{path}: a folder without config.json that holds {_listed(gguf)}",

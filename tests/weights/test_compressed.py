@@ -23,6 +23,23 @@ def config(fmt: str = "pack-quantized", **weights: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": fmt, "config_groups": groups, "ignore": ["lm_head"]}
 
 
+def groups(bits_of: dict[str, int]) -> dict[str, Any]:
+    """Config groups of one target each, with so many bits."""
+    weights = {"type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+    return {f"group_{t}": {"targets": [t], "weights": weights | {"num_bits": b}} for t, b in bits_of.items()}
+
+
+def dense(values: np.ndarray, bits: int, axis: int) -> torch.Tensor:
+    """As compressed-tensors packs from 0.18 on: one stream of bits, the earlier in lower bits, cut into words."""
+    values = np.moveaxis(values + 2 ** (bits - 1), axis, 0)
+    out = np.zeros((-(-len(values) * bits // 32), *values.shape[1:]), dtype=np.uint64)
+    for i, value in enumerate(values):
+        for bit in range(bits):
+            at = i * bits + bit
+            out[at // 32] |= ((value >> bit) & 1).astype(np.uint64) << np.uint64(at % 32)
+    return torch.from_numpy(np.moveaxis(out, 0, axis).astype(np.uint32).view(np.int32).copy())
+
+
 def words(values: np.ndarray, bits: int, axis: int) -> torch.Tensor:
     """Values with offset 2^(bits - 1), packed along an axis, the earlier in lower bits; the last word padded."""
     values = np.moveaxis(values + 2 ** (bits - 1), axis, 0).astype(np.uint64)
@@ -36,7 +53,9 @@ def words(values: np.ndarray, bits: int, axis: int) -> torch.Tensor:
 class Packed:
     """A random weight, its tensors and its values."""
 
-    def __init__(self, shape: tuple[int, ...], group: int, bits: int = 4, *, symmetric: bool = True) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], group: int, bits: int = 4, *, symmetric: bool = True, pack: Any = words
+    ) -> None:
         rng = np.random.default_rng(5)
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
         grid = (*shape[:-1], shape[-1] // group)
@@ -46,12 +65,12 @@ class Packed:
         spread = self.scales.double().numpy().repeat(group, -1)
         self.values = torch.from_numpy(spread * (self.codes - self.zeros.repeat(group, -1))).float()
         self.tensors = {
-            "a.weight_packed": words(self.codes, bits, -1),
+            "a.weight_packed": pack(self.codes, bits, -1),
             "a.weight_scale": self.scales,
             "a.weight_shape": torch.tensor(shape),
         }
         if not symmetric:
-            self.tensors["a.weight_zero_point"] = words(self.zeros, bits, -2)
+            self.tensors["a.weight_zero_point"] = pack(self.zeros, bits, -2)
 
 
 def opened(folder: Path, name: str = "a.weight") -> Any:
@@ -69,6 +88,28 @@ def test_packed_values(bits: int, symmetric: bool, group: int, write_folder: Wri
     assert (found.format, found.shape) == (f"INT{bits}_G{min(group, 128)}", (44, 512))
     torch.testing.assert_close(found.tensor(), made.values, rtol=0, atol=0)
     np.testing.assert_array_equal(found._checkpoint.rows("a.weight", 7, 43), found.raw()[7:43])
+
+
+@pytest.mark.parametrize("pack", [words, dense])
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_of_other_widths_in_both_ways_of_packing(
+    bits: int, symmetric: bool, pack: Any, write_folder: Write
+) -> None:
+    made = Packed((2, 44, 160), 32, bits, symmetric=symmetric, pack=pack)
+    found = opened(write_folder(config(num_bits=bits, symmetric=symmetric), made.tensors))
+    assert (found.format, found.shape) == ("INT4_G32" if bits < 4 else "INT8_G32", (2, 44, 160))
+    torch.testing.assert_close(found.tensor(), made.values, rtol=0, atol=0)
+    np.testing.assert_array_equal(found._checkpoint.rows("a.weight", 40, 71), found.raw()[40:71])
+
+
+def test_a_row_that_either_way_of_packing_fits_is_refused(write_folder: Write) -> None:
+    made = Packed((8, 32), 32, 3)  # 3 words densely, 4 otherwise
+    assert made.tensors["a.weight_packed"].shape == (8, 4)
+    made.tensors["a.weight_packed"] = torch.zeros(8, 1, dtype=torch.int32)
+    made.tensors["a.weight_shape"] = torch.tensor([8, 10])
+    with pytest.raises(CheckpointError, match="10 columns of 3 bits could be either of the two ways"):
+        open_checkpoint(write_folder(config(num_bits=3), made.tensors))
 
 
 def test_scales_by_row_and_fused_experts(write_folder: Write) -> None:
@@ -128,7 +169,14 @@ def test_as_the_formats_own_package_packs_and_unpacks(write_folder: Write) -> No
     package = pytest.importorskip("compressed_tensors.compressors.pack_quantized.base")
     quantization = pytest.importorskip("compressed_tensors.quantization")
     generator = torch.Generator().manual_seed(0)
-    for bits, symmetric, group in ((4, True, 32), (4, False, 128), (8, True, 64), (8, False, 32)):
+    for bits, symmetric, group in (
+        (4, True, 32),
+        (4, False, 128),
+        (8, True, 64),
+        (8, False, 32),
+        (3, False, 32),
+        (6, True, 32),
+    ):
         args = quantization.QuantizationArgs(
             num_bits=bits, symmetric=symmetric, strategy="group", group_size=group, type="int"
         )
@@ -161,6 +209,52 @@ def test_groups_of_modules_with_schemes_of_their_own(write_folder: Write) -> Non
 
 
 @pytest.mark.parametrize(
+    ("targets", "bits"),
+    [
+        ({"Linear": 4, "lm_head": 8}, 8),
+        ({"lm_head": 8, "Linear": 4}, 8),
+        ({"re:.*": 4, "lm_head": 8}, 8),
+        ({"re:.*head": 8, "re:lm.*": 4}, 8),  # expressions in the order of their letters
+        ({"re:zz.*": 4, "re:head": 4, "Linear": 8}, 8),  # matched from the name's start
+        ({"Linear": 8, "Module": 4, "Conv2d": 4}, 8),
+        ({"LinearBase": 8}, 8),
+        ({"Linear": 8, "model.layers.0": 4}, 8),
+    ],
+)
+def test_the_most_particular_target_of_a_module_decides(
+    targets: dict[str, int], bits: int, write_folder: Write
+) -> None:
+    made = Packed((8, 128), 32, bits)
+    tensors = {name.replace("a.", "lm_head."): t for name, t in made.tensors.items()}
+    found = opened(write_folder(config() | {"config_groups": groups(targets)}, tensors), "lm_head.weight")
+    assert found.format == f"INT{bits}_G32"
+    torch.testing.assert_close(found.tensor(), made.values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("actorder", ["group", "GROUP", "dynamic", True, None, False, "weight", "static"])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_group_index_in_disorder_is_never_ignored(actorder: Any, bits: int, write_folder: Write) -> None:
+    made = Packed((8, 128), 32, bits)
+    index = np.random.default_rng(0).permutation(np.arange(128) // 32)
+    tensors = made.tensors | {"a.weight_g_idx": torch.from_numpy(index.astype(np.int32))}
+    found = opened(write_folder(config(num_bits=bits, actorder=actorder), tensors))
+    want = made.codes * made.scales.double().numpy()[:, index]
+    torch.testing.assert_close(found.tensor(), torch.from_numpy(want).float(), rtol=0, atol=0)
+    assert found.format.endswith("_ORDERED")
+
+
+@pytest.mark.parametrize("actorder", ["group", None])
+@pytest.mark.parametrize("index", [np.arange(128) // 32, np.full(128, -1)])
+def test_a_group_index_in_order_or_never_filled_in_changes_nothing(
+    actorder: Any, index: np.ndarray, write_folder: Write
+) -> None:
+    made = Packed((8, 128), 32)
+    tensors = made.tensors | {"a.weight_g_idx": torch.from_numpy(index.astype(np.int32))}
+    found = opened(write_folder(config(actorder=actorder), tensors))
+    torch.testing.assert_close(found.tensor(), made.values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
         (config("nvfp4-pack-quantized"), {}, "format 'nvfp4-pack-quantized' is not supported"),
@@ -168,7 +262,11 @@ def test_groups_of_modules_with_schemes_of_their_own(write_folder: Write) -> Non
         (config() | {"sparsity_config": {"format": "sparse-24-bitmask"}}, {}, "sparse weights"),
         (config() | {"transform_config": {"a": 1}}, {}, "behind a transform"),
         (config() | {"config_groups": {}}, {}, "has no config_groups"),
-        (config(num_bits=3), {}, "int weights of 3 bits"),
+        (config(num_bits=9), {}, "int weights of 9 bits"),
+        (config(num_bits=3), {}, "24 words, or 26"),
+        (config(num_bits=3), {"a.weight_shape": None}, "codes of 3 bits need 'a.weight_shape', which is missing"),
+        (config(actorder="sideways"), {}, "actorder 'sideways', which is not known"),
+        (config() | {"config_groups": groups({"re:(": 4})}, {}, r"target 're:\(' is no regular expression"),
         (config(group_size=64), {}, "has 8 groups for 256 inputs, but config.json says group_size=64"),
         (config(), {"a.weight_scale": None}, "'a.weight_scale' is missing, which belongs to 'a.weight'"),
         (config(symmetric=False), {}, "'a.weight_zero_point' is missing"),

@@ -223,3 +223,94 @@ def test_bad_awq_is_named(method: dict[str, Any], changes: dict[str, Any], messa
     folder = write_folder(AWQ | method, {name: t for name, t in tensors.items() if t is not None})
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(folder)
+
+
+def two(made: dict[str, Gptq]) -> dict[str, torch.Tensor]:
+    return {name.replace("a.", f"{module}."): t for module, m in made.items() for name, t in m.tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "bits", "group"),
+    [
+        ({"+:.*q_proj": {"bits": 8, "group_size": 32}}, 8, 32),
+        ({"model.*q_": {"bits": 8}}, 8, 128),  # no mark is "+:"
+        ({"+:q_proj": {"bits": 8}}, 4, 128),  # matched from the name's start
+        ({"-:.*up": {}, "+:.*": {"group_size": 64}, "+:.*q_proj": {"bits": 8}}, 4, 64),  # the first that matches
+        ({"+:.*q_proj": {"desc_act": True}}, 4, 128),
+        ({}, 4, 128),
+    ],
+)
+def test_dynamic_rules_give_modules_bits_and_groups_of_their_own(
+    dynamic: dict[str, Any], bits: int, group: int, write_folder: Write
+) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    order = bool(dynamic.get("+:.*q_proj", {}).get("desc_act"))
+    made = Gptq(16, 256, group, bits, act_order=order)
+    with open_checkpoint(write_folder(config(dynamic=dynamic), two({name: made}))) as checkpoint:
+        found = WeightRef.of(checkpoint, f"{name}.weight").open(checkpoint)
+        assert found.format == f"INT{bits}_G{group}" + "_ORDERED" * order
+        torch.testing.assert_close(found.tensor(), made.values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [
+        ({"+:.*": {"bits": 3}}, "GPTQ with bits=3 is not supported, which 'a' has"),
+        ({"-:a": {}}, "'a.qweight' is quantised, but config.json says that 'a' is not"),
+        ({"+:.*": {"group_size": 64}}, "config.json says group_size=64"),
+        ({"+:(": {"bits": 8}}, r"dynamic has '\(', which is no regular expression"),
+        ({"+:a": 8}, "an object of objects by module is needed"),
+    ],
+)
+def test_dynamic_rules_that_do_not_fit_are_named(dynamic: dict[str, Any], message: str, write_folder: Write) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(write_folder(config(dynamic=dynamic), Gptq(16, 256, 128).tensors))
+
+
+def auto_round(packing: str | None = "auto_round:auto_gptq", **more: Any) -> dict[str, Any]:
+    said = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}
+    return said | ({} if packing is None else {"packing_format": packing}) | more
+
+
+@pytest.mark.parametrize(
+    ("packing", "offset"), [("auto_round:auto_gptq", 1), ("auto_round", 0), ("auto_round:gptqmodel", 0)]
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_auto_rounds_own_packing_is_gptqs(packing: str, offset: int, bits: int, write_folder: Write) -> None:
+    made = Gptq(16, 256, 128, bits, offset=offset)
+    negative = made.scales * torch.where(torch.arange(made.scales.numel()) % 2 == 0, 1, -1).view_as(made.scales).half()
+    spread = negative.double().numpy()[made.index]
+    want = torch.from_numpy((spread * (made.codes - made.zeros[made.index])).T).float()
+    found = opened(write_folder(auto_round(packing, bits=bits), made.tensors | {"a.scales": negative}))
+    torch.testing.assert_close(found.tensor(), want, rtol=0, atol=0)
+
+
+def test_auto_rounds_awq_packing(write_folder: Write) -> None:
+    tensors, values = awq(40, 512, 128)
+    found = opened(write_folder(auto_round("auto_round:auto_awq", sym=False), tensors))
+    torch.testing.assert_close(found.tensor(), values, rtol=0, atol=0)
+
+
+def test_auto_rounds_extra_config_is_by_name_then_by_expression(write_folder: Write) -> None:
+    made = {"m.1.up": Gptq(16, 256, 64, 8), "m.11.up": Gptq(16, 256, 32, 4), "m.down": Gptq(16, 256, 128)}
+    extra = {"m.1.up": {"bits": 8, "group_size": 64}, r"m\.1+\.": {"group_size": 32}, "other": {"bits": 16}}
+    with open_checkpoint(write_folder(auto_round(extra_config=extra), two(made))) as checkpoint:
+        for module, fmt in (("m.1.up", "INT8_G64"), ("m.11.up", "INT4_G32"), ("m.down", "INT4_G128")):
+            found = WeightRef.of(checkpoint, f"{module}.weight").open(checkpoint)
+            assert found.format == fmt
+            torch.testing.assert_close(found.tensor(), made[module].values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (auto_round("auto_round:fp8"), "AutoRound packing_format 'auto_round:fp8' is not supported"),
+        (auto_round(None), "AutoRound packing_format 'None' is not supported"),
+        (auto_round(bits=2), "AutoRound with bits=2 is not supported, which 'a' has"),
+        (auto_round(rotation_config={"kind": "hadamard"}), "behind a rotation"),
+        (auto_round(extra_config={"a": {"bits": 16}}), "config.json says that 'a' is not"),
+    ],
+)
+def test_what_auto_round_does_beyond_is_refused(method: dict[str, Any], message: str, write_folder: Write) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(write_folder(method, Gptq(16, 256, 128).tensors))

@@ -8,6 +8,7 @@ from typing import Any
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import ConvertedCheckpoint, LogicalWeight
+from ktcore.weights.methods.auto_round import auto_round_weights
 from ktcore.weights.methods.awq import awq_weights
 from ktcore.weights.methods.compressed import compressed_weights
 from ktcore.weights.methods.fp8 import fp8_weights
@@ -24,12 +25,13 @@ METHODS: dict[str, Reader] = {
     "fbgemm_fp8": fp8_weights,
     "gptq": gptq_weights,
     "awq": awq_weights,
+    "auto-round": auto_round_weights,
     "compressed-tensors": compressed_weights,
     "mxfp4": mxfp4_weights,
 }
 
 # tensors that no unquantised checkpoint has, and what they would say if config.json did not
-_TRACES = {".qweight": "GPTQ or AWQ", ".weight_packed": "compressed-tensors", ".weight_scale_inv": "FP8"}
+_TRACES = {".qweight": "GPTQ, AWQ or AutoRound", ".weight_packed": "compressed-tensors", ".weight_scale_inv": "FP8"}
 
 
 def read_quantized(checkpoint: Checkpoint) -> Checkpoint:

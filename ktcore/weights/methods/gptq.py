@@ -17,13 +17,14 @@ from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
 from ktcore.weights.groups import pack_int, pack_nibbles, unpack_nibbles
-from ktcore.weights.methods.integers import group_format, group_scales, half_scales, repeated
+from ktcore.weights.methods.integers import group_format, group_scales, half_scales, module_schemes, repeated
+from ktcore.weights.methods.overrides import dynamic_overrides
 
 ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 
 
 def gptq_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterable[LogicalWeight]:
-    """Every weight that has a `qweight`.
+    """Every weight that has a `qweight`; GPTQModel's `dynamic` may give a module bits and groups of its own.
 
     Raises:
         CheckpointError: bits or layout version are not supported, or a weight's tensors contradict each other.
@@ -34,16 +35,9 @@ def gptq_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterable[
             f"{checkpoint.path}: GPTQ checkpoint_format '{version}' is not supported",
             f"supported: {', '.join(ZERO_OFFSETS)}",
         )
-    bits = config.get("bits")
-    if bits not in (4, 8):
-        raise CheckpointError(f"{checkpoint.path}: GPTQ with bits={bits!r} is not supported", "supported: 4 and 8")
-    # a GPTQModel checkpoint may override bits and groups for some modules; then each weight's own shapes tell
-    given = config.get("group_size")
-    group = None if config.get("dynamic") or not isinstance(given, int) else given
-    for name in checkpoint.tensors:
-        if name.endswith(".qweight"):
-            module = name.removesuffix(".qweight")
-            yield GptqWeight(checkpoint, module, bits, group, bool(config.get("desc_act")), ZERO_OFFSETS[version])
+    overrides = dynamic_overrides(f"{checkpoint.path}: quantization_config", config)
+    for module, scheme in module_schemes(checkpoint, config, "GPTQ", (4, 8), overrides):
+        yield GptqWeight(checkpoint, module, scheme.bits, scheme.group, scheme.desc_act, ZERO_OFFSETS[version])
 
 
 class GptqWeight(LogicalWeight):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,62 @@ from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Stored
 from ktcore.weights.groups import ORDERED, common_group, scale_values
+from ktcore.weights.methods.overrides import Overrides
 
 Halves = npt.NDArray[np.uint16]
 SCALE_FORMATS = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class ModuleScheme:
+    """How one module is quantised.
+
+    Attributes:
+        bits: of a code.
+        group: inputs that share a scale, -1 for whole rows; None where only the tensors tell.
+        symmetric: None where nothing is said.
+        desc_act: the inputs may be in activation order.
+    """
+
+    bits: int
+    group: int | None
+    symmetric: bool | None
+    desc_act: bool
+
+
+def module_schemes(
+    checkpoint: Checkpoint, config: Mapping[str, Any], method: str, supported: Sequence[int], overrides: Overrides
+) -> Iterator[tuple[str, ModuleScheme]]:
+    """Every module that has a `qweight`, with the configuration's values or those that override them for it.
+
+    Raises:
+        CheckpointError: a module's bits are not supported, or it is to stay unquantised.
+    """
+    for name in checkpoint.tensors:
+        if not name.endswith(".qweight"):
+            continue
+        module = name.removesuffix(".qweight")
+        said = {**config, **overrides(module)}
+        bits, group, symmetric = said.get("bits"), said.get("group_size"), said.get("sym")
+        if bits == 16:
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor '{name}' is quantised, but config.json says that '{module}' is not",
+                "take config.json from the same place as the weights",
+            )
+        if type(bits) is not int or bits not in supported:
+            raise CheckpointError(
+                f"{checkpoint.path}: {method} with bits={bits!r} is not supported, which '{module}' has",
+                f"supported: {' and '.join(map(str, supported))}",
+            )
+        yield (
+            module,
+            ModuleScheme(
+                bits,
+                group if type(group) is int else None,
+                symmetric if isinstance(symmetric, bool) else None,
+                bool(said.get("desc_act")),
+            ),
+        )
 
 
 def group_format(where: str, bits: int, group: int, cols: int, ordered: bool = False) -> tuple[str, int]:

@@ -19,10 +19,17 @@ FORMATS = (
     "mixed-precision",
 )
 
+ORDERS = {"group": True, "dynamic": True, True: True, "weight": False, "static": False, False: False, None: False}
+"""`actorder`, and whether columns then belong to the groups that `weight_g_idx` says (quantization/quant_args.py)."""
+
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a group's weights are stored; the fields are those of `weights` in a config group."""
+    """How a group's weights are stored; the fields are those of `weights` in a config group.
+
+    Attributes:
+        ordered: columns belong to the groups that `weight_g_idx` gives them.
+    """
 
     bits: int
     kind: str
@@ -56,21 +63,34 @@ class Schemes:
         groups = config.get("config_groups")
         if not isinstance(groups, Mapping) or not groups:
             raise CheckpointError(f"{self._where} has no config_groups")
-        self._groups = [(_strings(group, "targets"), self._scheme(key, group)) for key, group in groups.items()]
+        self._schemes: dict[str, Scheme] = {}
+        for key, group in groups.items():
+            self._schemes |= dict.fromkeys(_strings(group, "targets"), self._scheme(key, group))
+        expressions = sorted(target for target in self._schemes if target.startswith("re:"))
+        self._patterns = [(self._pattern(target), self._schemes[target]) for target in expressions]
 
     def of(self, module: str) -> Scheme:
-        """The scheme of a module: one whose target names it, else one for its class.
+        """The scheme of a module, by its target as compressed-tensors chooses it (utils/match.py, match_targets).
+
+        A target that is the module's name comes first, then expressions in the order of their letters, then classes.
+        Where two groups have the same target the later one counts.
 
         Raises:
-            CheckpointError: no group's targets cover it, or several classes' do.
+            CheckpointError: no group's targets cover it, or only classes of which it may be either.
         """
-        for targets, scheme in self._groups:
-            if any(_names(target, module) for target in targets):
+        found = self._schemes.get(module)
+        if found is not None:
+            return found
+        for pattern, scheme in self._patterns:
+            if pattern.match(module):
                 return scheme
-        by_class = {scheme for targets, scheme in self._groups if any(_is_class(target) for target in targets)}
+        for name in ("Embedding" if module.endswith("embed_tokens") else "Linear", "Module"):
+            if name in self._schemes:
+                return self._schemes[name]
+        by_class = {scheme for target, scheme in self._schemes.items() if _is_class(target)}
         if len(by_class) != 1:
-            found = "no group" if not by_class else "several groups"
-            raise CheckpointError(f"{self._where}: {found} of config_groups cover '{module}', which is quantised")
+            told = "no group" if not by_class else "several groups"
+            raise CheckpointError(f"{self._where}: {told} of config_groups cover '{module}', which is quantised")
         return by_class.pop()
 
     def _scheme(self, key: str, group: Any) -> Scheme:
@@ -78,9 +98,18 @@ class Schemes:
         if not isinstance(weights, Mapping):
             raise CheckpointError(f"{self._where}: config_groups.{key} says nothing about weights")
         bits, kind = weights.get("num_bits"), weights.get("type", "int")
-        if bits not in (4, 8) or kind not in ("int", "float"):
+        supported = {"int": range(1, 9), "float": (4, 8)}.get(kind) if isinstance(kind, str) else None
+        if type(bits) is not int or supported is None or bits not in supported:
             raise CheckpointError(
-                f"{self._where}: config_groups.{key} has {kind} weights of {bits!r} bits", "supported: 4 and 8"
+                f"{self._where}: config_groups.{key} has {kind} weights of {bits!r} bits",
+                "supported: integers of 1 to 8 bits, floats of 4 and 8",
+            )
+        order = weights.get("actorder")
+        order = order.lower() if isinstance(order, str) else order
+        if order not in ORDERS:
+            raise CheckpointError(
+                f"{self._where}: config_groups.{key} has actorder {order!r}, which is not known",
+                f"known: {', '.join(map(str, ORDERS))}",
             )
         structure = weights.get("block_structure")
         return Scheme(
@@ -90,8 +119,14 @@ class Schemes:
             strategy=str(weights.get("strategy")),
             group_size=weights.get("group_size"),
             block=tuple(structure) if isinstance(structure, list) and len(structure) == 2 else None,
-            ordered=weights.get("actorder") in ("group", "dynamic"),
+            ordered=ORDERS[order],
         )
+
+    def _pattern(self, target: str) -> re.Pattern[str]:
+        try:
+            return re.compile(target.removeprefix("re:"))
+        except re.error as error:
+            raise CheckpointError(f"{self._where}: target {target!r} is no regular expression: {error}") from None
 
 
 def _strings(group: Any, key: str) -> list[str]:
@@ -99,12 +134,6 @@ def _strings(group: Any, key: str) -> list[str]:
     return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []
 
 
-def _names(target: str, module: str) -> bool:
-    if target.startswith("re:"):
-        return re.match(target[3:], module) is not None
-    return target == module
-
-
 def _is_class(target: str) -> bool:
-    """Whether a target is a module's class ("Linear"), not a name."""
-    return "." not in target and not target.startswith("re:")
+    """Whether a target is a module's class ("Linear"), not a name ("lm_head")."""
+    return target.isidentifier() and target[0].isupper()
