@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,28 @@ def test_quantisation_that_is_not_known_is_said(tmp_path: Path) -> None:
         assert checkpoint.unplanned == unplanned
         assert build_graph(checkpoint).node("layers.0.ffn.experts").spec.formats() == (fmt,)
         assert open_config(path, "Q4_K").unplanned == ""
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"quant_method": "gptq", "dynamic": {"-:.*o_proj": {}, "+:.*self_attn.*": {"bits": 8, "group_size": 32}}},
+        {
+            "quant_method": "auto-round",
+            "extra_config": {
+                **{f"model.layers.{i}.self_attn.o_proj": {"bits": 16} for i in range(94)},
+                r"self_attn": {"bits": 8, "group_size": 32},
+            },
+        },
+    ],
+)
+def test_modules_with_bits_of_their_own_are_planned_so(section: dict[str, Any], tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "qwen3-235b-a22b.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config | {"quantization_config": {"bits": 4, "group_size": 128} | section}))
+    graph = build_graph(open_config(path))
+    found = {name: graph.node(f"layers.3.{name}").spec.formats() for name in ("ffn.experts", "attn.q", "attn.o")}
+    assert found == {"ffn.experts": ("INT4_G128",), "attn.q": ("INT8_G32",), "attn.o": ("BF16",)}
 
 
 def test_biases_that_the_configuration_implies_are_there(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from ktcore.errors import ArchitectureError, CheckpointError
 from ktcore.graph import build_graph
 from ktcore.ops import AttentionSpec, MLASpec, MLPSpec, MoESpec, RopeSpec, RouterSpec
+from ktcore.weights import TensorInfo
 
 from .headers import Headers
 
@@ -234,3 +235,14 @@ def test_a_missing_tensor_is_named() -> None:
     del shapes["blk.2.ffn_up_exps.weight"]
     with pytest.raises(CheckpointError, match=r"'blk\.2\.ffn_up_exps\.weight' is missing"):
         build_graph(Headers("gguf", DEEPSEEK, shapes))
+
+
+@pytest.mark.parametrize(("fmt", "size"), [("Q8_1", 32), ("Q8_K", 256), ("F4", 2), ("F6_E2M3", 4), ("U32", 1)])
+def test_a_weight_that_nothing_can_read_is_named_while_planning(fmt: str, size: int) -> None:
+    shapes = _llama()
+    headers = Headers("gguf", LLAMA, shapes)
+    name = "blk.1.ffn_up.weight"
+    shape = shapes[name]
+    headers.tensors[name] = TensorInfo(name, shape, fmt, 0)
+    with pytest.raises(CheckpointError, match=f"'{name}' is {fmt}, whose values nothing here can read"):
+        build_graph(headers)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from ktcore.weights import open_checkpoint
 
@@ -71,3 +72,47 @@ def test_published_forms_are_read(name: str, tiny: Callable[[str], Tiny], tmp_pa
         run = Runner(checkpoint)
         assert len(run.graph.layers) == config["num_hidden_layers"]
         torch.testing.assert_close(run(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+
+
+def test_experts_of_gpt_oss_with_a_tensor_an_expert(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    """As llmcompressor writes them: gate's and up's columns apart, matrices as [out, in], a bias an expert."""
+    t = tiny("gpt-oss")
+    folder = Path(shutil.copytree(t.folder, tmp_path / "m"))
+    stored = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        if ".experts." not in name:
+            stored[name] = value
+            continue
+        stem, bias = name.removesuffix("_bias"), name.endswith("_bias")
+        for e, expert in enumerate(value):
+            one = stem.replace(".experts.", f".experts.{e}.") + (".bias" if bias else ".weight")
+            each = expert if bias else expert.T
+            if "gate_up" in one:
+                stored[one.replace("gate_up", "gate")], stored[one.replace("gate_up", "up")] = each[0::2], each[1::2]
+            else:
+                stored[one] = each
+    save_file({name: value.contiguous() for name, value in stored.items()}, folder / "model.safetensors")
+    with open_checkpoint(folder) as checkpoint:
+        torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3"])
+def test_a_head_of_its_own_counts_though_the_configuration_ties_it(
+    name: str, tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    t = tiny(name)
+    folder = Path(shutil.copytree(t.folder, tmp_path / "m"))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    tensors = load_file(folder / "model.safetensors")
+    own = torch.randn(tensors["model.embed_tokens.weight"].shape, generator=torch.Generator().manual_seed(4)) * 0.1
+    save_file(tensors | {"lm_head.weight": own}, folder / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        want = model(t.ids[None]).logits[0]
+    with open_checkpoint(folder) as checkpoint:
+        torch.testing.assert_close(Runner(checkpoint)(t.ids), want, atol=TOLERANCE, rtol=0)
+    save_file({n: v for n, v in tensors.items() if n != "lm_head.weight"}, folder / "model.safetensors")
+    with open_checkpoint(folder) as checkpoint:
+        graph = Runner(checkpoint).graph
+        assert graph.head.weights["weight"] == graph.embed.weights["weight"]

@@ -9,8 +9,9 @@ import torch
 
 from ktcore.errors import CheckpointError
 from ktcore.weights import WeightFormat, dequantize, get_format, known_formats, register_format, row_bytes
-from ktcore.weights.formats import get_ggml_format
+from ktcore.weights.formats import get_ggml_format, is_readable
 
+SIZE_ONLY = {"Q8_1", "Q8_K", "U16", "U32", "U64", "C64", "F4", "F6_E2M3", "F6_E3M2"}
 QUANTISABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "MXFP4"]
 BLOCKS = [
     kind.name
@@ -45,6 +46,37 @@ def test_block_formats_match_the_gguf_package_bit_for_bit(name: str) -> None:
         expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name]).astype(np.float32).reshape(shape)
         values = dequantize(name, raw.reshape(-1), shape)
     np.testing.assert_array_equal(values.numpy(), expected)
+
+
+def test_one_bit_blocks_are_read_bit_by_bit() -> None:
+    raw = np.random.default_rng(1).integers(0, 256, (4, 18), dtype=np.uint8)
+    raw[:, :2] = np.array([0.5, -1.25, 3.0, 0.0], dtype="<f2").view(np.uint8).reshape(4, 2)
+    found = dequantize("Q1_0", raw.reshape(-1), (2, 256)).reshape(4, 128)
+    for block, values in zip(raw, found.tolist(), strict=True):
+        scale = float(block[:2].view("<f2")[0])
+        assert values == [scale if block[2 + i // 8] >> (i % 8) & 1 else -scale for i in range(128)]
+
+
+def test_two_bit_blocks_are_read_code_by_code() -> None:
+    raw = np.random.default_rng(2).integers(0, 256, (6, 18), dtype=np.uint8)
+    raw[:, :2] = np.array([0.5, -1.25, 3.0, 0.0, 1.0, 65504.0], dtype="<f2").view(np.uint8).reshape(6, 2)
+    found = dequantize("Q2_0", raw.reshape(-1), (2, 192)).reshape(6, 64)
+    for block, values in zip(raw, found.tolist(), strict=True):
+        scale = float(block[:2].view("<f2")[0])
+        assert values == [scale * (int(block[2 + i // 4] >> (2 * (i % 4)) & 3) - 1) for i in range(64)]
+    assert get_ggml_format(42) is get_format("Q2_0")
+
+
+@pytest.mark.parametrize("name", known_formats())
+def test_a_format_is_called_readable_exactly_where_its_values_can_be_had(name: str) -> None:
+    fmt = get_format(name)
+    raw = np.zeros(fmt.block_bytes, dtype=np.uint8)
+    assert is_readable(name) == (name not in SIZE_ONLY)
+    if is_readable(name):
+        assert dequantize(name, raw, (1, fmt.block_size)).shape == (1, fmt.block_size)
+    else:
+        with pytest.raises(CheckpointError, match=f"no dequantisation is known for weight format {name}"):
+            dequantize(name, raw, (1, fmt.block_size))
 
 
 @pytest.mark.parametrize(

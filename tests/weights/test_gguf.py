@@ -255,6 +255,29 @@ class TestSplitFiles:
                 np.testing.assert_array_equal(values, weights + i)
                 checkpoint.release(f"t{i}")
 
+    @pytest.mark.parametrize("beside", [(), ("mmproj-m.gguf",), ("config.json", "readme.md", "mmproj-F16.gguf")])
+    def test_a_folder_that_holds_one_set_opens_it(self, parts: list[Path], beside: tuple[str, ...]) -> None:
+        (parts[0].parent / "other.gguf").unlink()
+        for name in beside:
+            (parts[0].parent / name).write_text("{}")
+        with open_checkpoint(parts[0].parent) as checkpoint:
+            assert (checkpoint.kind, checkpoint.path) == ("gguf", parts[0])
+            assert len(checkpoint.tensors) == 6
+
+    def test_a_folder_that_holds_more_than_one_set_is_not_guessed_at(self, parts: list[Path]) -> None:
+        folder = parts[0].parent  # other.gguf is a model too
+        with pytest.raises(CheckpointError, match=r"without config\.json that holds m-00001-of-00003\.gguf"):
+            open_checkpoint(folder)
+        (folder / "other.gguf").rename(folder / "n-00001-of-00001.gguf")
+        with pytest.raises(CheckpointError, match="give the file itself"):
+            open_checkpoint(folder)
+
+    def test_a_folder_with_a_part_missing_names_it(self, parts: list[Path]) -> None:
+        (parts[0].parent / "other.gguf").unlink()
+        parts[0].unlink()
+        with pytest.raises(CheckpointError, match=r"m-00001-of-00003.gguf: part 1 of 3 is missing"):
+            open_checkpoint(parts[0].parent)
+
     def test_a_missing_part_is_named(self, parts: list[Path]) -> None:
         parts[1].unlink()
         with pytest.raises(CheckpointError, match=r"m-00002-of-00003.gguf: part 2 of 3 is missing"):
