@@ -21,6 +21,17 @@ from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec, gated
 from ktcore.ops.moe import MoESpec
 
+ATTENTION = frozenset(
+    {"norm", "q_norm", "k_norm", "rope", "residual", "post_norm", "gate", "norm_after_rope", "temperature"}
+)
+"""What an implementation handles that loads `attention_branch`; with `sinks` handed in, those too."""
+MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual"})
+"""What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections."""
+MLP = frozenset({"norm", "residual", "post_norm"})
+"""What an implementation handles that loads `mlp_branch`."""
+MOE = frozenset({"shared", "shared_gate", "norm", "residual", "early_router"})
+"""What an implementation handles that loads `moe_branch`."""
+
 Attend = Callable[[StepBatch, torch.Tensor, torch.Tensor], torch.Tensor]
 Gated = Callable[[torch.Tensor, torch.Tensor, str], torch.Tensor]
 

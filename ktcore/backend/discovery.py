@@ -13,7 +13,7 @@ import pluggy
 
 from ktcore.backend.hookspecs import ENTRY_POINT_GROUP, PROJECT, HookSpecs
 from ktcore.backend.record import BackendRecord, BackendState, broken
-from ktcore.backend.spec import API_VERSION, BackendSpec
+from ktcore.backend.spec import API_VERSION, OLDER_MAJORS, BackendSpec
 from ktcore.errors import BackendError
 
 PLUGINS_VARIABLE = "KTCORE_PLUGINS"
@@ -85,13 +85,19 @@ def _record(spec: object, entry_name: str, source: str) -> BackendRecord:
     wrong = _mistake(spec)
     if wrong:
         record.fail(BackendState.BROKEN, wrong)
-    elif spec.api_version[0] != API_VERSION[0] or spec.api_version[1] > API_VERSION[1]:
+    elif not compatible(spec.api_version):
         record.fail(
             BackendState.INCOMPATIBLE,
             f"it was written for plugin API {_dotted(spec.api_version)}, this ktcore has {_dotted(API_VERSION)}: "
             + ("update ktcore" if spec.api_version > API_VERSION else f"update {source.split(' ')[0]}"),
         )
     return record
+
+
+def compatible(version: tuple[int, int]) -> bool:
+    """Whether a plugin that was written for API `version` is taken in."""
+    major, minor = version
+    return major in OLDER_MAJORS or (major == API_VERSION[0] and minor <= API_VERSION[1])
 
 
 def _mistake(spec: BackendSpec) -> str | None:

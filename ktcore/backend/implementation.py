@@ -66,6 +66,10 @@ class Implementation(ABC):
     Attributes:
         id: "backend.name", unique among all backends ("cpu.linear").
         spec_type: the operator spec that it implements.
+        handles: names of the spec's fields whose values other than their defaults it computes; of parts that a fused
+            implementation computes itself, by dotted role ("cache.sinks"), and of plain values likewise
+            ("scaling.mscale"). A spec with any other such value is refused before `supports` is asked
+            (`ktcore.backend.handles`), so a field that ktcore adds later is never ignored.
         fused: True when it runs a composite with all of its parts; False when the parts are chosen one by one.
         options: names of the rule options that `load` understands.
         capturable: calls of its modules may be recorded in a device graph and replayed: they take what changes from
@@ -74,13 +78,17 @@ class Implementation(ABC):
 
     id: str
     spec_type: type[Spec]
+    handles: frozenset[str] = frozenset()
     fused: bool = False
     options: frozenset[str] = frozenset()
     capturable: bool = False
 
     @abstractmethod
     def supports(self, spec: Any, device: Capabilities) -> Support:
-        """Whether this runs `spec` on `device`. Pure, quick, and the only authority on what runs; no policy in it."""
+        """Whether this runs `spec`, whose fields it handles, on `device`. Pure and quick; no policy in it.
+
+        It decides by values: shapes, formats, kinds, the device. Fields that `handles` does not name never get here.
+        """
 
     @abstractmethod
     def load(self, request: LoadRequest) -> Module:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from ktcore.backend.spec import BackendSpec, Probe
+from ktcore.backend.spec import API_VERSION, BackendSpec, Probe
 
 PROBE_SECONDS = 5.0
 """A probe that takes longer is given up; drivers that hang must not hang the program."""
@@ -57,6 +57,11 @@ class BackendRecord:
         return self.spec is None or self.spec.accelerator
 
     @property
+    def older_api(self) -> bool:
+        """Whether it was written for a major of the plugin API before this one, which is taken in with less trust."""
+        return self.spec is not None and self.spec.api_version[0] < API_VERSION[0]
+
+    @property
     def settled(self) -> Verdict | None:
         """What is known without probing."""
         return self._verdict
@@ -73,7 +78,8 @@ class BackendRecord:
         with self._lock:
             if self._verdict is None:
                 assert self.spec is not None, "a record without a spec is settled when it is made"
-                self._verdict = bounded_probe(self.spec.probe, self.probe_seconds)
+                found = bounded_probe(self.spec.probe, self.probe_seconds)
+                self._verdict = replace(found, reason=found.reason + _OLDER) if self.older_api else found
             return self._verdict
 
     @property
@@ -134,3 +140,7 @@ def _judge(answer: object) -> Verdict:
 
 
 _USABLE = (BackendState.LOADED, BackendState.UNAVAILABLE)
+_OLDER = (
+    "; written for an older plugin API, without `handles`: it is used only where no optional field of a spec is, "
+    "until its author declares them"
+)

@@ -229,6 +229,8 @@ class Registry:
                     raise ValueError(f"implementation id {item.id!r} does not start with '{record.name}.'")
                 if item.id in found or item.id in taken:
                     raise ValueError(f"implementation id {item.id!r} is given twice")
+                if record.older_api:
+                    item.handles = frozenset()
                 found[item.id] = item
         except KeyboardInterrupt:
             raise

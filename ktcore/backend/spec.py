@@ -10,8 +10,11 @@ from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.implementation import Implementation
 from ktcore.backend.runtime import DeviceRuntime
 
-API_VERSION = (1, 0)
+API_VERSION = (2, 0)
 """Version of the plugin seam: the major must match, a plugin's minor must not be above."""
+OLDER_MAJORS = (1,)
+"""Majors that are taken in too. 1 had no `Implementation.handles`: its implementations are trusted with no field that
+has a default, whatever they say, and so are refused by name for every spec that uses one."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ktcore.backend.capabilities import Capabilities
+from ktcore.backend.handles import answer
 from ktcore.backend.implementation import CacheOwner, Implementation, LoadRequest, Module, StateOwner, Unsupported
 from ktcore.backend.reference import reference_implementations
 from ktcore.backend.registry import Registry
@@ -114,8 +115,8 @@ class Target:
         if not own:
             ctx.fallback(f"no {self.name}.* implementation of {spec.op}")
             return [self._loaded(ctx, self._references[type(spec)], spec, weights, options)]
-        answers = [(i, i.supports(spec, self.device)) for i in own]
-        taken = [i for i, answer in answers if not isinstance(answer, Unsupported)]
+        answers = [(i, answer(i, spec, self.device)) for i in own]
+        taken = [i for i, said in answers if not isinstance(said, Unsupported)]
         if not taken:
             reasons = "; ".join(f"{i.id}: {a.reason}" for i, a in answers if isinstance(a, Unsupported))
             ctx.not_applicable(reasons)
@@ -193,7 +194,7 @@ class Target:
 
     def _part(self, ctx: Context, spec: Spec, weights: Mapping[str, Weight]) -> Loaded:
         for item in self.implementations:
-            if item.spec_type is type(spec) and not isinstance(item.supports(spec, self.device), Unsupported):
+            if item.spec_type is type(spec) and not isinstance(answer(item, spec, self.device), Unsupported):
                 return self._loaded(ctx, item, spec, weights, None)
         ctx.fallback(f"part {spec.op}: answered by the reference")
         return self._loaded(ctx, self._references[type(spec)], spec, weights, None)

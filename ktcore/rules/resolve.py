@@ -7,6 +7,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from ktcore.backend.capabilities import Capabilities
+from ktcore.backend.handles import answer
 from ktcore.backend.implementation import Implementation, Supported
 from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry, split_device
@@ -259,10 +260,10 @@ class _Resolver:
         if not implementation.id.startswith(REFERENCE) and owner != name:
             return f"it runs on {owner} devices, the rule puts the node on {device}"
         try:
-            answer = implementation.supports(node.spec, self._caps(device))
+            found = answer(implementation, node.spec, self._caps(device))
         except Exception as error:  # a plugin's bug must not take planning down; it shows as the reason
             return f"its supports() failed: {describe(error)}"
-        return None if isinstance(answer, Supported) else answer.reason
+        return None if isinstance(found, Supported) else found.reason
 
     def _passed_over(self, node: Node, device: str, rule: Rule, later: list[Rule]) -> Iterator[Rejected]:
         """Alternatives that the deciding rule does not list: those of later rules, then those of no rule."""

@@ -65,7 +65,7 @@ class PluginFactory:
         name: str,
         *,
         probe: str = 'return Probe(True, "one card", 1)',
-        api: str = "(1, 0)",
+        api: str = "(2, 0)",
         accelerator: bool = True,
         ids: tuple[str, ...] = ("reference.linear",),
         prefix: str | None = None,

@@ -88,7 +88,7 @@ def test_the_traceback_of_a_failed_import_is_kept(plugins: PluginFactory, discov
 
 @pytest.mark.parametrize(
     ("api", "message"),
-    [("(2, 0)", "API 2.0, this ktcore has 1.0: update ktcore"), ("(1, 1)", "API 1.1"), ("(0, 9)", "update pkg-alpha")],
+    [("(3, 0)", "API 3.0, this ktcore has 2.0: update ktcore"), ("(2, 1)", "API 2.1"), ("(0, 9)", "update pkg-alpha")],
 )
 def test_another_api_version_is_incompatible(
     plugins: PluginFactory, discover: Discover, api: str, message: str

@@ -228,7 +228,7 @@ class FirstTable(Cache):
 class SeesAhead(Cache):
     """No causal mask within the step."""
 
-    def attend(self, step: StepBatch, q: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(self, step: StepBatch, q: torch.Tensor, scale: float, sinks: Any = None) -> torch.Tensor:
         out = []
         for i in range(step.sequences):
             rows, span = self.read(step, i), slice(step.q_start[i], step.q_start[i + 1])
@@ -314,7 +314,7 @@ def lower_top_p(request: LoadRequest) -> Any:
 
 def ignores_penalty(request: LoadRequest) -> Any:
     run = plain.sampling(request)
-    return lambda logits, params, seen, generator: run(logits, params, [], generator)
+    return lambda logits, params, seen, generator, prompt=0: run(logits, params, [], generator, 0)
 
 
 def the_reference(spec_type: type[Spec]) -> Maker:

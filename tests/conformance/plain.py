@@ -22,6 +22,7 @@ from ktcore.backend import (
     Unsupported,
 )
 from ktcore.backend.discovery import Found
+from ktcore.backend.handles import known_names
 from ktcore.backend.host import HostRuntime
 from ktcore.backend.record import BackendRecord
 from ktcore.conformance import Expectations, Precision
@@ -30,6 +31,7 @@ from ktcore.ops import (
     AttentionSpec,
     EmbeddingSpec,
     ExpertsSpec,
+    GatedDeltaNetSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -40,9 +42,12 @@ from ktcore.ops import (
     RouterSpec,
     SamplingSpec,
     Spec,
+    StateCacheSpec,
     StepBatch,
 )
+from ktcore.ops.attention import tempered
 from ktcore.ops.kv_cache import attend
+from ktcore.ops.linear_attention import causal_conv, delta_rule, l2_normalised
 from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
 from ktcore.ops.mlp import ACTIVATIONS, gated
 from ktcore.ops.moe import route, routed_experts
@@ -61,6 +66,7 @@ class Plain(Implementation):
     def __init__(self, spec_type: type[Spec], make: Callable[[LoadRequest], Any]) -> None:
         self.id = f"{NAME}.{spec_type.op}"
         self.spec_type = spec_type
+        self.handles = known_names(spec_type, False)
         self.make = make
 
     def supports(self, spec: Any, device: Capabilities) -> Supported | Unsupported:
@@ -91,7 +97,7 @@ def embedding(request: LoadRequest) -> Any:
 
 def norm(request: LoadRequest) -> Any:
     spec: Any = request.spec
-    w = weight(request, "weight") + spec.offset
+    w = weight(request, "weight") + spec.offset if spec.weight_format else None
     return lambda x: rms_norm(x, w, spec.eps)
 
 
@@ -124,28 +130,37 @@ class Cache:
         position = torch.arange(step.context_lens[i])
         return step.block_table[i].long()[position // step.page_size] * step.page_size + position % step.page_size
 
-    def attend(self, step: StepBatch, q: torch.Tensor, scale: float) -> torch.Tensor:
-        out = []
+    def attend(self, step: StepBatch, q: torch.Tensor, scale: float, sinks: Any = None) -> torch.Tensor:
+        out, s = [], self.spec
         for i in range(step.sequences):
             rows = self.read(step, i)
             span = slice(step.q_start[i], step.q_start[i + 1])
-            out.append(attend(q[span], self.k[rows], self.v[rows], scale, self.spec.window))
+            extra = sinks if s.sinks else None
+            out.append(attend(q[span], self.k[rows], self.v[rows], scale, s.window, s.chunk, extra))
         return torch.cat(out)
 
 
 def attention(request: LoadRequest) -> Any:
     spec: Any = request.spec
     p = request.children
+    sinks = (weight(request, "sinks"),) if spec.sinks else ()
+
+    def normed(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return p["q_norm"](q) if spec.q_norm else q, p["k_norm"](k) if spec.k_norm else k
 
     def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
-        n = p["norm"](x)
+        n = p["norm"](x) if spec.norm else x
         q, k, v = (p[r](n).view(x.shape[0], -1, spec.head_dim) for r in "qkv")
-        q = p["q_norm"](q) if spec.q_norm else q
-        k = p["k_norm"](k) if spec.k_norm else k
+        q, k = (q, k) if spec.norm_after_rope else normed(q, k)
         if spec.rope:
             q, k = p["rope"](q, step.positions), p["rope"](k, step.positions)
+        q, k = normed(q, k) if spec.norm_after_rope else (q, k)
+        q = tempered(q, step.positions, spec.temperature) if spec.temperature else q
         p["cache"].append(step, k, v)
-        return x + p["o"](p["cache"].attend(step, q, spec.scale).flatten(1))
+        y = p["cache"].attend(step, q, spec.scale, *sinks).flatten(1)
+        y = p["o"](y * p["gate"](n).sigmoid() if spec.gate else y)
+        y = p["post_norm"](y) if spec.post_norm else y
+        return x + y if spec.residual else y
 
     return run
 
@@ -159,7 +174,7 @@ def mla(request: LoadRequest) -> Any:
         up_k, up_v = split_up_projection(weight(request, "kv_b"), spec.heads, spec.nope_dim, spec.value_dim)
 
     def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
-        n = p["norm"](x)
+        n = p["norm"](x) if spec.norm else x
         q = p["q_b"](p["q_a_norm"](p["q_a"](n))) if spec.q_a else p["q"](n)
         nope, turned = q.view(x.shape[0], spec.heads, -1).split((spec.nope_dim, spec.rope_dim), -1)
         latent, key = p["kv_a"](n).split((spec.latent, spec.rope_dim), -1)
@@ -167,7 +182,8 @@ def mla(request: LoadRequest) -> Any:
         key = p["rope"](key[:, None], step.positions)[:, 0]
         p["cache"].append(step, p["kv_a_norm"](latent), key)
         got = p["cache"].attend(step, torch.cat((absorb_query(nope, up_k), turned), -1), spec.scale)
-        return x + p["o"](expand_output(got, up_v).flatten(1))
+        y = p["o"](expand_output(got, up_v).flatten(1))
+        return x + y if spec.residual else y
 
     return run
 
@@ -179,6 +195,7 @@ def mlp(request: LoadRequest) -> Any:
     def run(x: torch.Tensor) -> torch.Tensor:
         n = p["norm"](x) if spec.norm else x
         y = p["down"](gated(p["gate"](n), p["up"](n), spec.activation))
+        y = p["post_norm"](y) if spec.post_norm else y
         return x + y if spec.residual else y
 
     return run
@@ -187,32 +204,89 @@ def mlp(request: LoadRequest) -> Any:
 def router(request: LoadRequest) -> Any:
     spec: Any = request.spec
     w, bias = weight(request, "weight"), weight(request, "bias") if spec.choice_bias else None
-    return lambda x: route(x @ w.T, spec, bias)
+    shift = weight(request, "logit_bias") if spec.logit_bias else 0.0
+    return lambda x: route(x @ w.T + shift, spec, bias)
 
 
 def experts(request: LoadRequest) -> Any:
     spec: Any = request.spec
     gate, up, down = (weight(request, r) for r in ("gate", "up", "down"))
-    return lambda x, ids, weights: routed_experts(x, ids, weights, gate, up, down, spec)
+    biases: Any = tuple(weight(request, f"{r}_bias") for r in ("gate", "up", "down")) if spec.bias else None
+    return lambda x, ids, weights: routed_experts(x, ids, weights, gate, up, down, spec, biases)
 
 
 def moe(request: LoadRequest) -> Any:
     spec: Any = request.spec
     p = request.children
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        n = p["norm"](x)
-        y = p["experts"](n, *p["router"](n))
+    def run(x: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+        n = p["norm"](x) if spec.norm else x
+        y = p["experts"](n, *p["router"](before if spec.early_router else n))
         if spec.shared:
             part = p["shared"](n)
             y = y + (part * p["shared_gate"](n).sigmoid() if spec.shared_gate else part)
-        return x + y
+        return x + y if spec.residual else y
+
+    return run
+
+
+class States:
+    """Recurrent states by slot."""
+
+    def __init__(self, spec: StateCacheSpec) -> None:
+        self.spec = spec
+
+    def allocate_states(self, slots: int) -> None:
+        self.held = [torch.zeros(slots, *shape) for shape in self.spec.shapes]
+
+    def copy_states(self, source: Sequence[int], target: Sequence[int]) -> None:
+        for held in self.held:
+            held[list(target)] = held[list(source)]
+
+    def read(self, step: StepBatch) -> tuple[torch.Tensor, ...]:
+        fresh = torch.tensor([step.starts(i) for i in range(step.sequences)])
+        read = (held[list(step.state_slots)] for held in self.held)
+        return tuple(torch.where(fresh.view(-1, *[1] * (r.dim() - 1)), 0.0, r) for r in read)
+
+    def write(self, step: StepBatch, *states: torch.Tensor) -> None:
+        for held, state in zip(self.held, states, strict=True):
+            held[list(step.state_slots)] = state
+
+
+def delta(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+    conv, decay, dt = (weight(request, r) for r in ("conv", "decay", "dt_bias"))
+    rate = -decay.exp() if spec.decay_log else decay
+    keys, repeat = spec.key_heads * spec.key_dim, spec.value_heads // spec.key_heads
+
+    def one(mixed: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor) -> Any:
+        q, k, v = mixed.split((keys, keys, spec.value_heads * spec.value_dim), -1)
+        q, k = (l2_normalised(t.view(len(t), -1, spec.key_dim)).repeat_interleave(repeat, 1) for t in (q, k))
+        return delta_rule(q * spec.key_dim**-0.5, k, v.view(len(v), -1, spec.value_dim), g, beta, state)
+
+    def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        n = p["norm"](x) if spec.norm else x
+        qkv, beta = p["qkv"](n), p["b"](n).sigmoid()
+        g = rate * torch.nn.functional.softplus(p["a"](n) + dt)
+        before, states = p["state"].read(step)
+        out, ends, after = [], [], []
+        for i in range(step.sequences):
+            at = slice(step.q_start[i], step.q_start[i + 1])
+            mixed, end = causal_conv(qkv[at], before[i], conv)
+            y, state = one(mixed, g[at], beta[at], states[i])
+            out.append(y)
+            ends.append(end)
+            after.append(state)
+        p["state"].write(step, torch.stack(ends), torch.stack(after))
+        y = p["out_norm"](torch.cat(out)).flatten(1) * torch.nn.functional.silu(p["z"](n))
+        return x + p["o"](y) if spec.residual else p["o"](y)
 
     return run
 
 
 def sampling(request: LoadRequest) -> Any:
-    return lambda logits, params, seen=(), generator=None: sample(logits, params, seen, generator)
+    return lambda logits, params, seen=(), generator=None, prompt=0: sample(logits, params, seen, generator, prompt)
 
 
 MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
@@ -227,6 +301,8 @@ MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
     RouterSpec: router,
     ExpertsSpec: experts,
     MoESpec: moe,
+    StateCacheSpec: lambda request: States(request.spec),  # type: ignore[arg-type]
+    GatedDeltaNetSpec: delta,
     SamplingSpec: sampling,
 }
 assert len(ACTIVATIONS) == 3, "the operators' activations changed: so must this backend"

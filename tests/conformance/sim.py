@@ -26,6 +26,7 @@ class Broken(Implementation):
 
     def __init__(self, right: Implementation, load: Change) -> None:
         self.id, self.spec_type, self.fused, self.options = right.id, right.spec_type, right.fused, right.options
+        self.handles = right.handles
         self._right, self._load = right, load
 
     def supports(self, spec: Any, device: Any) -> Any:

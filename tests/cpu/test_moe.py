@@ -15,6 +15,7 @@ from ktcore_cpu.moe import CpuMoE
 from ktcore_cpu.router import CpuRouter
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
+from ktcore.backend.handles import answer
 from ktcore.errors import CheckpointError
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.mlp import MLPSpec
@@ -131,7 +132,7 @@ def test_branch_with_gated_shared_experts() -> None:
 
 def test_what_the_fused_branch_does_not_run_it_says() -> None:
     spec = branch()
-    assert isinstance(CpuMoE().supports(spec, DEVICE), Supported)
+    assert isinstance(answer(CpuMoE(), spec, DEVICE), Supported)
     assert spec.shared is not None
     for changed in (
         replace(spec, experts=replace(EXPERTS, gate_format="MADE_UP")),
@@ -139,4 +140,4 @@ def test_what_the_fused_branch_does_not_run_it_says() -> None:
         replace(spec, shared=replace(spec.shared, activation="relu")),
         replace(spec, shared=replace(spec.shared, norm=spec.norm)),
     ):
-        assert isinstance(CpuMoE().supports(changed, DEVICE), Unsupported)
+        assert isinstance(answer(CpuMoE(), changed, DEVICE), Unsupported)

@@ -12,6 +12,7 @@ from ktcore_cpu.moe import CpuMoE
 from ktcore_cpu.router import CpuRouter
 
 from ktcore.backend import Capabilities, Supported, Unsupported
+from ktcore.backend.handles import answer as judge
 from ktcore.ops import (
     AttentionSpec,
     ClampedGLU,
@@ -37,15 +38,15 @@ NO_WEIGHT = RMSNormSpec(16, 1e-5, "")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gate": replace(SQUARE, bias=True)}, "gate with a bias"),
-        ({"post_norm": RMSNormSpec(64, 1e-5, offset=1.0)}, "zero-centred"),
+        ({"gate": replace(SQUARE, bias=True)}, "gate.bias"),
+        ({"post_norm": RMSNormSpec(64, 1e-5, offset=1.0)}, "post_norm.offset"),
         ({"q_norm": NO_WEIGHT, "k_norm": replace(NO_WEIGHT, eps=1e-6)}, "different eps"),
         ({"cache": replace(CACHE, value_dim=32)}, "different width"),
     ],
 )
 def test_attention(changes: dict[str, Any], words: str) -> None:
-    assert isinstance(CpuAttention().supports(ATTENTION, DEVICE), Supported)
-    answer = CpuAttention().supports(replace(ATTENTION, **changes), DEVICE)
+    assert isinstance(judge(CpuAttention(), ATTENTION, DEVICE), Supported)
+    answer = judge(CpuAttention(), replace(ATTENTION, **changes), DEVICE)
     assert isinstance(answer, Unsupported)
     assert words in answer.reason
 
@@ -63,15 +64,15 @@ def test_attention(changes: dict[str, Any], words: str) -> None:
     ],
 )
 def test_attention_takes(changes: dict[str, Any]) -> None:
-    assert isinstance(CpuAttention().supports(replace(ATTENTION, **changes), DEVICE), Supported)
+    assert isinstance(judge(CpuAttention(), replace(ATTENTION, **changes), DEVICE), Supported)
 
 
 @pytest.mark.parametrize("changes", [{"choice_bias": True}, {"groups": 2}])
 def test_router(changes: dict[str, Any]) -> None:
     for field in ({"logit_bias": True}, {"on_logits": True}):
-        assert isinstance(CpuRouter().supports(replace(ROUTER, **field), DEVICE), Supported)  # type: ignore[arg-type]
+        assert isinstance(judge(CpuRouter(), replace(ROUTER, **field), DEVICE), Supported)  # type: ignore[arg-type]
     router = replace(ROUTER, on_logits=True, **changes)
-    for answer in (CpuRouter().supports(router, DEVICE), CpuMoE().supports(MoESpec(64, router, EXPERTS), DEVICE)):
+    for answer in (judge(CpuRouter(), router, DEVICE), judge(CpuMoE(), MoESpec(64, router, EXPERTS), DEVICE)):
         assert isinstance(answer, Unsupported)
         assert "chosen by logits" in answer.reason
 
@@ -79,13 +80,13 @@ def test_router(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", [{"bias": True}, {"clamped": ClampedGLU(1.7, 7)}, {"weight_on_input": True}])
 def test_experts_take(changes: dict[str, Any]) -> None:
     experts = replace(EXPERTS, **changes)
-    assert isinstance(CpuExperts().supports(experts, DEVICE), Supported)
-    assert isinstance(CpuMoE().supports(MoESpec(64, ROUTER, experts, early_router=True), DEVICE), Supported)
+    assert isinstance(judge(CpuExperts(), experts, DEVICE), Supported)
+    assert isinstance(judge(CpuMoE(), MoESpec(64, ROUTER, experts, early_router=True), DEVICE), Supported)
 
 
 def test_shared_experts_beside_a_clamped_activation() -> None:
     spec = MoESpec(64, ROUTER, EXPERTS, MLPSpec(64, 64, "silu", SQUARE, SQUARE, SQUARE))
-    assert isinstance(CpuMoE().supports(spec, DEVICE), Supported)
-    answer = CpuMoE().supports(replace(spec, experts=replace(EXPERTS, clamped=ClampedGLU(1.7, 7))), DEVICE)
+    assert isinstance(judge(CpuMoE(), spec, DEVICE), Supported)
+    answer = judge(CpuMoE(), replace(spec, experts=replace(EXPERTS, clamped=ClampedGLU(1.7, 7))), DEVICE)
     assert isinstance(answer, Unsupported)
     assert "activation" in answer.reason

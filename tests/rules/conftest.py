@@ -21,6 +21,7 @@ from ktcore.backend import (
     Unsupported,
 )
 from ktcore.backend.discovery import Found
+from ktcore.backend.handles import known_names
 from ktcore.backend.record import BackendRecord
 from ktcore.graph.node import Graph
 from ktcore.ops import AttentionSpec, LinearSpec, MLPSpec
@@ -42,6 +43,7 @@ class Fake(Implementation):
     ) -> None:
         self.id, self.spec_type, self.fused = name, spec_type, fused
         self.pages, self.options = tuple(pages), frozenset(options)
+        self.handles = known_names(spec_type, fused)
 
     def supports(self, spec: Any, device: Capabilities) -> Supported | Unsupported:
         bad = [f for f in spec.formats() if f not in ("Q8_0", "F32")]

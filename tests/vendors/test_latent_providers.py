@@ -22,6 +22,7 @@ from ktcore_rocm.aiter import Aiter
 from ktcore_triton.tuning import Tuning
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
+from ktcore.backend.handles import answer as judge
 from ktcore.backend.host import HostRuntime
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
@@ -265,10 +266,10 @@ def host_runtime() -> Callable[[], HostRuntime]:
 @pytest.mark.parametrize(("provider", "device"), PROVIDERS)
 def test_what_the_documents_exclude_is_refused_with_the_reason(provider: Any, device: Capabilities) -> None:
     def answer(spec: KVCacheSpec = SPEC, **changes: Any) -> str:
-        found = provider.supports(spec, Capabilities(**{**device.__dict__, **changes}))
+        found = judge(provider, spec, Capabilities(**{**device.__dict__, **changes}))
         return found.reason if isinstance(found, Unsupported) else ""
 
-    assert isinstance(provider.supports(SPEC, device), Supported)
+    assert isinstance(judge(provider, SPEC, device), Supported)
     assert "latents of 512" in answer(KVCacheSpec("mla", 16, 1, 320, 256))
     assert "latents of 512" in answer(KVCacheSpec("gqa", 16, 16, 576, 512))
     assert "it runs on" in answer(properties={"arch": "sm_75"})

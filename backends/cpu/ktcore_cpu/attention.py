@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend.branches import ATTENTION
+from ktcore.backend.handles import FREQUENCIES, nested
 from ktcore.errors import CheckpointError
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
@@ -31,6 +33,12 @@ class CpuAttention(Implementation):
 
     id = "cpu.attention"
     spec_type = AttentionSpec
+    handles = (
+        ATTENTION
+        | {"sinks", "q.bias", "k.bias", "v.bias", "o.bias", "norm.offset", "q_norm.offset", "k_norm.offset"}
+        | {"cache.window", "cache.chunk", "cache.sinks"}
+        | nested("rope", FREQUENCIES)
+    )
     fused = True
     options = packing.OPTIONS | {"kv_dtype"}
 
@@ -38,12 +46,8 @@ class CpuAttention(Implementation):
         """Every native weight format; equal key and value widths."""
         if spec.cache.key_dim != spec.cache.value_dim:
             return Unsupported("keys and values of different width")
-        if spec.post_norm is not None and spec.post_norm.offset:
-            return Unsupported("a zero-centred norm of the result")
         if spec.q_norm is not None and spec.k_norm is not None and spec.q_norm.eps != spec.k_norm.eps:
             return Unsupported("query and key norms with different eps")
-        if spec.gate is not None and spec.gate.bias:
-            return Unsupported("an output gate with a bias")
         return packing.supports_formats(spec)
 
     def page_sizes(self, spec: AttentionSpec) -> tuple[int, ...]:

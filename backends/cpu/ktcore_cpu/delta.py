@@ -27,17 +27,16 @@ class CpuGatedDeltaNet(Implementation):
 
     id = "cpu.gated_delta_net"
     spec_type = GatedDeltaNetSpec
+    handles = frozenset({"decay_log", "norm", "norm.offset", "residual", "out_norm.offset"})
     fused = True
     options = packing.OPTIONS
 
     def supports(self, spec: GatedDeltaNetSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format; head widths that are multiples of 16; no biases."""
+        """Every native weight format; head widths that are multiples of 16."""
         if any(w % LANES or w > 1024 for w in (spec.key_dim, spec.value_dim)):
             return Unsupported(f"heads whose width is not a multiple of {LANES}, or above 1024")
         if not 2 <= spec.conv_width <= 16:
             return Unsupported("a convolution that is not 2 to 16 tokens wide")
-        if any(p.bias for p in (spec.qkv, spec.z, spec.b, spec.a, spec.o)):
-            return Unsupported("projections with biases")
         return packing.supports_formats(spec)
 
     def state_bytes(self, spec: GatedDeltaNetSpec) -> int:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 
+EXPERTS = frozenset({"weight_on_input", "bias", "clamped"})
+"""Fields of the spec that the native experts compute."""
+
+
 class CpuExperts(Implementation):
     """Any top-k, any batch; a token's result depends on neither its batch nor the number of threads.
 
@@ -29,6 +33,7 @@ class CpuExperts(Implementation):
 
     id = "cpu.experts"
     spec_type = ExpertsSpec
+    handles = EXPERTS
     options = packing.OPTIONS | {"numa"}
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:

@@ -16,6 +16,7 @@ class CpuLinear(Implementation):
 
     id = "cpu.linear"
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
     options = packing.OPTIONS
 
     def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:

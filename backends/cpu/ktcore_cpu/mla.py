@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend.branches import MLA
+from ktcore.backend.handles import FREQUENCIES, nested
 from ktcore.errors import CheckpointError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.mla import MLASpec
@@ -32,20 +34,14 @@ class CpuMLA(Implementation):
 
     id = "cpu.mla"
     spec_type = MLASpec
+    handles = MLA | nested("rope", FREQUENCIES)
     fused = True
     options = packing.OPTIONS | {"kv_dtype"}
 
     def supports(self, spec: MLASpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format; no biases, ordinary RMSNorms, widths up to 1024, no window."""
-        linears = [p for p in (spec.q, spec.q_a, spec.q_b, spec.kv_a, spec.o) if p is not None]
-        if any(p.bias for p in linears):
-            return Unsupported("projections with biases")
-        if any(n is not None and n.offset for n in (spec.norm, spec.q_a_norm, spec.kv_a_norm)):
-            return Unsupported("a zero-centred norm")
+        """Every native weight format; widths up to 1024."""
         if max(spec.latent + spec.rope_dim, spec.nope_dim + spec.rope_dim, spec.value_dim) > 1024:
             return Unsupported("heads wider than 1024")
-        if spec.cache.window or spec.cache.chunk or spec.cache.sinks:
-            return Unsupported("a window, chunks or sinks over latents")
         return packing.supports_formats(spec)
 
     def packed_bytes(self, spec: MLASpec, stored_bytes: int) -> int:

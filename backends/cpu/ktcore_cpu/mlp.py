@@ -15,13 +15,12 @@ class CpuMLP(Implementation):
 
     id = "cpu.mlp"
     spec_type = MLPSpec
+    handles = frozenset({"norm", "norm.offset", "residual", "post_norm", "post_norm.offset"})
     fused = True
     options = packing.OPTIONS
 
     def supports(self, spec: MLPSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format, no biases."""
-        if spec.gate.bias or spec.up.bias or spec.down.bias:
-            return Unsupported("an MLP with biases")
+        """Every native weight format."""
         return packing.supports_formats(spec)
 
     def load(self, request: LoadRequest) -> CpuMLPModule:

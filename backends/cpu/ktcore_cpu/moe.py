@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend.handles import nested
 from ktcore.ops.moe import MoESpec
 from ktcore_cpu import packing
 from ktcore_cpu.expert_biases import clamp_of
-from ktcore_cpu.experts import pack_experts
-from ktcore_cpu.router import router_config, unsupported_router
+from ktcore_cpu.experts import EXPERTS, pack_experts
+from ktcore_cpu.router import ROUTER, router_config, unsupported_router
 
 
 class CpuMoE(Implementation):
@@ -17,26 +18,27 @@ class CpuMoE(Implementation):
 
     id = "cpu.moe"
     spec_type = MoESpec
+    handles = (
+        frozenset({"shared", "shared_gate", "norm", "norm.offset", "residual", "early_router"})
+        | nested("router", ROUTER)
+        | nested("experts", EXPERTS)
+    )
     fused = True
     options = packing.OPTIONS
 
     def supports(self, spec: MoESpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format; shared experts without biases or a norm of their own."""
+        """Every native weight format; shared experts with the routed ones' activation."""
         unknown = unsupported_router(spec.router)
         if unknown:
             return unknown
         shared = spec.shared
         if shared is not None:
-            if shared.norm is not None or shared.residual:
-                return Unsupported("shared experts with a norm or residual of their own")
-            if shared.gate.bias or shared.up.bias or shared.down.bias:
-                return Unsupported("shared experts with biases")
             if spec.experts.clamped or shared.activation != spec.experts.activation:
                 return Unsupported("shared experts with another activation than the routed ones")
             if spec.experts.weight_on_input and spec.shared_gate is not None:
                 return Unsupported("a shared gate beside weights on the experts' input")
-        if spec.shared_gate is not None and (shared is None or spec.shared_gate.bias):
-            return Unsupported("a shared gate with a bias, or without shared experts")
+        if spec.shared_gate is not None and shared is None:
+            return Unsupported("a shared gate without shared experts")
         nodes = device.properties.get("numa_nodes", 1)
         if int(nodes) > 1:
             return Unsupported(

@@ -16,6 +16,7 @@ class CpuRMSNorm(Implementation):
 
     id = "cpu.rms_norm"
     spec_type = RMSNormSpec
+    handles = frozenset({"offset"})
 
     def supports(self, spec: RMSNormSpec, device: Capabilities) -> Supported | Unsupported:
         """All of them."""

@@ -10,12 +10,29 @@ from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported,
 from ktcore.ops.moe import RouterSpec
 from ktcore_cpu import packing
 
+ROUTER = frozenset(
+    {
+        "score",
+        "choice_bias",
+        "groups",
+        "groups_kept",
+        "group_score",
+        "renormalise",
+        "renorm_eps",
+        "scale",
+        "logit_bias",
+        "on_logits",
+    }
+)
+"""Fields of the spec that the native router computes."""
+
 
 class CpuRouter(Implementation):
     """Every kind of routing in `RouterSpec`. Equal scores go to the lower expert."""
 
     id = "cpu.router"
     spec_type = RouterSpec
+    handles = ROUTER
 
     def supports(self, spec: RouterSpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format; a choice by logits without groups and without a bias of its own."""

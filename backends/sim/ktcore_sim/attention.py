@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
-from ktcore.backend.branches import AbsorbedLatents, attention_branch, mla_branch
+from ktcore.backend import LoadRequest, Module
+from ktcore.backend.branches import ATTENTION, MLA, AbsorbedLatents, attention_branch, mla_branch
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.mla import MLASpec
 from ktcore_sim.base import FLOAT_BYTES, SimImplementation
@@ -16,12 +16,7 @@ class SimAttention(SimImplementation):
 
     id = "sim.attention"
     spec_type = AttentionSpec
-
-    def supports(self, spec: AttentionSpec, device: Capabilities) -> Supported | Unsupported:
-        """Ordinary attention: no gate, sinks, temperature, nor norms after RoPE."""
-        if spec.gate or spec.sinks or spec.temperature or spec.norm_after_rope:
-            return Unsupported("attention with a gate, sinks, temperature, or norms after RoPE")
-        return super().supports(spec, device)
+    handles = ATTENTION - {"gate", "norm_after_rope", "temperature"}
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""
@@ -33,6 +28,7 @@ class SimMLA(SimImplementation):
 
     id = "sim.mla"
     spec_type = MLASpec
+    handles = MLA
 
     def load(self, request: LoadRequest) -> Module:
         """Bring the up-projections to the device, one matrix a head."""

@@ -20,11 +20,10 @@ class SimKVCache(SimImplementation):
 
     id = "sim.kv_cache"
     spec_type = KVCacheSpec
+    handles = frozenset({"window"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Supported | Unsupported:
-        """ "gqa" and "mla", without chunks or sinks."""
-        if spec.chunk or spec.sinks:
-            return Unsupported("attention within chunks of positions, or with sinks")
+        """ "gqa" and "mla"."""
         return Supported() if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")
 
     def load(self, request: LoadRequest) -> SimKVCacheModule:

@@ -15,6 +15,7 @@ class SimLinear(SimImplementation):
 
     id = "sim.linear"
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
 
     def load(self, request: LoadRequest) -> SimLinearModule:
         """Dequantise and transpose."""

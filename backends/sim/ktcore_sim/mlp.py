@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktcore.backend import LoadRequest, Module
-from ktcore.backend.branches import mlp_branch
+from ktcore.backend.branches import MLP, mlp_branch
 from ktcore.ops.mlp import MLPSpec
 from ktcore_sim.base import SimImplementation, kernels
 
@@ -13,6 +13,7 @@ class SimMLP(SimImplementation):
 
     id = "sim.mlp"
     spec_type = MLPSpec
+    handles = MLP
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
-from ktcore.backend.branches import moe_branch
+from ktcore.backend.branches import MOE, moe_branch
 from ktcore.backend.loading import on_device, optional
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec, route
 from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
@@ -18,13 +18,23 @@ class SimRouter(SimImplementation):
 
     id = "sim.router"
     spec_type = RouterSpec
+    handles = frozenset(
+        {
+            "score",
+            "choice_bias",
+            "groups",
+            "groups_kept",
+            "group_score",
+            "renormalise",
+            "renorm_eps",
+            "scale",
+        }
+    )
 
     def supports(self, spec: RouterSpec, device: Capabilities) -> Supported | Unsupported:
         """Both scores, both group scores."""
         if spec.score not in ("softmax", "sigmoid") or spec.group_score not in ("max", "top2_sum"):
             return Unsupported(f"scores {spec.score} in groups by {spec.group_score}")
-        if spec.logit_bias or spec.on_logits:
-            return Unsupported("a bias on the router's logits, or a choice by them")
         return super().supports(spec, device)
 
     def load(self, request: LoadRequest) -> SimRouterModule:
@@ -53,12 +63,7 @@ class SimExperts(SimImplementation):
 
     id = "sim.experts"
     spec_type = ExpertsSpec
-
-    def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
-        """Experts without biases."""
-        if spec.bias or spec.clamped:
-            return Unsupported("experts with biases or a clamped activation")
-        return super().supports(spec, device)
+    handles = frozenset({"weight_on_input"})
 
     def load(self, request: LoadRequest) -> SimExpertsModule:
         """Dequantise expert by expert: the peak is the result and one expert."""
@@ -95,10 +100,7 @@ class SimMoE(SimImplementation):
 
     id = "sim.moe"
     spec_type = MoESpec
-
-    def supports(self, spec: MoESpec, device: Capabilities) -> Supported | Unsupported:
-        """Branches whose router sees what the experts see."""
-        return Unsupported("a router before attention") if spec.early_router else super().supports(spec, device)
+    handles = MOE - {"early_router"}
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""

@@ -17,6 +17,7 @@ class SimRMSNorm(SimImplementation):
 
     id = "sim.rms_norm"
     spec_type = RMSNormSpec
+    handles = frozenset({"offset"})
 
     def load(self, request: LoadRequest) -> SimRMSNormModule:
         """Add the offset once."""

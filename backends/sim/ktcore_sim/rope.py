@@ -7,6 +7,7 @@ from typing import cast
 import torch
 
 from ktcore.backend import LoadRequest
+from ktcore.backend.handles import FREQUENCIES
 from ktcore.backend.mirror import upload
 from ktcore.ops.rope import RopeSpec, inverse_frequencies
 from ktcore_sim.base import FLOAT_BYTES, SimImplementation, kernels
@@ -17,6 +18,7 @@ class SimRope(SimImplementation):
 
     id = "sim.rope"
     spec_type = RopeSpec
+    handles = FREQUENCIES
 
     def load(self, request: LoadRequest) -> SimRopeModule:
         """Bring the frequencies to the device."""

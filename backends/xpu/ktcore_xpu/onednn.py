@@ -25,6 +25,7 @@ class OneDnnLinear(Implementation):
 
     id = "xpu.onednn_w4a16"
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
 
     def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:
         """Where vllm-xpu-kernels is installed; without a live device, that it will be."""

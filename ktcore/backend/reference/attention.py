@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from ktcore.backend.branches import attention_branch, mla_branch
+from ktcore.backend.branches import ATTENTION, MLA, attention_branch, mla_branch
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.errors import BackendError
@@ -21,6 +21,7 @@ class ReferenceAttention(ReferenceImplementation):
 
     id = "reference.attention"
     spec_type = AttentionSpec
+    handles = ATTENTION | {"sinks"}
 
     def load(self, request: LoadRequest) -> Module:
         return attention_branch(request, loaded(request, "sinks") if cast(AttentionSpec, request.spec).sinks else None)
@@ -37,6 +38,7 @@ class ReferenceMLA(ReferenceImplementation):
 
     id = "reference.mla"
     spec_type = MLASpec
+    handles = MLA
     options = frozenset({"absorbed"})
 
     def load(self, request: LoadRequest) -> Module:

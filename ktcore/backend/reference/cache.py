@@ -23,6 +23,7 @@ class ReferenceKVCache(ReferenceImplementation):
 
     id = "reference.kv_cache"
     spec_type = KVCacheSpec
+    handles = frozenset({"window", "chunk", "sinks"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Support:
         return SLOW if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")

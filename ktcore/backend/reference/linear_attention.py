@@ -106,6 +106,7 @@ class ReferenceGatedDeltaNet(ReferenceImplementation):
 
     id = "reference.gated_delta_net"
     spec_type = GatedDeltaNetSpec
+    handles = frozenset({"decay_log", "norm", "residual"})
     options = frozenset({"chunked"})
 
     def load(self, request: LoadRequest) -> Module:

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from ktcore.backend.branches import moe_branch
+from ktcore.backend.branches import MOE, moe_branch
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.linear import linear
@@ -18,6 +18,20 @@ class ReferenceRouter(ReferenceImplementation):
 
     id = "reference.router"
     spec_type = RouterSpec
+    handles = frozenset(
+        {
+            "score",
+            "choice_bias",
+            "groups",
+            "groups_kept",
+            "group_score",
+            "renormalise",
+            "renorm_eps",
+            "scale",
+            "logit_bias",
+            "on_logits",
+        }
+    )
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(RouterSpec, request.spec)
@@ -35,6 +49,7 @@ class ReferenceExperts(ReferenceImplementation):
 
     id = "reference.experts"
     spec_type = ExpertsSpec
+    handles = frozenset({"weight_on_input", "bias", "clamped"})
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(ExpertsSpec, request.spec)
@@ -54,6 +69,7 @@ class ReferenceMoE(ReferenceImplementation):
 
     id = "reference.moe"
     spec_type = MoESpec
+    handles = MOE
 
     def load(self, request: LoadRequest) -> Module:
         return moe_branch(request)

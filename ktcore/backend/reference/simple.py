@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import torch
 
-from ktcore.backend.branches import mlp_branch
+from ktcore.backend.branches import MLP, mlp_branch
+from ktcore.backend.handles import FREQUENCIES
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.embedding import EmbeddingSpec, embedding
@@ -37,6 +38,7 @@ class ReferenceLinear(ReferenceImplementation):
 
     id = "reference.linear"
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
 
     def load(self, request: LoadRequest) -> Module:
         weight = loaded(request, "weight")
@@ -52,6 +54,7 @@ class ReferenceRMSNorm(ReferenceImplementation):
 
     id = "reference.rms_norm"
     spec_type = RMSNormSpec
+    handles = frozenset({"offset"})
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(RMSNormSpec, request.spec)
@@ -69,6 +72,7 @@ class ReferenceRope(ReferenceImplementation):
 
     id = "reference.rope"
     spec_type = RopeSpec
+    handles = FREQUENCIES
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(RopeSpec, request.spec)
@@ -86,6 +90,7 @@ class ReferenceMLP(ReferenceImplementation):
 
     id = "reference.mlp"
     spec_type = MLPSpec
+    handles = MLP
 
     def load(self, request: LoadRequest) -> Module:
         return mlp_branch(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ktcore.backend.handles import answer, known_names
 from ktcore.backend.implementation import Supported, Unsupported
 from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.specs import attention, experts, linear, mla, mlp, moe, norm, router_v3
@@ -14,6 +15,7 @@ def cases() -> list[Case]:
     """All without a device."""
     return [
         _case("ids", "ids begin with the backend's name and name an operator's spec", _ids),
+        _case("handles", "what it says to handle are fields of its operator's spec", _handles),
         _case("supports-is-pure", "supports answers every spec, twice the same, without a device", _pure),
         _case("supports-refuses-unknown-formats", "a format that does not exist is refused", _unknown),
         _case("memory-figures", "packed sizes and cache sizes are whole numbers of bytes", _figures),
@@ -50,6 +52,13 @@ def _ids(ctx: Context) -> None:
         ctx.require(isinstance(item.options, frozenset), f"{item.id}: options are no frozenset")
 
 
+def _handles(ctx: Context) -> None:
+    for item in ctx.target.implementations:
+        ctx.require(isinstance(item.handles, frozenset), f"{item.id}: handles is no frozenset")
+        unknown = sorted(item.handles - known_names(item.spec_type, item.fused))
+        ctx.require(not unknown, f"{item.id} handles {', '.join(unknown)}, which {item.spec_type.__name__} has not")
+
+
 def _pure(ctx: Context) -> None:
     spec = ctx.target.registry.known(ctx.target.name).spec
     assert spec is not None
@@ -58,7 +67,7 @@ def _pure(ctx: Context) -> None:
             for item in ctx.target.implementations:
                 if item.spec_type is not type(sample):
                     continue
-                answers = [item.supports(sample, spec.declared[0]) for _ in range(2)]
+                answers = [answer(item, sample, spec.declared[0]) for _ in range(2)]
                 good = all(isinstance(a, Supported | Unsupported) for a in answers)
                 ctx.require(good, f"{item.id}: supports gave a {type(answers[0]).__name__}")
                 ctx.require(answers[0] == answers[1], f"{item.id}: supports gives two answers to one question")
@@ -73,8 +82,8 @@ def _unknown(ctx: Context) -> None:
     for sample in sample_specs(NO_FORMAT):
         for item in ctx.target.implementations:
             if item.spec_type is type(sample) and NO_FORMAT in sample.formats():
-                answer = item.supports(sample, spec.declared[0])
-                ctx.require(isinstance(answer, Unsupported), f"{item.id} claims to take a format that does not exist")
+                said = answer(item, sample, spec.declared[0])
+                ctx.require(isinstance(said, Unsupported), f"{item.id} claims to take a format that does not exist")
 
 
 def _figures(ctx: Context) -> None:
@@ -83,7 +92,7 @@ def _figures(ctx: Context) -> None:
     for sample in (*sample_specs("F32"), *sample_specs("Q4_K")):
         for item in ctx.target.implementations:
             # plans ask for the figures of what is taken only
-            if item.spec_type is type(sample) and isinstance(item.supports(sample, spec.declared[0]), Supported):
+            if item.spec_type is type(sample) and isinstance(answer(item, sample, spec.declared[0]), Supported):
                 sizes = [
                     item.packed_bytes(sample, 1 << 20),
                     item.cache_bytes_per_token(sample),

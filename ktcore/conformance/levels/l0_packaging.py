@@ -53,7 +53,8 @@ def _api(ctx: Context) -> None:
     spec = ctx.target.registry.known(ctx.target.name).spec
     assert spec is not None
     wanted, has = spec.api_version, API_VERSION
-    ctx.require(wanted[0] == has[0] and wanted[1] <= has[1], f"written for {wanted}, this is {has}")
+    fits = wanted[0] == has[0] and wanted[1] <= has[1]
+    ctx.require(fits, f"written for {wanted}, this is {has}: declare `handles` of every implementation, then raise it")
 
 
 def _requirements(ctx: Context) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ktcore.backend.handles import answer
+from ktcore.backend.implementation import Unsupported
 from ktcore.conformance.case import Context
 from ktcore.conformance.data.batches import Plan, batches, scattered
 from ktcore.conformance.data.memory import make_weights, storable, values
@@ -85,12 +87,10 @@ def first_page_size(ctx: Context, loaded: Loaded) -> int:
 
 def any_format(ctx: Context, make: Callable[[str], Spec]) -> str:
     """A format that the backend takes in what `make` gives, quantised ones first."""
-    from ktcore.backend.implementation import Unsupported
-
     own = [i for i in ctx.target.implementations if i.spec_type is type(make("F32"))]
     for fmt in SIMPLE_FORMATS:
         if storable(make(fmt)) and any(
-            not isinstance(i.supports(make(fmt), ctx.target.device), Unsupported) for i in own
+            not isinstance(answer(i, make(fmt), ctx.target.device), Unsupported) for i in own
         ):
             return fmt
     return next(fmt for fmt in ("Q8_0", "F32") if storable(make(fmt)))

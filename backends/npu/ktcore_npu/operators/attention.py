@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from ktcore.backend import LoadRequest, Module
-from ktcore.backend.branches import AbsorbedLatents, attention_branch, mla_branch
+from ktcore.backend.branches import ATTENTION, MLA, AbsorbedLatents, attention_branch, mla_branch
 from ktcore.backend.loading import compute_dtype, on_device
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.mla import MLASpec
@@ -18,6 +18,7 @@ class NpuAttention(NpuImplementation):
     """Grouped-query attention: gates, temperature, norms before or after RoPE; sinks where the cache takes them."""
 
     spec_type = AttentionSpec
+    handles = ATTENTION | {"sinks"}
 
     def load(self, request: LoadRequest) -> Module:
         """Only sinks are its own: the parts hold the other weights."""
@@ -34,6 +35,7 @@ class NpuMLA(NpuImplementation):
     ranks, and takes the projections as unquantised NZ matrices."""
 
     spec_type = MLASpec
+    handles = MLA
     options = frozenset({"compute"})
 
     def load(self, request: LoadRequest) -> Module:

@@ -37,8 +37,6 @@ class NpuKVCache(NpuImplementation):
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Supported | Unsupported:
         """As the operator's documented limits say."""
-        if spec.window or spec.chunk or spec.sinks:
-            return Unsupported("attention with a window, in chunks, or with sinks")
         if spec.kind == "mla":
             return self._latent(spec, device)
         if max(spec.key_dim, spec.value_dim) > WIDTHS[-1]:

@@ -30,6 +30,7 @@ class NpuLinear(NpuImplementation):
     dequantised to 16 bits (`packed_bytes` says so); float32 stays float32."""
 
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
     options = frozenset({"compute"})
 
     def load(self, request: LoadRequest) -> Module:

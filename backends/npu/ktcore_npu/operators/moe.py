@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from ktcore.backend import LoadRequest, Module
-from ktcore.backend.branches import moe_branch
+from ktcore.backend.branches import MOE, moe_branch
 from ktcore.backend.loading import on_device, optional
 from ktcore.ops.moe import MoESpec, RouterSpec, route
 from ktcore_npu.operators.base import FLOAT_BYTES, NpuImplementation, npu
@@ -29,6 +29,20 @@ class NpuRouter(NpuImplementation):
     """
 
     spec_type = RouterSpec
+    handles = frozenset(
+        {
+            "score",
+            "choice_bias",
+            "groups",
+            "groups_kept",
+            "group_score",
+            "renormalise",
+            "renorm_eps",
+            "scale",
+            "logit_bias",
+            "on_logits",
+        }
+    )
 
     def load(self, request: LoadRequest) -> Module:
         """The weight stays float32."""
@@ -59,6 +73,7 @@ class NpuMoE(NpuImplementation):
     """Composed; the shared part runs while routed experts on the host compute."""
 
     spec_type = MoESpec
+    handles = MOE
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""

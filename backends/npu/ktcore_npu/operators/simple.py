@@ -7,7 +7,8 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
-from ktcore.backend.branches import mlp_branch
+from ktcore.backend.branches import MLP, mlp_branch
+from ktcore.backend.handles import FREQUENCIES
 from ktcore.backend.loading import compute_dtype, embedding_rows
 from ktcore.backend.mirror import upload
 from ktcore.ops.embedding import EmbeddingSpec
@@ -44,6 +45,7 @@ class NpuRMSNorm(NpuImplementation):
     """
 
     spec_type = RMSNormSpec
+    handles = frozenset({"offset"})
 
     def load(self, request: LoadRequest) -> Module:
         """Add the offset once."""
@@ -72,6 +74,7 @@ class NpuRope(NpuImplementation):
     """
 
     spec_type = RopeSpec
+    handles = FREQUENCIES
 
     def supports(self, spec: RopeSpec, device: Capabilities) -> Supported | Unsupported:
         """Widths as documented."""
@@ -112,6 +115,7 @@ class NpuMLP(NpuImplementation):
     """Composed of the projections that the rules chose; `npu_swiglu(x, dim)` is silu(first half) * second half."""
 
     spec_type = MLPSpec
+    handles = MLP
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""

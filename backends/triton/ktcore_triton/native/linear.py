@@ -41,6 +41,7 @@ class TiledLinear(Implementation):
     """
 
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
     options = frozenset({"compute"})
     capturable = True
 

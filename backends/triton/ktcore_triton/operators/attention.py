@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from ktcore.backend import LoadRequest, Module
-from ktcore.backend.branches import AbsorbedLatents, attention_branch, mla_branch
+from ktcore.backend.branches import ATTENTION, MLA, AbsorbedLatents, attention_branch, mla_branch
 from ktcore.backend.loading import compute_dtype, on_device
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.mla import MLASpec
@@ -16,6 +16,7 @@ class TritonAttention(TritonImplementation):
     """Grouped-query attention: gates, sinks, temperature, norms before or after RoPE."""
 
     spec_type = AttentionSpec
+    handles = ATTENTION | {"sinks"}
 
     def load(self, request: LoadRequest) -> Module:
         """Only sinks are its own: the parts hold the other weights."""
@@ -32,6 +33,7 @@ class TritonMLA(TritonImplementation):
     """Latent attention, absorbed: keys are never expanded."""
 
     spec_type = MLASpec
+    handles = MLA
     options = frozenset({"compute"})
 
     def load(self, request: LoadRequest) -> Module:

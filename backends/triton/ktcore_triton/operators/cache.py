@@ -23,6 +23,7 @@ class TritonKVCache(TritonImplementation):
     """Grouped queries with window, chunk and sinks; latents of MLA with a rank that is a power of two."""
 
     spec_type = KVCacheSpec
+    handles = frozenset({"window", "chunk", "sinks"})
     options = frozenset({"compute"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Supported | Unsupported:

@@ -103,6 +103,7 @@ class TritonGatedDeltaNet(TritonImplementation):
     more in chunks; the two round differently."""
 
     spec_type = GatedDeltaNetSpec
+    handles = frozenset({"decay_log", "norm", "residual"})
 
     def supports(self, spec: GatedDeltaNetSpec, device: Capabilities) -> Supported | Unsupported:
         """As the kernels take them."""

@@ -30,6 +30,7 @@ class TritonFloat8Linear(TritonImplementation):
     """
 
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
     options = frozenset({"product"})
 
     def __init__(self, backend: str, tuning: Tuned) -> None:

@@ -25,6 +25,7 @@ class TritonLinear(TritonImplementation):
     """Formats with scales in groups stay quantised, FP8 too; MXFP4, IQ and the like become bfloat16 or float16."""
 
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
     options = frozenset({"compute"})
 
     def load(self, request: LoadRequest) -> Module:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
-from ktcore.backend.branches import moe_branch
+from ktcore.backend.branches import MOE, moe_branch
 from ktcore.backend.loading import compute_dtype, on_device
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
 from ktcore_triton.affine import AffineWeight, affine_bank, affine_bytes, supported
@@ -22,6 +22,20 @@ class TritonRouter(TritonImplementation):
     """Softmax, sigmoid, groups, biases, choice by logits. Logits in float32: a choice hangs by a hair."""
 
     spec_type = RouterSpec
+    handles = frozenset(
+        {
+            "score",
+            "choice_bias",
+            "groups",
+            "groups_kept",
+            "group_score",
+            "renormalise",
+            "renorm_eps",
+            "scale",
+            "logit_bias",
+            "on_logits",
+        }
+    )
 
     def load(self, request: LoadRequest) -> Module:
         """The weight stays float32."""
@@ -42,6 +56,7 @@ class TritonExperts(TritonImplementation):
     """All experts in two launches, for those that a rule makes resident."""
 
     spec_type = ExpertsSpec
+    handles = frozenset({"weight_on_input", "bias", "clamped"})
     options = frozenset({"compute"})
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
@@ -79,6 +94,7 @@ class TritonMoE(TritonImplementation):
     """Composed; the shared part runs while routed experts on the host compute."""
 
     spec_type = MoESpec
+    handles = MOE
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""

@@ -32,6 +32,7 @@ class ProvidedLatentCache(TritonKVCache):
     """
 
     capturable = False
+    handles = frozenset()
     package: str
     name: str
     chips: Sequence[str]
@@ -46,8 +47,6 @@ class ProvidedLatentCache(TritonKVCache):
         """As the package documents its kernel; without a live device, that it will be installed."""
         if spec.kind != "mla" or (spec.value_dim, spec.key_dim) != (LATENT, LATENT + ROPE):
             return Unsupported("it attends over latents of 512 with rotary keys of 64")
-        if spec.window or spec.chunk or spec.sinks:
-            return Unsupported("a window, chunks or sinks over latents")
         if self.heads and spec.heads not in self.heads:
             return Unsupported(f"{spec.heads} query heads: it takes {', '.join(map(str, self.heads))}")
         arch = device.properties.get("arch")

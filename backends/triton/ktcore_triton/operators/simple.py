@@ -7,7 +7,8 @@ from typing import cast
 import torch
 
 from ktcore.backend import LoadRequest, Module
-from ktcore.backend.branches import mlp_branch
+from ktcore.backend.branches import MLP, mlp_branch
+from ktcore.backend.handles import FREQUENCIES
 from ktcore.backend.loading import compute_dtype, embedding_rows, on_device
 from ktcore.backend.mirror import upload
 from ktcore.ops.embedding import EmbeddingSpec
@@ -38,6 +39,7 @@ class TritonRMSNorm(TritonImplementation):
     """With a weight or without; in float32 throughout."""
 
     spec_type = RMSNormSpec
+    handles = frozenset({"offset"})
 
     def load(self, request: LoadRequest) -> Module:
         """Add the offset once."""
@@ -60,6 +62,7 @@ class TritonRope(TritonImplementation):
     """Both pairings, partial width, every scaling; frequencies are worked out once, on the host."""
 
     spec_type = RopeSpec
+    handles = FREQUENCIES
 
     def load(self, request: LoadRequest) -> Module:
         """Bring the frequencies to the device."""
@@ -85,6 +88,7 @@ class TritonMLP(TritonImplementation):
     """Composed of the projections that the rules chose; activation and product in one launch."""
 
     spec_type = MLPSpec
+    handles = MLP
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""

@@ -24,6 +24,7 @@ class SyclKVCache(SyclImplementation):
 
     id = "xpu.sycl_kv_cache"
     spec_type = KVCacheSpec
+    handles = frozenset({"window", "chunk", "sinks"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Supported | Unsupported:
         """Widths that fill sub-groups."""

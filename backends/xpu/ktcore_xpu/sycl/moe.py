@@ -18,6 +18,20 @@ class SyclRouter(SyclImplementation):
 
     id = "xpu.sycl_router"
     spec_type = RouterSpec
+    handles = frozenset(
+        {
+            "score",
+            "choice_bias",
+            "groups",
+            "groups_kept",
+            "group_score",
+            "renormalise",
+            "renorm_eps",
+            "scale",
+            "logit_bias",
+            "on_logits",
+        }
+    )
 
     def load(self, request: LoadRequest) -> Module:
         """The weight stays float32."""
@@ -43,8 +57,8 @@ class SyclExperts(SyclImplementation):
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
         """Quantised in groups, SwiGLU, without biases."""
-        if spec.bias or spec.clamped or spec.weight_on_input or spec.activation != "silu":
-            return Unsupported("experts with biases, weights on their input, or another activation than silu")
+        if spec.activation != "silu":
+            return Unsupported(f"activation {spec.activation}: the kernel is SwiGLU")
         if why := refused_formats(spec):
             return Unsupported(why)
         return super().supports(spec, device)

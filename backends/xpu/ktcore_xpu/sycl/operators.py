@@ -34,6 +34,7 @@ class SyclLinear(SyclImplementation):
 
     id = "xpu.sycl_linear"
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
 
     def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:
         """Formats of the affine group layout."""

@@ -32,6 +32,7 @@ class StrangerLinear(Implementation):
 
     id = "stranger.linear"
     spec_type = LinearSpec
+    handles = frozenset({"bias"})
 
     def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:
         if spec.weight_format not in FORMATS:
@@ -53,6 +54,7 @@ class StrangerNorm(Implementation):
 
     id = "stranger.rms_norm"
     spec_type = RMSNormSpec
+    handles = frozenset({"offset"})
 
     def supports(self, spec: RMSNormSpec, device: Capabilities) -> Supported | Unsupported:
         return Supported()
@@ -60,7 +62,8 @@ class StrangerNorm(Implementation):
     def load(self, request: LoadRequest) -> object:
         spec = request.spec
         assert isinstance(spec, RMSNormSpec)
-        weight = request.weights["weight"].tensor().to(request.runtime.device) + spec.offset
+        stored = request.weights.get("weight")
+        weight = None if stored is None else stored.tensor().to(request.runtime.device) + spec.offset
         return lambda x: torch.nn.functional.rms_norm(x.float(), (spec.dim,), weight, spec.eps)
 
 
