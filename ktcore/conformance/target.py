@@ -146,6 +146,16 @@ class Target:
         self.runtime.synchronize(self.stream)
         return back.clone()
 
+    def restore(self, there: torch.Tensor, held: torch.Tensor) -> None:
+        """Copy `held`, which lies on the CPU, into memory of the device."""
+        if there.device.type == "cpu":
+            there.copy_(held)
+            return
+        staged = self.runtime.pinned_buffer(tuple(held.shape), held.dtype)
+        staged.copy_(held)
+        self.runtime.copy_async(there, staged, self.stream)
+        self.runtime.synchronize(self.stream)
+
     def call(self, module: Module, *arguments: Any) -> Any:
         """Call a module with CPU tensors as arguments; tensors it returns come back to the CPU."""
         there = [self.put(a) if isinstance(a, torch.Tensor) else a for a in arguments]

@@ -114,9 +114,12 @@ class Cache:
         self.spec = spec
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
-        s = self.spec
+        s, self.pages = self.spec, pages
         self.k = torch.zeros(pages * page_size, s.kv_heads, s.key_dim)
         self.v = torch.zeros(pages * page_size, s.kv_heads, s.value_dim)
+
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.k.view(self.pages, -1), self.v.view(self.pages, -1)
 
     def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
         if self.spec.kind == "mla":
@@ -238,6 +241,9 @@ class States:
 
     def allocate_states(self, slots: int) -> None:
         self.held = [torch.zeros(slots, *shape) for shape in self.spec.shapes]
+
+    def state_tensors(self) -> tuple[torch.Tensor, ...]:
+        return tuple(self.held)
 
     def copy_states(self, source: Sequence[int], target: Sequence[int]) -> None:
         for held in self.held:

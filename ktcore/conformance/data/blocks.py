@@ -74,7 +74,7 @@ def random_weight(name: str, shape: tuple[int, ...], std: float, rng: np.random.
         return flat
     fmt = get_format(name)
     count = int(np.prod(shape)) // fmt.block_size
-    if name in GROUP_FORMATS:
+    if name in group_formats():
         return _groups(group_formats()[name], count, std, rng).reshape(-1)
     blocks = _random_bytes(count, fmt.block_bytes, rng)
     if name in _EXPONENT_SCALES:

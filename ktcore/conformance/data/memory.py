@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ktcore.conformance.data.blocks import random_weight
 from ktcore.ops import (
+    AttentionSpec,
     EmbeddingSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
@@ -38,6 +40,8 @@ class MemoryCheckpoint(Checkpoint):
         self.config: Mapping[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self._bytes: dict[str, np.ndarray] = {}
+        self.orders: dict[str, npt.NDArray[np.int64]] = {}
+        """Of weights in ordered formats: which input each stored column belongs to."""
 
     def add(self, name: str, shape: tuple[int, ...], fmt: str, raw: np.ndarray) -> Weight:
         """Store a tensor and open it."""
@@ -50,6 +54,10 @@ class MemoryCheckpoint(Checkpoint):
         view: np.ndarray = self._bytes[name].reshape(-1).view()
         view.flags.writeable = False
         return view
+
+    def input_order(self, name: str) -> npt.NDArray[np.int64]:
+        """See `orders`."""
+        return self.orders[name]
 
     def release(self, name: str) -> None:
         """Nothing is mapped."""
@@ -67,8 +75,21 @@ def make_weights(spec: Spec, rng: np.random.Generator) -> dict[str, Weight]:
             values = (mean + std * rng.standard_normal(shape)).astype(np.float32)
             made[role] = checkpoint.add(role, shape, "F32", values.view(np.uint8).reshape(-1))
         else:
-            made[role] = checkpoint.add(role, shape, fmt, random_weight(fmt, shape, std, rng))
+            made[role] = _stored(checkpoint, role, shape, fmt, std, rng)
     return made
+
+
+def _stored(
+    checkpoint: MemoryCheckpoint, role: str, shape: tuple[int, ...], fmt: str, std: float, rng: np.random.Generator
+) -> Weight:
+    """A random weight; in an ordered format the items of a stack are tensors of their own, each in its own order."""
+    if not get_format(fmt).ordered:
+        return checkpoint.add(role, shape, fmt, random_weight(fmt, shape, std, rng))
+    names = [role] if len(shape) == 2 else [f"{role}.{i}" for i in range(shape[0])]
+    for name in names:
+        checkpoint.add(name, shape[-2:], fmt, random_weight(fmt, shape[-2:], std, rng))
+        checkpoint.orders[name] = rng.permutation(shape[-1]).astype(np.int64)
+    return WeightRef.of(checkpoint, *names).open(checkpoint)
 
 
 def storable(spec: Spec) -> bool:
@@ -98,7 +119,7 @@ def _own(spec: Spec) -> Iterator[Wanted]:
         yield "weight", (spec.out_features, spec.in_features), spec.weight_format, 0.0, spec.in_features**-0.5
         if spec.bias:
             yield "bias", (spec.out_features,), "F32", 0.0, 0.3
-    elif isinstance(spec, RMSNormSpec):
+    elif isinstance(spec, RMSNormSpec) and spec.weight_format:
         yield "weight", (spec.dim,), spec.weight_format, 1.0 - spec.offset, 0.2
     elif isinstance(spec, EmbeddingSpec):
         yield "weight", (spec.vocab, spec.hidden), spec.weight_format, 0.0, 1.0
@@ -106,11 +127,19 @@ def _own(spec: Spec) -> Iterator[Wanted]:
         yield "weight", (spec.experts, spec.hidden), spec.weight_format, 0.0, 1.5 * spec.hidden**-0.5
         if spec.choice_bias:
             yield "bias", (spec.experts,), "F32", 0.0, 0.2
+        if spec.logit_bias:
+            yield "logit_bias", (spec.experts,), "F32", 0.0, 1.0
     elif isinstance(spec, ExpertsSpec):
         wide, tall = spec.hidden**-0.5, spec.intermediate**-0.5
         yield "gate", (spec.experts, spec.intermediate, spec.hidden), spec.gate_format, 0.0, wide
         yield "up", (spec.experts, spec.intermediate, spec.hidden), spec.up_format, 0.0, wide
         yield "down", (spec.experts, spec.hidden, spec.intermediate), spec.down_format, 0.0, tall
+        if spec.bias:
+            yield "gate_bias", (spec.experts, spec.intermediate), "F32", 0.0, 0.5
+            yield "up_bias", (spec.experts, spec.intermediate), "F32", 0.0, 0.5
+            yield "down_bias", (spec.experts, spec.hidden), "F32", 0.0, 0.5
+    elif isinstance(spec, AttentionSpec) and spec.sinks:
+        yield "sinks", (spec.heads,), "F32", 0.0, 1.0
     elif isinstance(spec, MLASpec):
         yield from _up_projections(spec)
     elif isinstance(spec, GatedDeltaNetSpec):

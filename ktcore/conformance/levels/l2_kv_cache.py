@@ -100,11 +100,13 @@ def _run(ctx: Context, loaded: Loaded, spec: KVCacheSpec, plan: Plan, scale: flo
     queries = [normal(rng, n, spec.heads, spec.key_dim) for n in lengths]
     # scores with a spread of 1.5: far from uniform, and no single key takes all
     factor = scale or 1.5 * spec.key_dim**-0.5
+    sinks = normal(rng, spec.heads) if spec.sinks else None
+    more = () if sinks is None else (sinks,)
     got: list[list[torch.Tensor]] = [[] for _ in lengths]
     cache = _Calls(ctx, loaded.module)
     for step, rows in batches(plan):
         cache.append(step, *(torch.cat([t[i][span] for i, span in rows]) for t in (first, second)))
-        out = cache.attend(step, torch.cat([queries[i][span] for i, span in rows]), factor)
+        out = cache.attend(step, torch.cat([queries[i][span] for i, span in rows]), factor, *more)
         for at, (i, span) in zip(step.q_start, rows, strict=False):
             got[i].append(out[at : at + span.stop - span.start])
     truth: list[torch.Tensor] = []
@@ -114,7 +116,7 @@ def _run(ctx: Context, loaded: Loaded, spec: KVCacheSpec, plan: Plan, scale: flo
             k, v = a.stored(k), a.stored(v)
             if spec.kind == "mla":
                 k, v = torch.cat((k, v), -1)[:, None], k[:, None]
-            results.append(causal(a.cast(q), k, v, factor, a, spec.window))
+            results.append(causal(a.cast(q), k, v, factor, spec.window, spec.chunk, sinks))
     together = [torch.cat([torch.cat(parts) for parts in got]), torch.cat(truth), torch.cat(own)]
     compare(ctx, together[0], together[1], together[2], f"{loaded.id}, {what}: attention")
 

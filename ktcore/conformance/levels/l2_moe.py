@@ -51,11 +51,12 @@ def check_branch(ctx: Context, spec: MoESpec, tokens: int) -> None:
     weights = make_weights(spec, ctx.rng("weights"))
     # a few more than needed: those with a doubtful choice are left out
     known, x = values(weights), normal(ctx.rng("x"), 2 * tokens, spec.hidden)
-    _, margin = truth.moe(spec, known, x, EXACT)
-    x = x[margin > CLEAR][:tokens]
+    before = normal(ctx.rng("before"), 2 * tokens, spec.hidden) if spec.early_router else None
+    clear = truth.moe(spec, known, x, EXACT, before)[1] > CLEAR
+    x, before = x[clear][:tokens], None if before is None else before[clear][:tokens]
     ctx.require(x.shape[0] == tokens, "the case is badly made: most choices are ties")
-    exact, _ = truth.moe(spec, known, x, EXACT)
+    exact, _ = truth.moe(spec, known, x, EXACT, before)
     for loaded in ctx.target.load(ctx, spec, weights):
-        own, _ = truth.moe(spec, known, x, Arithmetic.of(loaded.precision))
-        got: torch.Tensor = ctx.target.call(loaded.module, x)
+        own, _ = truth.moe(spec, known, x, Arithmetic.of(loaded.precision), before)
+        got: torch.Tensor = ctx.target.call(loaded.module, *((x,) if before is None else (x, before)))
         compare(ctx, got, exact, own, f"{loaded.id}: result")

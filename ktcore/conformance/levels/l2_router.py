@@ -36,17 +36,19 @@ KINDS = {
 
 def cases() -> list[Case]:
     """A case a family, and formats of the weight."""
-    found = [_case(name, "choice and weights", partial(_check, spec, 33)) for name, spec in KINDS.items()]
+    found = [_case(name, "choice and weights", partial(check_router, spec, 33)) for name, spec in KINDS.items()]
     found += [
-        _case(f"{fmt}.weight", "weight stored in this format", partial(_check, router_v3(HIDDEN, fmt=fmt), 9), fmt)
+        _case(
+            f"{fmt}.weight", "weight stored in this format", partial(check_router, router_v3(HIDDEN, fmt=fmt), 9), fmt
+        )
         for fmt in ("F32", "F16", "BF16")
     ]
-    found.append(_case("one-token", "a single token", partial(_check, router_v3(HIDDEN), 1)))
+    found.append(_case("one-token", "a single token", partial(check_router, router_v3(HIDDEN), 1)))
     found.append(
         _case(
             "bias-chooses-only",
             "a bias moves the choice, never the weights",
-            partial(_check, router_v3(HIDDEN), 16, bias_scale=2.0),
+            partial(check_router, router_v3(HIDDEN), 16, bias_scale=2.0),
         )
     )
     found.append(_case("ties", "of equal groups and experts the lowest ids are chosen", _ties))
@@ -57,7 +59,8 @@ def _case(name: str, about: str, run: Check, fmt: str | None = None) -> Case:
     return Case(f"L2.router.{name}", 2, "router", about, run, fmt)
 
 
-def _check(spec: RouterSpec, tokens: int, ctx: Context, bias_scale: float = 0.0) -> None:
+def check_router(spec: RouterSpec, tokens: int, ctx: Context, bias_scale: float = 0.0) -> None:
+    """Compare the choice where it is clear, and all weights."""
     weights = make_weights(spec, ctx.rng("weights"))
     if bias_scale:
         bias = (bias_scale * ctx.rng("bias").standard_normal(spec.experts)).astype(np.float32)

@@ -14,6 +14,10 @@ from ktcore.ops import SamplingParams, SamplingSpec
 
 VOCAB = 40
 DRAWS = 1500
+LIKELY = (7, 7, 9)
+"""Tokens of the answer that are likely, so that a penalty of them shows."""
+PROMPT = 2
+"""Tokens of what was seen that are the prompt."""
 DEVIATIONS = 5.0
 """Standard deviations by which a count may differ from what is expected."""
 
@@ -27,6 +31,10 @@ def cases() -> list[Case]:
         "top-p": SamplingParams(temperature=1.0, top_p=0.7),
         "min-p": SamplingParams(temperature=1.0, min_p=0.2),
         "penalty": SamplingParams(temperature=1.0, repetition_penalty=1.8),
+        "typical-p": SamplingParams(temperature=1.0, typical_p=0.6),
+        "presence": SamplingParams(temperature=1.0, presence_penalty=2.0),
+        "frequency": SamplingParams(temperature=1.0, frequency_penalty=1.5),
+        "logit-bias": SamplingParams(temperature=1.0, logit_bias={5: 3.0, 30: -100.0}),
         "all-together": SamplingParams(0.9, top_k=12, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
     }
     found = [_case(name, "draws follow the distribution", partial(_draws, params)) for name, params in drawn.items()]
@@ -68,11 +76,12 @@ def _large(ctx: Context) -> None:
 
 
 def _draws(params: SamplingParams, ctx: Context) -> None:
-    logits, seen = _logits(ctx, VOCAB, ""), [1, 2, 3, 2]
+    logits, seen = _logits(ctx, VOCAB, ""), [1, 2, 3, 2, *LIKELY]
+    logits[list(LIKELY)] = 2.5
     expected = _distribution(logits, params, seen)
     for sample in _samplers(ctx, VOCAB):
         generator = _generator(ctx, 1)
-        counts = Counter(int(sample(logits, params, seen, generator)) for _ in range(DRAWS))
+        counts = Counter(int(sample(logits, params, seen, generator, PROMPT)) for _ in range(DRAWS))
         for token, p in enumerate(expected):
             if p == 0:
                 ctx.require(counts[token] == 0, f"token {token} was drawn, but is cut off")
@@ -116,8 +125,12 @@ def _logits(ctx: Context, vocab: int, what: str) -> torch.Tensor:
 def _distribution(logits: torch.Tensor, params: SamplingParams, seen: list[int]) -> np.ndarray:
     """Probabilities by the filters' definitions, one after the other, each renormalised."""
     z = logits.double().numpy().copy()
+    for token, amount in params.logit_bias.items():
+        z[token] += amount
     for token in set(seen):
         z[token] = z[token] / params.repetition_penalty if z[token] > 0 else z[token] * params.repetition_penalty
+    for token, count in Counter(seen[PROMPT:]).items():
+        z[token] -= params.presence_penalty + count * params.frequency_penalty
     p = np.exp(z / params.temperature)
     p /= p.sum()
     order = np.argsort(-p, kind="stable")
@@ -132,5 +145,19 @@ def _distribution(logits: torch.Tensor, params: SamplingParams, seen: list[int])
     if params.min_p:
         p[p < params.min_p * p.max()] = 0
         p /= p.sum()
+    if params.typical_p < 1:
+        p = _typical(p, params.typical_p)
     result: np.ndarray = p
+    return result
+
+
+def _typical(p: np.ndarray, mass: float) -> np.ndarray:
+    """Meister et al., 2022: the tokens whose information is nearest to the mean one, until `mass` is reached."""
+    held = np.flatnonzero(p)
+    information = -np.log(p[held])
+    mean = float((p[held] * information).sum())
+    order = held[np.argsort(np.abs(information - mean), kind="stable")]
+    before = np.cumsum(p[order]) - p[order]
+    kept = np.where(np.isin(np.arange(len(p)), order[before < mass]), p, 0.0)
+    result: np.ndarray = kept / kept.sum()
     return result

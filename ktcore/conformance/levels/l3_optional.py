@@ -1,37 +1,103 @@
-"""Optional variants that some families need: declared ones must be right, undeclared ones are N/A."""
+"""Optional variants that some families need, of the operators without a cache: declared ones must be right, undeclared
+ones are N/A. A case for every optional field; `ktcore.conformance.fields` says which."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+
+import torch
 
 from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels import l2_experts
 from ktcore.conformance.levels.l2_moe import check_branch
-from ktcore.conformance.levels.operator import any_format, check, check_sequences, normal
-from ktcore.conformance.levels.specs import attention, experts, linear, mlp, moe
-from ktcore.conformance.truth import attention as attention_truth
+from ktcore.conformance.levels.l2_router import check_router
+from ktcore.conformance.levels.operator import any_format, check, normal
+from ktcore.conformance.levels.specs import experts, linear, mlp, moe, norm
 from ktcore.conformance.truth import small
-from ktcore.ops import MoESpec, RMSNormSpec, RopeSpec
+from ktcore.ops import (
+    ClampedGLU,
+    ExpertsSpec,
+    LinearSpec,
+    MLPSpec,
+    MoESpec,
+    RMSNormSpec,
+    RopeScaling,
+    RopeSpec,
+    RouterSpec,
+)
 
-LONG = ((5, 40, 1), (1, 1, 33), (1, 1, 1))
+HIDDEN, WIDE = 256, 256
+ORDERED = ("INT4_G32_ORDERED", "INT4_G64_ORDERED", "INT4_G128_ORDERED", "INT8_G32_ORDERED")
+POSITIONS = (0, 1, 7, 40, 77, 99)
+SCALINGS = {
+    "llama3-bands": RopeScaling("llama3", 8.0, 4096, low_freq_factor=2.0, high_freq_factor=16.0),
+    "yarn-bands": RopeScaling("yarn", 8.0, 4096, beta_fast=8.0, beta_slow=2.0),
+    "yarn-mscale": RopeScaling("yarn", 40.0, 4096, mscale=0.5, mscale_all_dim=1.0),
+    "yarn-attention-factor": RopeScaling("yarn", 8.0, 4096, attention_factor=1.5),
+    "yarn-untruncated": RopeScaling("yarn", 8.0, 4096, truncate=False),
+}
 
 
 def cases() -> list[Case]:
-    """Variants by operator."""
-    window = {"heads": 4, "kv_heads": 2, "head_dim": 64, "window": 20}
-    offset = {"heads": 4, "kv_heads": 2, "head_dim": 64, "qk_norm": True, "offset": 1.0}
+    """By operator."""
+    logits = RouterSpec(64, 16, 4, "F32", on_logits=True)
+    shifted = replace(logits, logit_bias=True)
     return [
-        _case("attention", "window", "keys beyond the window are hidden", partial(_attention, window)),
-        _case("attention", "zero-centred-norms", "norms with 1 + weight", partial(_attention, offset)),
-        _case("rms_norm", "zero-centred", "a norm with 1 + weight", _zero_centred),
+        _case("rms_norm", "zero-centred", "a norm with 1 + weight", partial(_norm, RMSNormSpec(256, 1e-6, "F32", 1.0))),
+        _case("rms_norm", "no-weight", "a norm without a weight", partial(_norm, RMSNormSpec(256, 1e-6, ""))),
         _case("rope", "freq-factors", "divisors of the frequencies from the checkpoint", _freq_factors),
-        *(_case("mlp", a, f"activation {a}", partial(_mlp, a, False)) for a in ("relu", "gelu_tanh")),
-        _case("mlp", "bias", "projections with biases", partial(_mlp, "silu", True)),
-        _case("experts", "weight-on-input", "the weight multiplies the input", _on_input),
-        _case("experts", "relu", "activation relu", _relu),
-        _case("moe", "shared-gate", "a gate on the shared part", _shared_gate),
+        _case("rope", "theta", "a base of its own", partial(_rope, RopeSpec(64, 5e5, "half"))),
+        *(_case("rope", n, f"scaled: {n}", partial(_rope, RopeSpec(64, 1e4, "half", s))) for n, s in SCALINGS.items()),
+        _case("linear", "ordered", "columns that are stored in another order than the input's", _ordered),
+        *(_case("mlp", n, f"activation {n}", partial(_mlp, _activated(n))) for n in ("relu", "gelu_tanh")),
+        _case("mlp", "bias", "projections with biases", partial(_mlp, _biased)),
+        _case("mlp", "post-norm", "a norm of the result", partial(_mlp, lambda s: replace(s, post_norm=norm(HIDDEN)))),
+        _case("router", "logit-bias", "a bias of the logits", partial(check_router, shifted, 33)),
+        _case("router", "on-logits", "chosen by logits, softmax over the chosen", partial(check_router, logits, 33)),
+        _case(
+            "router",
+            "on-logits-sigmoid",
+            "chosen by logits, each weighed by itself",
+            partial(check_router, replace(logits, score="sigmoid"), 33),
+        ),
+        _case(
+            "router",
+            "renorm-eps",
+            "a sum of weights that is never zero",
+            partial(check_router, RouterSpec(64, 16, 4, "F32", renormalise=True, renorm_eps=0.25), 33),
+        ),
+        _case(
+            "router",
+            "group-of-two",
+            "groups kept one, scored by their two best",
+            partial(check_router, RouterSpec(64, 32, 4, "F32", "sigmoid", False, 4, 2, "top2_sum"), 33),
+        ),
+        _case(
+            "experts",
+            "weight-on-input",
+            "the weight multiplies the input",
+            partial(_experts, {"weight_on_input": True}),
+        ),
+        _case("experts", "relu", "activation relu", partial(_experts, {"activation": "relu"})),
+        _case("experts", "bias", "biases of every projection", partial(_experts, {"bias": True})),
+        _case("experts", "clamped", "gpt-oss's activation", partial(_experts, {"clamped": ClampedGLU(1.702, 0.8)})),
+        _case(
+            "experts",
+            "clamped-bias",
+            "gpt-oss's experts whole",
+            partial(_experts, {"clamped": ClampedGLU(1.702, 0.8), "bias": True}),
+        ),
+        _case("moe", "shared-gate", "a gate on the shared part", partial(_moe, _with_gate)),
+        _case("moe", "no-residual", "the branch alone", partial(_moe, lambda s: replace(s, residual=False))),
+        _case("moe", "no-norm", "without a norm of the input", partial(_moe, lambda s: replace(s, norm=None))),
+        _case(
+            "moe",
+            "early-router",
+            "a router that reads what the layer got",
+            partial(_moe, lambda s: replace(s, early_router=True)),
+        ),
     ]
 
 
@@ -39,43 +105,58 @@ def _case(op: str, name: str, about: str, run: Check) -> Case:
     return Case(f"L3.{op}.{name}", 3, op, about, run)
 
 
-def _attention(shape: Mapping[str, object], ctx: Context) -> None:
-    fmt = any_format(ctx, lambda f: attention(**shape, fmt=f))  # type: ignore[arg-type]
-    spec = attention(**shape, fmt=fmt)  # type: ignore[arg-type]
-    check_sequences(ctx, spec, LONG, lambda w, x, a: attention_truth.attention(spec, w, x, a), spec.hidden)
-
-
-def _zero_centred(ctx: Context) -> None:
-    spec, x = RMSNormSpec(256, 1e-6, "F32", 1.0), normal(ctx.rng("x"), 4, 256)
+def _norm(spec: RMSNormSpec, ctx: Context) -> None:
+    x = normal(ctx.rng("x"), 4, spec.dim)
     check(ctx, spec, [x], lambda w, a: small.rms_norm(spec, w, x, a))
 
 
-def _freq_factors(ctx: Context) -> None:
-    import torch
-
-    spec = RopeSpec(64, 1e4, "half", None, True)
-    x, positions = normal(ctx.rng("x"), 4, 2, 64), torch.tensor([0, 3, 500, 9000])
+def _rope(spec: RopeSpec, ctx: Context) -> None:
+    x, positions = normal(ctx.rng("x"), len(POSITIONS), 2, 64), torch.tensor(POSITIONS)
     check(ctx, spec, [x, positions], lambda w, a: small.rope(spec, w, x, positions, a))
 
 
-def _mlp(activation: str, bias: bool, ctx: Context) -> None:
-    fmt = any_format(ctx, lambda f: mlp(256, 256, f, activation, bias=bias))
-    spec, x = mlp(256, 256, fmt, activation, bias=bias), normal(ctx.rng("x"), 5, 256)
+def _freq_factors(ctx: Context) -> None:
+    _rope(RopeSpec(64, 1e4, "half", None, True), ctx)
+
+
+def _ordered(ctx: Context) -> None:
+    def make(fmt: str) -> LinearSpec:
+        return linear(HIDDEN, 64, fmt)
+
+    spec, x = make(any_format(ctx, make, ORDERED)), normal(ctx.rng("x"), 5, HIDDEN)
+    check(ctx, spec, [x], lambda w, a: small.linear(spec, w, x, a))
+
+
+def _mlp(change: Callable[[MLPSpec], MLPSpec], ctx: Context) -> None:
+    def make(fmt: str) -> MLPSpec:
+        return change(mlp(HIDDEN, WIDE, fmt))
+
+    spec, x = make(any_format(ctx, make)), normal(ctx.rng("x"), 5, HIDDEN)
     check(ctx, spec, [x], lambda w, a: small.mlp(spec, w, x, a))
 
 
-def _on_input(ctx: Context) -> None:
-    fmt = any_format(ctx, lambda f: experts(8, 2, 256, 256, f, weight_on_input=True))
-    l2_experts.check_spread(ctx, experts(8, 2, 256, 256, fmt, weight_on_input=True), 6)
+def _activated(name: str) -> Callable[[MLPSpec], MLPSpec]:
+    return lambda spec: replace(spec, activation=name)
 
 
-def _relu(ctx: Context) -> None:
-    fmt = any_format(ctx, lambda f: experts(8, 2, 256, 256, f, activation="relu"))
-    l2_experts.check_spread(ctx, experts(8, 2, 256, 256, fmt, activation="relu"), 6)
+def _biased(spec: MLPSpec) -> MLPSpec:
+    gate, up, down = (replace(part, bias=True) for part in (spec.gate, spec.up, spec.down))
+    return replace(spec, gate=gate, up=up, down=down)
 
 
-def _shared_gate(ctx: Context) -> None:
+def _experts(changes: dict[str, object], ctx: Context) -> None:
+    def make(fmt: str) -> ExpertsSpec:
+        return replace(experts(8, 2, HIDDEN, WIDE, fmt), **changes)  # type: ignore[arg-type]
+
+    l2_experts.check_spread(ctx, make(any_format(ctx, make)), 6)
+
+
+def _moe(change: Callable[[MoESpec], MoESpec], ctx: Context) -> None:
     def make(fmt: str) -> MoESpec:
-        return replace(moe(256, 8, 2, 256, fmt), shared_gate=linear(256, 1, "F32"))
+        return change(moe(HIDDEN, 8, 2, WIDE, fmt))
 
     check_branch(ctx, make(any_format(ctx, make)), 5)
+
+
+def _with_gate(spec: MoESpec) -> MoESpec:
+    return replace(spec, shared_gate=linear(HIDDEN, 1, "F32"))

@@ -66,10 +66,21 @@ def check_sequences(
 
 
 def run_sequences(
-    ctx: Context, loaded: Loaded, plan: Plan, inputs: Sequence[torch.Tensor], skip: int = 0
+    ctx: Context,
+    loaded: Loaded,
+    plan: Plan,
+    inputs: Sequence[torch.Tensor],
+    skip: int = 0,
+    before: Callable[[], None] | None = None,
 ) -> list[torch.Tensor]:
-    """Outputs of every sequence, put back together from the steps but the first `skip`, which are not run."""
+    """Outputs of every sequence, put back together from the steps but the first `skip`, which are not run.
+
+    Args:
+        before: called when pages are allocated and nothing has run.
+    """
     loaded.allocate(plan.pages, plan.page_size)
+    if before is not None:
+        before()
     found: list[list[torch.Tensor]] = [[] for _ in inputs]
     for step, rows in batches(plan)[skip:]:
         x = torch.cat([inputs[i][span] for i, span in rows])
@@ -85,12 +96,12 @@ def first_page_size(ctx: Context, loaded: Loaded) -> int:
     return loaded.page_sizes[0]
 
 
-def any_format(ctx: Context, make: Callable[[str], Spec]) -> str:
+def any_format(ctx: Context, make: Callable[[str], Spec], formats: Sequence[str] = SIMPLE_FORMATS) -> str:
     """A format that the backend takes in what `make` gives, quantised ones first."""
     own = [i for i in ctx.target.implementations if i.spec_type is type(make("F32"))]
-    for fmt in SIMPLE_FORMATS:
+    for fmt in formats:
         if storable(make(fmt)) and any(
             not isinstance(answer(i, make(fmt), ctx.target.device), Unsupported) for i in own
         ):
             return fmt
-    return next(fmt for fmt in ("Q8_0", "F32") if storable(make(fmt)))
+    return next(fmt for fmt in (formats if formats != SIMPLE_FORMATS else ("Q8_0", "F32")) if storable(make(fmt)))

@@ -165,6 +165,8 @@ def delta_net(
     *,
     width: int = 4,
     decay_log: bool = False,
+    residual: bool = True,
+    normed: bool = True,
 ) -> GatedDeltaNetSpec:
     """A branch with pre-norm and residual, keys and values `dim` wide."""
     channels = (2 * key_heads + value_heads) * dim
@@ -184,5 +186,6 @@ def delta_net(
         state=StateCacheSpec(((width - 1, channels), (value_heads, dim, dim))),
         conv_format="F32",
         decay_log=decay_log,
-        norm=norm(hidden),
+        norm=norm(hidden) if normed else None,
+        residual=residual,
     )

@@ -10,20 +10,40 @@ from ktcore.ops import AttentionSpec, MLASpec
 
 
 def causal(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, a: Arithmetic, window: int = 0
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int = 0,
+    chunk: int = 0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """q [L, H, dk], k [L, G, dk], v [L, G, dv], query i seeing keys up to i -> [L, H, dv]."""
+    """q [L, H, dk], k [L, G, dk], v [L, G, dv], query i seeing keys up to i -> [L, H, dv].
+
+    Args:
+        window: keys that a query sees, itself included; chunk: positions that see each other; 0 for all.
+        sinks: [H], a logit of each head that takes its share of the weight and has no value.
+    """
     length, heads, _ = q.shape
     share = heads // k.shape[1]
     reach = torch.arange(length)
     seen = reach[None, :] <= reach[:, None]
     if window:
         seen &= reach[None, :] > reach[:, None] - window
+    if chunk:
+        seen &= reach[None, :] >= reach[:, None] - reach[:, None] % chunk
     out = []
     for g in range(k.shape[1]):
         rows = q[:, g * share : (g + 1) * share].transpose(0, 1)
         score = (rows @ k[:, g].T) * scale
-        weight = torch.softmax(score.masked_fill(~seen, float("-inf")), -1)
+        score = score.masked_fill(~seen, float("-inf"))
+        if sinks is None:
+            weight = torch.softmax(score, -1)
+        else:
+            sink = sinks[g * share : (g + 1) * share].to(score.dtype)[:, None, None]
+            top = torch.maximum(score.amax(-1, keepdim=True), sink)
+            grown = torch.exp(score - top)
+            weight = grown / (grown.sum(-1, keepdim=True) + torch.exp(sink - top))
         out.append((weight @ v[:, g]).transpose(0, 1))
     return torch.cat(out, 1)
 
@@ -34,15 +54,22 @@ def attention(spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic) ->
     q = linear(spec.q, w, n, a, "q.").reshape(-1, spec.heads, spec.head_dim)
     k = linear(spec.k, w, n, a, "k.").reshape(-1, spec.kv_heads, spec.head_dim)
     v = linear(spec.v, w, n, a, "v.").reshape(-1, spec.kv_heads, spec.head_dim)
-    if spec.q_norm:
-        q = rms_norm(spec.q_norm, w, q, a, "q_norm.")
-    if spec.k_norm:
-        k = rms_norm(spec.k_norm, w, k, a, "k_norm.")
-    if spec.rope:
-        positions = torch.arange(x.shape[0])
-        q, k = (rope(spec.rope, w, t, positions, a, "rope.") for t in (q, k))
-    y = causal(q, a.stored(k), a.stored(v), spec.scale, a, spec.cache.window)
-    y = linear(spec.o, w, y.flatten(1), a, "o.")
+    positions = torch.arange(x.shape[0])
+    for turn in (spec.norm_after_rope, not spec.norm_after_rope):
+        if turn and spec.rope:
+            q, k = (rope(spec.rope, w, t, positions, a, "rope.") for t in (q, k))
+        elif not turn:
+            q = rms_norm(spec.q_norm, w, q, a, "q_norm.") if spec.q_norm else q
+            k = rms_norm(spec.k_norm, w, k, a, "k_norm.") if spec.k_norm else k
+    if spec.temperature:
+        steps = torch.tensor([float((t + 1) // spec.temperature.span) for t in range(x.shape[0])], dtype=torch.float64)
+        q = q * a.cast(1 + spec.temperature.scale * torch.log(1 + steps))[:, None, None]
+    sinks = w["sinks"] if spec.sinks else None
+    y = causal(q, a.stored(k), a.stored(v), spec.scale, spec.cache.window, spec.cache.chunk, sinks).flatten(1)
+    if spec.gate:
+        y = y / (1 + torch.exp(-linear(spec.gate, w, n, a, "gate.")))
+    y = linear(spec.o, w, y, a, "o.")
+    y = rms_norm(spec.post_norm, w, y, a, "post_norm.") if spec.post_norm else y
     return a.cast(x) + y if spec.residual else y
 
 
@@ -60,7 +87,7 @@ def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tenso
     k_nope = torch.stack([latent @ a.cast(m).T for m in up_k], 1)
     v = torch.stack([latent @ a.cast(m).T for m in up_v], 1)
     k = torch.cat((k_nope, k_rope.expand(-1, spec.heads, -1)), -1)
-    y = causal(torch.cat((q[..., : spec.nope_dim], q_rope), -1), k, v, spec.scale, a)
+    y = causal(torch.cat((q[..., : spec.nope_dim], q_rope), -1), k, v, spec.scale)
     y = linear(spec.o, w, y.flatten(1), a, "o.")
     return a.cast(x) + y if spec.residual else y
 

@@ -13,7 +13,12 @@ def router(
     spec: RouterSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = ""
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [T, hidden] -> ids [T, k], weights [T, k], and by how much each token's choice was made [T]."""
-    score = _scores(spec, w, x, a, prefix)
+    logits = _logits(spec, w, x, a, prefix)
+    if spec.on_logits:
+        ranked, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+        ids = order[:, : spec.top_k]
+        return ids, _weigh(spec, logits, ids), ranked[:, spec.top_k - 1] - ranked[:, spec.top_k]
+    score = _scores(spec, logits)
     choice = score + a.cast(w[f"{prefix}bias"]) if spec.choice_bias else score.clone()
     margin = torch.full((x.shape[0],), float("inf"), dtype=a.compute)
     if spec.groups > 1:
@@ -22,14 +27,14 @@ def router(
     if spec.top_k < spec.experts:
         margin = torch.minimum(margin, ranked[:, spec.top_k - 1] - ranked[:, spec.top_k])
     ids = order[:, : spec.top_k]
-    return ids, _weigh(spec, score, ids), margin
+    return ids, _weigh(spec, logits, ids), margin
 
 
 def router_weights(
     spec: RouterSpec, w: Values, x: torch.Tensor, ids: torch.Tensor, a: Arithmetic, prefix: str = ""
 ) -> torch.Tensor:
     """Weights [T, k] of experts that are chosen already."""
-    return _weigh(spec, _scores(spec, w, x, a, prefix), ids)
+    return _weigh(spec, _logits(spec, w, x, a, prefix), ids)
 
 
 def experts(
@@ -50,16 +55,36 @@ def experts(
             if e < 0:
                 continue
             row = x[t : t + 1] * weights[t, j] if spec.weight_on_input else x[t : t + 1]
-            gate, up = a.matmul(row, w[f"{prefix}gate"][e]), a.matmul(row, w[f"{prefix}up"][e])
-            y = a.matmul(activate(gate, spec.activation) * up, w[f"{prefix}down"][e])[0]
+            gate, up = (_projected(spec, w, row, e, prefix + role, a) for role in ("gate", "up"))
+            y = _projected(spec, w, _between(spec, gate, up), e, f"{prefix}down", a)[0]
             out[t] += y if spec.weight_on_input else y * weights[t, j]
     return out
 
 
-def moe(spec: MoESpec, w: Values, x: torch.Tensor, a: Arithmetic) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, hidden] -> [T, hidden], and by how much each token's experts were chosen [T]."""
+def _projected(spec: ExpertsSpec, w: Values, x: torch.Tensor, expert: int, role: str, a: Arithmetic) -> torch.Tensor:
+    y = a.matmul(x, w[role][expert])
+    return y + a.cast(w[f"{role}_bias"][expert]) if spec.bias else y
+
+
+def _between(spec: ExpertsSpec, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """act(gate) * up, or gpt-oss's (up + 1) * gate / (1 + e^(-alpha gate)) of both held within the limit."""
+    if spec.clamped is None:
+        return activate(gate, spec.activation) * up
+    top = torch.tensor(spec.clamped.limit, dtype=gate.dtype)
+    gate, up = torch.where(gate > top, top, gate), torch.where(up > top, top, torch.where(up < -top, -top, up))
+    return (up + 1) * gate / (1 + torch.exp(-spec.clamped.alpha * gate))
+
+
+def moe(
+    spec: MoESpec, w: Values, x: torch.Tensor, a: Arithmetic, before: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [T, hidden] -> [T, hidden], and by how much each token's experts were chosen [T].
+
+    Args:
+        before: [T, hidden], what an early router reads.
+    """
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
-    ids, weights, margin = router(spec.router, w, n, a, "router.")
+    ids, weights, margin = router(spec.router, w, n if before is None else a.cast(before), a, "router.")
     y = experts(spec.experts, w, n, ids, weights, a, "experts.")
     if spec.shared:
         part = mlp(spec.shared, w, n, a, "shared.")
@@ -69,13 +94,19 @@ def moe(spec: MoESpec, w: Values, x: torch.Tensor, a: Arithmetic) -> tuple[torch
     return (a.cast(x) + y if spec.residual else y), margin
 
 
-def _scores(spec: RouterSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str) -> torch.Tensor:
+def _logits(spec: RouterSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str) -> torch.Tensor:
     logits = a.cast(x) @ a.cast(w[f"{prefix}weight"]).T
+    return logits + a.cast(w[f"{prefix}logit_bias"]) if spec.logit_bias else logits
+
+
+def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits, -1) if spec.score == "softmax" else 1 / (1 + torch.exp(-logits))
 
 
-def _weigh(spec: RouterSpec, score: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    weights = score.gather(-1, ids)
+def _weigh(spec: RouterSpec, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """By scores of the chosen, which with `on_logits` are computed of these alone."""
+    chosen = logits.gather(-1, ids)
+    weights = _scores(spec, chosen) if spec.on_logits else _scores(spec, logits).gather(-1, ids)
     if spec.renormalise:
         weights = weights / (weights.sum(-1, keepdim=True) + spec.renorm_eps)
     return weights * spec.scale

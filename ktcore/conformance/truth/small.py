@@ -23,8 +23,8 @@ def rms_norm(spec: RMSNormSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefi
     """Over the last axis."""
     x = a.cast(x)
     mean_square = (x * x).sum(-1, keepdim=True) / spec.dim
-    weight = a.cast(w[f"{prefix}weight"]) + spec.offset
-    return x / torch.sqrt(mean_square + spec.eps) * weight
+    y = x / torch.sqrt(mean_square + spec.eps)
+    return y * (a.cast(w[f"{prefix}weight"]) + spec.offset) if spec.weight_format else y
 
 
 def mlp(spec: MLPSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = "") -> torch.Tensor:
@@ -33,6 +33,7 @@ def mlp(spec: MLPSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = 
     gate = linear(spec.gate, w, n, a, f"{prefix}gate.")
     up = linear(spec.up, w, n, a, f"{prefix}up.")
     y = linear(spec.down, w, activate(gate, spec.activation) * up, a, f"{prefix}down.")
+    y = rms_norm(spec.post_norm, w, y, a, f"{prefix}post_norm.") if spec.post_norm else y
     return a.cast(x) + y if spec.residual else y
 
 

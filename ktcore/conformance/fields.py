@@ -1,0 +1,198 @@
+"""Which case sees each field of each spec: an implementation blind to the field fails it, or is refused before. A test
+walks the specs, and fails for a field that is neither here with its case nor with the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Seen:
+    """`case` fails for who is blind to the field.
+
+    Attributes:
+        blind: what an implementation takes the field for that does not read it; `DEFAULT`: its default.
+    """
+
+    case: str
+    blind: Any = "default"
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """No case can tell, and why."""
+
+    reason: str
+
+
+DEFAULT = "default"
+SHAPE = Unseen("a shape: weights and inputs of another one do not fit")
+PART = Unseen("a part that is always there: it has cases of its own")
+FORMAT = Unseen("a format: each has a case of its own, and bytes of another give other values")
+TOGETHER = Unseen("always there together with q_a, by which it is seen")
+
+FIELDS: Mapping[str, Seen | Unseen] = {
+    "embedding.vocab": SHAPE,
+    "embedding.hidden": SHAPE,
+    "embedding.weight_format": FORMAT,
+    "linear.in_features": SHAPE,
+    "linear.out_features": SHAPE,
+    "linear.weight_format": FORMAT,
+    "linear.bias": Seen("L2.linear.bias"),
+    "rms_norm.dim": SHAPE,
+    "rms_norm.eps": Seen("L2.rms_norm.eps", 1e-6),
+    "rms_norm.weight_format": Seen("L3.rms_norm.no-weight"),
+    "rms_norm.offset": Seen("L3.rms_norm.zero-centred"),
+    "rope.dim": Seen("L2.rope.half.64-of-192", 192),
+    "rope.theta": Seen("L3.rope.theta", 1e4),
+    "rope.pairing": Seen("L2.rope.interleaved.64-of-64", "half"),
+    "rope.scaling": Seen("L2.rope.half.llama3"),
+    "rope.scaling.kind": Seen("L2.rope.half.llama3", "linear"),
+    "rope.scaling.factor": Seen("L2.rope.half.linear", 1.0),
+    "rope.scaling.original_context": Seen("L2.rope.half.llama3", 1024),
+    "rope.scaling.low_freq_factor": Seen("L3.rope.llama3-bands"),
+    "rope.scaling.high_freq_factor": Seen("L3.rope.llama3-bands"),
+    "rope.scaling.beta_fast": Seen("L3.rope.yarn-bands"),
+    "rope.scaling.beta_slow": Seen("L3.rope.yarn-bands"),
+    "rope.scaling.mscale": Seen("L3.rope.yarn-mscale"),
+    "rope.scaling.mscale_all_dim": Seen("L3.rope.yarn-mscale"),
+    "rope.scaling.attention_factor": Seen("L3.rope.yarn-attention-factor"),
+    "rope.scaling.truncate": Seen("L3.rope.yarn-untruncated"),
+    "rope.freq_factors": Seen("L3.rope.freq-factors"),
+    "kv_cache.kind": Unseen("append and attend of the other kind take other shapes"),
+    "kv_cache.heads": SHAPE,
+    "kv_cache.kv_heads": SHAPE,
+    "kv_cache.key_dim": SHAPE,
+    "kv_cache.value_dim": SHAPE,
+    "kv_cache.window": Seen("L3.kv_cache.gqa.window"),
+    "kv_cache.chunk": Seen("L3.kv_cache.gqa.chunk"),
+    "kv_cache.sinks": Seen("L3.kv_cache.gqa.sinks"),
+    "attention.hidden": SHAPE,
+    "attention.heads": SHAPE,
+    "attention.kv_heads": SHAPE,
+    "attention.head_dim": SHAPE,
+    "attention.scale": Seen("L3.attention.scale", 64**-0.5),
+    "attention.q": PART,
+    "attention.k": PART,
+    "attention.v": PART,
+    "attention.o": PART,
+    "attention.cache": PART,
+    "attention.norm": Seen("L2.attention.F32.ragged"),
+    "attention.q_norm": Seen("L2.attention.qk-norm"),
+    "attention.k_norm": Seen("L2.attention.qk-norm"),
+    "attention.rope": Seen("L2.attention.F32.ragged"),
+    "attention.residual": Seen("L3.attention.no-residual"),
+    "attention.post_norm": Seen("L3.attention.post-norm"),
+    "attention.gate": Seen("L3.attention.gate"),
+    "attention.norm_after_rope": Seen("L3.attention.norm-after-rope"),
+    "attention.sinks": Seen("L3.attention.sinks"),
+    "attention.temperature": Seen("L3.attention.temperature"),
+    "attention.temperature.scale": Seen("L3.attention.temperature", 0.1),
+    "attention.temperature.span": Seen("L3.attention.temperature", 8192.0),
+    "mla.hidden": SHAPE,
+    "mla.heads": SHAPE,
+    "mla.nope_dim": SHAPE,
+    "mla.rope_dim": SHAPE,
+    "mla.value_dim": SHAPE,
+    "mla.latent": SHAPE,
+    "mla.scale": Seen("L2.mla.yarn-scale", 48**-0.5),
+    "mla.kv_a": PART,
+    "mla.kv_a_norm": PART,
+    "mla.o": PART,
+    "mla.rope": PART,
+    "mla.cache": PART,
+    "mla.kv_b_format": FORMAT,
+    "mla.split_kv_b": Seen("L2.mla.split-up"),
+    "mla.q": Unseen("there where q_a is not: without both there are no queries"),
+    "mla.q_a": Seen("L2.mla.ragged"),
+    "mla.q_a_norm": TOGETHER,
+    "mla.q_b": TOGETHER,
+    "mla.norm": Seen("L2.mla.ragged"),
+    "mla.residual": Seen("L3.mla.no-residual"),
+    "mlp.hidden": SHAPE,
+    "mlp.intermediate": SHAPE,
+    "mlp.activation": Seen("L3.mlp.gelu_tanh", "silu"),
+    "mlp.gate": PART,
+    "mlp.up": PART,
+    "mlp.down": PART,
+    "mlp.norm": Seen("L2.mlp.F32.branch"),
+    "mlp.residual": Seen("L2.mlp.F32.branch"),
+    "mlp.post_norm": Seen("L3.mlp.post-norm"),
+    "router.hidden": SHAPE,
+    "router.experts": SHAPE,
+    "router.top_k": SHAPE,
+    "router.weight_format": FORMAT,
+    "router.score": Seen("L2.router.sigmoid-384"),
+    "router.choice_bias": Seen("L2.router.bias-chooses-only"),
+    "router.groups": Seen("L2.router.sigmoid-groups-256"),
+    "router.groups_kept": Seen("L2.router.sigmoid-groups-256"),
+    "router.group_score": Seen("L3.router.group-of-two"),
+    "router.renormalise": Seen("L2.router.softmax-128"),
+    "router.renorm_eps": Seen("L3.router.renorm-eps"),
+    "router.scale": Seen("L2.router.softmax-groups"),
+    "router.logit_bias": Seen("L3.router.logit-bias"),
+    "router.on_logits": Seen("L3.router.on-logits"),
+    "experts.hidden": SHAPE,
+    "experts.intermediate": SHAPE,
+    "experts.experts": SHAPE,
+    "experts.top_k": Unseen("ids and weights say how many"),
+    "experts.activation": Seen("L3.experts.relu", "silu"),
+    "experts.gate_format": FORMAT,
+    "experts.up_format": FORMAT,
+    "experts.down_format": FORMAT,
+    "experts.weight_on_input": Seen("L3.experts.weight-on-input"),
+    "experts.bias": Seen("L3.experts.bias"),
+    "experts.clamped": Seen("L3.experts.clamped"),
+    "experts.clamped.alpha": Seen("L3.experts.clamped", 1.0),
+    "experts.clamped.limit": Seen("L3.experts.clamped", 1e9),
+    "moe.hidden": SHAPE,
+    "moe.router": PART,
+    "moe.experts": PART,
+    "moe.shared": Seen("L2.moe.F32.branch"),
+    "moe.shared_gate": Seen("L3.moe.shared-gate"),
+    "moe.norm": Seen("L2.moe.F32.branch"),
+    "moe.residual": Seen("L3.moe.no-residual"),
+    "moe.early_router": Seen("L3.moe.early-router"),
+    "state_cache.shapes": SHAPE,
+    "gated_delta_net.hidden": SHAPE,
+    "gated_delta_net.key_heads": SHAPE,
+    "gated_delta_net.value_heads": SHAPE,
+    "gated_delta_net.key_dim": SHAPE,
+    "gated_delta_net.value_dim": SHAPE,
+    "gated_delta_net.conv_width": SHAPE,
+    "gated_delta_net.qkv": PART,
+    "gated_delta_net.z": PART,
+    "gated_delta_net.b": PART,
+    "gated_delta_net.a": PART,
+    "gated_delta_net.o": PART,
+    "gated_delta_net.out_norm": PART,
+    "gated_delta_net.state": PART,
+    "gated_delta_net.conv_format": FORMAT,
+    "gated_delta_net.decay_format": FORMAT,
+    "gated_delta_net.dt_bias_format": FORMAT,
+    "gated_delta_net.decay_log": Seen("L3.gated_delta_net.decay-log"),
+    "gated_delta_net.norm": Seen("L3.gated_delta_net.ragged"),
+    "gated_delta_net.residual": Seen("L3.gated_delta_net.no-residual"),
+    "sampling.vocab": SHAPE,
+    "SamplingParams.temperature": Seen("L2.sampling.hot"),
+    "SamplingParams.top_k": Seen("L2.sampling.top-k"),
+    "SamplingParams.top_p": Seen("L2.sampling.top-p"),
+    "SamplingParams.min_p": Seen("L2.sampling.min-p"),
+    "SamplingParams.repetition_penalty": Seen("L2.sampling.penalty"),
+    "SamplingParams.seed": Unseen("the engine makes the generator of it, which the call gets"),
+    "SamplingParams.typical_p": Seen("L2.sampling.typical-p"),
+    "SamplingParams.presence_penalty": Seen("L2.sampling.presence"),
+    "SamplingParams.frequency_penalty": Seen("L2.sampling.frequency"),
+    "SamplingParams.logit_bias": Seen("L2.sampling.logit-bias", {}),
+    "StepBatch.token_ids": Unseen("the embedding gets the ids themselves"),
+    "StepBatch.positions": Seen("L2.attention.F32.ragged"),
+    "StepBatch.q_start": Seen("L2.kv_cache.gqa.page-edges"),
+    "StepBatch.context_lens": Seen("L2.kv_cache.gqa.page-edges"),
+    "StepBatch.block_table": Seen("L2.attention.company"),
+    "StepBatch.page_size": Seen("L2.kv_cache.gqa.every-page-size"),
+    "StepBatch.state_slots": Seen("L3.gated_delta_net.copied-slots"),
+    "StepBatch.mirrors": Unseen("where copies of a step lie; captured steps are the business of level 4"),
+}
+"""By operator, or class of what is no spec, and field; fields of plain values by dotted name."""

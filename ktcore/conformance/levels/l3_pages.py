@@ -1,0 +1,108 @@
+"""Memory that leaves the device and comes back: `page_tensors` and `state_tensors` give all of a page or slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from ktcore.backend.implementation import PageTensors, StateTensors
+from ktcore.conformance.case import Case, Context
+from ktcore.conformance.data.batches import scattered
+from ktcore.conformance.data.memory import make_weights, values
+from ktcore.conformance.levels.operator import any_format, first_page_size, normal, run_sequences
+from ktcore.conformance.levels.specs import attention, delta_net, mla
+from ktcore.conformance.target import Loaded
+from ktcore.conformance.tolerance import compare
+from ktcore.conformance.truth import attention as attention_truth
+from ktcore.conformance.truth.arithmetic import EXACT, Arithmetic
+from ktcore.conformance.truth.delta_net import delta_net as delta_truth
+from ktcore.ops import GatedDeltaNetSpec, Spec
+
+BEGIN, MORE = 40, 9
+
+
+def cases() -> list[Case]:
+    """By what holds the memory."""
+    return [
+        _case("attention", "pages", _attention),
+        _case("mla", "pages", _mla),
+        _case("gated_delta_net", "states", _delta),
+    ]
+
+
+def _case(op: str, what: str, run: Callable[[Context], None]) -> Case:
+    about = f"a sequence goes on from {what} that were copied to the host and back"
+    return Case(f"L3.{op}.kept-{what}", 3, op, about, run)
+
+
+def _attention(ctx: Context) -> None:
+    spec = attention(4, 2, 64, any_format(ctx, lambda f: attention(4, 2, 64, f)))
+    _goes_on(ctx, spec, lambda w, x, a: attention_truth.attention(spec, w, x, a), _pages)
+
+
+def _mla(ctx: Context) -> None:
+    spec = mla(4, any_format(ctx, lambda f: mla(4, f, latent=256)), latent=256)
+    _goes_on(ctx, spec, lambda w, x, a: attention_truth.mla(spec, w, x, a), _pages)
+
+
+def _delta(ctx: Context) -> None:
+    if not any(i.spec_type is GatedDeltaNetSpec for i in ctx.target.implementations):
+        ctx.not_applicable(f"no {ctx.target.name}.* implementation of gated_delta_net")
+    spec = delta_net(2, 4, 32, any_format(ctx, lambda f: delta_net(2, 4, 32, f)))
+    _goes_on(ctx, spec, lambda w, x, a: delta_truth(spec, w, x, a), _states)
+
+
+Truth = Callable[[dict[str, torch.Tensor], torch.Tensor, Arithmetic], torch.Tensor]
+Memory = Callable[[Context, Loaded], Sequence[torch.Tensor]]
+
+
+def _goes_on(ctx: Context, spec: Spec, truth: Truth, memory: Memory) -> None:
+    weights = make_weights(spec, ctx.rng("weights"))
+    known, x = values(weights), normal(ctx.rng("x"), BEGIN + MORE, spec.hidden)  # type: ignore[attr-defined]
+    exact = truth(known, x, EXACT)[BEGIN:]
+    for loaded in ctx.target.load(ctx, spec, weights):
+        size = first_page_size(ctx, loaded) if loaded.caches else 16
+        plan = replace(scattered(((BEGIN,), (MORE,)), size, ctx.rng("pages")), slots=(1,))
+        with ctx.target.runtime.use_stream(ctx.target.stream):
+            for state in loaded.states:
+                state.allocate_states(3)
+        run_sequences(ctx, loaded, replace(plan, steps=plan.steps[:1]), [x])
+        kept = [ctx.target.get(tensor) for tensor in memory(ctx, loaded)]
+        got = run_sequences(ctx, loaded, plan, [x], skip=1, before=partial(_restore, ctx, loaded, memory, kept))[0]
+        own = truth(known, x, Arithmetic.of(loaded.precision))[BEGIN:]
+        compare(ctx, got, exact, own, f"{loaded.id}: what follows")
+
+
+def _restore(ctx: Context, loaded: Loaded, memory: Memory, kept: Sequence[torch.Tensor]) -> None:
+    """Spoil the memory, then copy what was kept into it."""
+    for state in loaded.states:
+        with ctx.target.runtime.use_stream(ctx.target.stream):
+            state.allocate_states(3)
+    for there, held in zip(memory(ctx, loaded), kept, strict=True):
+        ctx.target.restore(there, held)
+
+
+def _pages(ctx: Context, loaded: Loaded) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for cache, _ in loaded.caches:
+        if not isinstance(cache, PageTensors):
+            ctx.not_applicable(f"{loaded.id}: its cache has no page_tensors, so prefixes stay on the device")
+        found += _checked(ctx, loaded, cache.page_tensors())
+    return found
+
+
+def _states(ctx: Context, loaded: Loaded) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for state in loaded.states:
+        if not isinstance(state, StateTensors):
+            ctx.not_applicable(f"{loaded.id}: its states have no state_tensors, so prefixes stay on the device")
+        found += _checked(ctx, loaded, state.state_tensors())
+    return found
+
+
+def _checked(ctx: Context, loaded: Loaded, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    ctx.require(all(t.is_contiguous() for t in tensors), f"{loaded.id}: a tensor of its memory is not contiguous")
+    return tensors
