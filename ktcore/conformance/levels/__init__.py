@@ -26,6 +26,7 @@ _MODULES = (
     "l2_experts",
     "l2_moe",
     "l2_sampling",
+    "l2_nonfinite",
     "l2_properties",
     "l3_attention",
     "l3_optional",

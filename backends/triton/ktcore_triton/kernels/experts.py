@@ -5,6 +5,9 @@ import triton.language as tl
 
 from ktcore_triton.kernels.linear import affine_product
 
+# minimum, maximum and clamp give the other operand for NaN unless told so
+NAN_STAYS = tl.constexpr(tl.PropagateNan.ALL)
+
 
 @triton.jit
 def router_kernel(
@@ -70,13 +73,13 @@ def router_kernel(
 
 @triton.jit
 def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
-    """act(gate) * up in float32, or gpt-oss's clamped form."""
+    """act(gate) * up in float32, or gpt-oss's clamped form; NaN stays."""
     if ACTIVATION == "clamped":
-        gate = tl.minimum(gate, limit)
-        up = tl.minimum(tl.maximum(up, -limit), limit)
+        gate = tl.minimum(gate, limit, propagate_nan=NAN_STAYS)
+        up = tl.clamp(up, -limit, limit, propagate_nan=NAN_STAYS)
         result = gate / (1 + tl.exp(-alpha * gate)) * (up + 1)
     elif ACTIVATION == "relu":
-        result = tl.maximum(gate, 0.0) * up
+        result = tl.maximum(gate, 0.0, propagate_nan=NAN_STAYS) * up
     elif ACTIVATION == "gelu_tanh":
         # 0.5 (1 + tanh z) = sigmoid(2 z)
         z = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)

@@ -8,6 +8,7 @@ import triton.language as tl
 def quantise_kernel(x, codes, scales, tokens, cols, top, BIAS: tl.constexpr, GROUP: tl.constexpr):
     """codes uint8 [tokens, cols] and scales [cols / GROUP, tokens] of x, scale = max |x| / top. Grid: (tokens, groups).
 
+    A group that holds NaN or Inf has no codes: its scale, NaN or Inf, times their zero makes every product with it NaN.
     Numbers have 4 bits of exponent, biased by BIAS, and 3 of mantissa; ties go to even. By integers, since chips (and
     the interpreter) round in ways of their own.
     """
@@ -15,9 +16,10 @@ def quantise_kernel(x, codes, scales, tokens, cols, top, BIAS: tl.constexpr, GRO
     column = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
     values = tl.load(x + token * cols + column).to(tl.float32)
     size = tl.abs(values)
-    most = tl.max(size, 0)
-    scale = tl.where(most > 0, most / top, 1.0)
-    size = tl.minimum(size / scale, top)
+    # the largest by the order of bit patterns: above all numbers is Inf, and NaN above that
+    most = tl.max(size.to(tl.int32, bitcast=True), 0).to(tl.float32, bitcast=True)
+    scale = tl.where(most == 0, 1.0, most / top)
+    size = tl.where(most < float("inf"), tl.minimum(size / scale, top), 0.0)
     exponent = tl.maximum((size.to(tl.int32, bitcast=True) >> 23) - 127, 1 - BIAS)
     # in units of the mantissa's last bit, which is below 17: adding 1.5 * 2^23 leaves no fraction
     units = size * ((130 - exponent) << 23).to(tl.float32, bitcast=True)
