@@ -160,6 +160,28 @@ def without_nan(request: LoadRequest) -> Any:
     return lambda x: run(x.nan_to_num(0.0))
 
 
+def experts_without_nan(request: LoadRequest) -> Any:
+    run = plain.MAKERS[ExpertsSpec](request)
+    return lambda x, ids, weights: run(x.nan_to_num(0.0), ids, weights)
+
+
+def router_without_nan(request: LoadRequest) -> Any:
+    run = plain.router(request)
+
+    def weights_are_numbers(x: torch.Tensor) -> Any:
+        ids, weights = run(x)
+        return ids, weights.nan_to_num(0.0)
+
+    return weights_are_numbers
+
+
+class NumbersOnly(Cache):
+    """As a softmax whose maximum passes over what is no number."""
+
+    def attend(self, step: StepBatch, q: torch.Tensor, scale: float) -> torch.Tensor:
+        return super().attend(step, q.nan_to_num(0.0), scale)
+
+
 def in_place_norm(request: LoadRequest) -> Any:
     run = plain.norm(request)
     return lambda x: x.copy_(run(x))
@@ -333,6 +355,11 @@ MUTANTS = [
     named("precision below the declared one", "L2.linear.F32.7x512x100", {LinearSpec: bfloat16_linear}),
     named("swallowed error", "L2.linear.wrong-width", {LinearSpec: any_width}),
     named("swallowed NaN", "L2.linear.not-a-number", {LinearSpec: without_nan}),
+    named("NaN lost in 8-bit activations", "L2.nonfinite.linear.Q4_K", {LinearSpec: without_nan}),
+    named("NaN lost in a clamp", "L2.nonfinite.experts.clamped", {ExpertsSpec: experts_without_nan}),
+    named("NaN lost in a choice", "L2.nonfinite.router.sigmoid-groups", {RouterSpec: router_without_nan}),
+    named("NaN lost in a softmax", "L2.nonfinite.kv_cache.gqa.query", cache(NumbersOnly)),
+    named("NaN in a row spoils the batch", "L2.nonfinite.linear.F32", {LinearSpec: mixing_rows}),
     named("random order declared deterministic", "L2.linear.deterministic", {LinearSpec: any_order}),
     named("leaked buffer", "L2.linear.leak", {LinearSpec: keeps_everything}),
     named("buffer reused a step too early", "L2.linear.result-stays", {LinearSpec: one_buffer}),

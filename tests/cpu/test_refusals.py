@@ -6,13 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from ktcore_cpu.attention import CpuAttention
+from ktcore_cpu.backend import CpuRuntime
 from ktcore_cpu.experts import CpuExperts
 from ktcore_cpu.moe import CpuMoE
+from ktcore_cpu.norm import CpuRMSNorm
 from ktcore_cpu.router import CpuRouter
 
-from ktcore.backend import Capabilities, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.backend.handles import answer as judge
+from ktcore.errors import BackendError
 from ktcore.ops import (
     AttentionSpec,
     ClampedGLU,
@@ -90,3 +94,13 @@ def test_shared_experts_beside_a_clamped_activation() -> None:
     answer = judge(CpuMoE(), replace(spec, experts=replace(EXPERTS, clamped=ClampedGLU(1.7, 7))), DEVICE)
     assert isinstance(answer, Unsupported)
     assert "activation" in answer.reason
+
+
+@pytest.mark.parametrize("shape", [(3, 32), (3, 128), (64, 3), ()], ids=str)
+def test_a_norm_over_another_width_is_refused(shape: tuple[int, ...]) -> None:
+    """Twice the width would be twice the rows, half of it would read past the end."""
+    runtime = CpuRuntime(1)
+    module = CpuRMSNorm().load(LoadRequest("norm", RMSNormSpec(64, 1e-5, ""), {}, runtime, DEVICE))
+    with pytest.raises(BackendError, match="for a norm over 64"):
+        module(torch.ones(shape))
+    assert module(torch.full((2, 3, 64), 2.0)).allclose(torch.ones(2, 3, 64))

@@ -112,6 +112,19 @@ def test_activations_biases_and_weights_on_the_input(
     assert float((found - expected).norm()) <= 5e-6 * float(expected.norm())
 
 
+@pytest.mark.parametrize("between", [Between("silu", ClampedGLU(1.702, 7.0)), Between("relu"), Between("gelu_tanh")])
+def test_nan_stays_with_its_token(between: Between) -> None:
+    torch.manual_seed(4)
+    shapes = ((64, 128), (64, 128), (128, 64))
+    packed = [affine_weight("Q4_0", random_rows("Q4_0", 2 * r, c, i), 2 * r, c) for i, (r, c) in enumerate(shapes)]
+    x, ids, weights = torch.randn(3, 128), torch.tensor([[0, 1]] * 3), torch.rand(3, 2)
+    clean = routed_experts(x, ids, weights, *packed, 2, between=between)
+    x[1, 5] = float("nan")
+    found = routed_experts(x, ids, weights, *packed, 2, between=between)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(BackendError, match="do not fit a router of 4 of 60"):
         route(torch.zeros(1, 61), ROUTERS[1], None)

@@ -38,6 +38,22 @@ def test_activations_become_torchs_numbers(name: str) -> None:
     assert not codes.view(flavour.dtype).float().isnan().any()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", FLAVOURS)
+def test_what_is_not_a_number_has_no_codes_and_makes_its_token_nan(name: str, bad: float) -> None:
+    torch.manual_seed(0)
+    raw, _ = stored(72, 256)
+    x = torch.randn(4, 256)
+    clean = float8_linear(x, float8_weight(affine_weight(FORMAT, raw, 72, 256), FLAVOURS[name]))
+    x[2, 77] = bad
+    codes, scales = quantised(x, FLAVOURS[name])
+    assert not codes[2, :128].any()
+    assert not scales[0, 2].isfinite()
+    found = float8_linear(x, float8_weight(affine_weight(FORMAT, raw, 72, 256), FLAVOURS[name]))
+    assert found[2].isnan().all()
+    assert torch.equal(found[[0, 1, 3]], clean[[0, 1, 3]])
+
+
 def test_every_code_keeps_its_value_in_the_other_flavour() -> None:
     codes = np.arange(256, dtype=np.uint8).reshape(2, 128)
     weight = affine_weight(FORMAT, pack_f8(codes, np.full((2, 1), 0.25, np.float32)), 2, 128)

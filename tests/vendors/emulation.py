@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ktcore_triton.native.build import KERNEL, SOURCE, typed
+from ktcore_triton.native.build import KERNEL, SOURCE, Gemm, typed
 from ktcore_triton.native.fragments import Fragments
 
 BUILD = Path(__file__).parents[2] / "build" / "emulated"
@@ -56,16 +56,16 @@ class Library:
         self._host = emulated(fragments)
         self.calls = 0
 
-    def ktcore_gemm(self, *arguments: Any) -> int:
+    def ktcore_gemm(self, call: Gemm, stream: int) -> int:
         """As the C function; addresses are the device's, which only the task may turn into memory."""
-        assert len(arguments) == len(self._host.ktcore_gemm.argtypes)
-        *given, stream = arguments
-        pointers, numbers = given[:8], given[8:]
+        given = Gemm.from_buffer_copy(call)
         self.calls += 1
 
         def kernel() -> None:
-            there = [self._native.alias_address(self._index, p) if p else None for p in pointers]
-            error = self._host.ktcore_gemm(*there, *numbers, None)
+            for name in Gemm.POINTERS:
+                if there := getattr(given, name):
+                    setattr(given, name, self._native.alias_address(self._index, there))
+            error = self._host.ktcore_gemm(given, None)
             if error:
                 raise RuntimeError(f"the kernel returned {error}")
 

@@ -22,12 +22,14 @@ from ktcore_cuda import native
 from ktcore_cuda.native import CudaBuild
 from ktcore_rocm.native import HipBuild, fragments_of
 from ktcore_triton.codes import FLOAT8, FORMATS, Codes
-from ktcore_triton.native.build import KERNEL, Build, typed
+from ktcore_triton.native.build import KERNEL, Build, Gemm, typed
 from ktcore_triton.native.fragments import FRAGMENTS, Fragments
 from ktcore_triton.native.linear import TiledLinear, splits
 from ktcore_triton.native.tiles import TiledWeight, pack, refusal, tiled, unpack
 
-from ktcore.backend import Capabilities, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
+from ktcore.backend.host import HostRuntime
+from ktcore.conformance.data.memory import make_weights
 from ktcore.errors import BackendError
 from ktcore.ops.linear import LinearSpec
 
@@ -104,14 +106,8 @@ def test_products_on_the_emulated_device(case: tuple[int, ...], narrow: bool, fr
     library = emulated(fragments)
 
     def run() -> torch.Tensor:
-        assert (
-            library.ktcore_gemm(
-                *map(_pointer, (x, weight.codes, weight.scale, weight.offset, bias, out, partial, arrived)),
-                *(m, n, k, group, zero, bits, int(bf16), int(narrow), parts),
-                None,
-            )
-            == 0
-        )
+        pointers = map(_pointer, (x, weight.codes, weight.scale, weight.offset, bias, out, partial, arrived))
+        assert library.ktcore_gemm(Gemm(*pointers, m, n, k, group, zero, bits, bf16, narrow, parts), None) == 0
         return out.clone()
 
     values = (codes.astype(np.float64) - zero).reshape(n, -1, group) * scale[..., None].astype(np.float64)
@@ -125,10 +121,35 @@ def test_products_on_the_emulated_device(case: tuple[int, ...], narrow: bool, fr
     assert not arrived.any()
 
 
+def test_each_stream_counts_its_own_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launches that run at once would take each other's blocks for their own, and end too early."""
+    calls: list[tuple[int, Gemm]] = []
+
+    def gemm(call: Gemm, stream: int) -> int:
+        calls.append((stream, Gemm.from_buffer_copy(call)))
+        return 0
+
+    streams = iter((1, 2, 1, 2, 1))
+    spec, device = LinearSpec(256, 100, "Q4_0"), Capabilities("cuda", "card")
+    runtime = HostRuntime(device)
+    monkeypatch.setattr(runtime, "current_handle", lambda: next(streams), raising=False)
+    build = SimpleNamespace(fragments=FRAGMENTS["nv"], library=lambda: SimpleNamespace(ktcore_gemm=gemm))
+    implementation = TiledLinear("cuda", 4, lambda device: build)  # type: ignore[arg-type, return-value]
+    weights = make_weights(spec, np.random.default_rng(0))
+    module = implementation.load(LoadRequest("n", spec, weights, runtime, device, options={"compute": "float16"}))
+    for tokens in (3, 3, 5, 40, 3):
+        module(torch.zeros(tokens, 256))
+    first, second, again, other, last = (call.arrived for _, call in calls)
+    assert [stream for stream, _ in calls] == [1, 2, 1, 2, 1]
+    assert first == again == last
+    assert len({first, second, other}) == 3
+    assert (calls[3][1].m, calls[3][1].n, calls[3][1].k, calls[3][1].bits) == (40, 100, 256, 4)
+
+
 def test_sizes_that_cannot_be_are_refused() -> None:
     library = emulated(FRAGMENTS["nv"])
     for m, n, k, group, bits in ((0, 64, 64, 32, 4), (1, 64, 24, 24, 4), (1, 64, 64, 24, 4), (1, 64, 64, 32, 5)):
-        assert library.ktcore_gemm(*[None] * 8, m, n, k, group, 8, bits, 0, 1, 1, None) == -1
+        assert library.ktcore_gemm(Gemm(*[None] * 8, m, n, k, group, 8, bits, 0, 1, 1), None) == -1
     assert refusal(40, 20)
     with pytest.raises(BackendError, match="multiples of 16"):
         tiled(Codes(np.zeros((4, 40), np.uint8), np.ones((4, 2), np.float32), None, 8, 4), FRAGMENTS["nv"])
@@ -239,7 +260,7 @@ def test_nvcc_compiles_it_without_spilling(architecture: int, tmp_path: Path) ->
     loaded = typed(ctypes.CDLL(str(tmp_path / "library.so")))
     if not torch.cuda.is_available():
         x = torch.zeros(4096, dtype=torch.uint8).data_ptr()
-        assert loaded.ktcore_gemm(*[x] * 8, 1, 64, 64, 32, 8, 4, 0, 1, 1, None) > 0
+        assert loaded.ktcore_gemm(Gemm(*[x] * 8, 1, 64, 64, 32, 8, 4, 0, 1, 1), None) > 0
 
 
 @pytest.mark.skipif(bool(hip.missing()), reason=f"nothing to compile HIP with: {hip.missing()}")
@@ -269,6 +290,7 @@ def test_hipcc_builds_the_library_which_finds_the_runtime_that_is_loaded(tmp_pat
 import ctypes, torch
 from ktcore.errors import BackendError
 from ktcore_rocm.native import HipBuild
+from ktcore_triton.native.build import Gemm
 build = HipBuild("gfx90a")
 try:
     build.library()
@@ -279,7 +301,7 @@ else:
 ctypes.CDLL("{HIP_RUNTIME}")
 x = torch.zeros(4096, dtype=torch.uint8).data_ptr()
 loaded = build.library()
-code = loaded.ktcore_gemm(*[x] * 8, 1, 64, 64, 32, 8, 4, 0, 1, 1, None)
+code = loaded.ktcore_gemm(Gemm(*[x] * 8, 1, 64, 64, 32, 8, 4, 0, 1, 1), None)
 assert torch.cuda.is_available() or code > 0 and b"hip" in loaded.ktcore_error(code), code
 """
     variables = {**os.environ, "KTCORE_ROCM_CACHE": str(tmp_path)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.errors import BackendError
 from ktcore.ops.norm import RMSNormSpec
 from ktcore_cpu import packing
 
@@ -28,23 +29,30 @@ class CpuRMSNorm(Implementation):
 
 
 class CpuRMSNormModule:
-    """float32 [..., dim] -> the same shape."""
+    """float32 [..., dim] -> the same shape.
 
-    def __init__(self, request: LoadRequest) -> None:
+    Args:
+        role: of its weight in the request.
+
+    Raises:
+        BackendError: on a call whose last axis is not `dim` wide, or whose tensor is not in the host's memory.
+    """
+
+    def __init__(self, request: LoadRequest, role: str = "weight", spec: RMSNormSpec | None = None) -> None:
         from ktcore_cpu import _native
 
-        spec: RMSNormSpec = request.spec  # type: ignore[assignment]
+        spec = spec or cast(RMSNormSpec, request.spec)
         self._call = _native.rms_norm
         self._pool: Any = request.runtime.pool  # type: ignore[attr-defined]
-        self._weight: Any = packing.norm_weight(request.weights, "weight", spec)
-        self._eps = spec.eps
+        self._weight: Any = packing.norm_weight(request.weights, role, spec)
+        self._eps, self._dim, self._name = spec.eps, spec.dim, request.name
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.dim() or x.shape[-1] != self._dim or x.device.type != "cpu":
+            raise BackendError(f"{self._name}: x {list(x.shape)} on {x.device} for a norm over {self._dim} on the host")
         x = x.float().contiguous()
         out = torch.empty_like(x)
-        self._call(
-            self._pool, x.data_ptr(), self._weight, self._eps, out.data_ptr(), x.numel() // self._weight.shape[0]
-        )
+        self._call(self._pool, x.data_ptr(), self._weight, self._eps, out.data_ptr(), x.numel() // self._dim)
         return out
 
 
@@ -52,15 +60,9 @@ class PostNorm:
     """The end of a branch whose result is normed before x is added: y [T, hidden] -> norm(y), or x + norm(y)."""
 
     def __init__(self, request: LoadRequest, spec: RMSNormSpec, residual: bool) -> None:
-        from ktcore_cpu import _native
-
-        self._call = _native.rms_norm
-        self._pool: Any = request.runtime.pool  # type: ignore[attr-defined]
-        self._weight: Any = packing.norm_weight(request.weights, "post_norm.weight", spec)
-        self._eps = spec.eps
+        self._norm = CpuRMSNormModule(request, "post_norm.weight", spec)
         self._residual = residual
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(y)
-        self._call(self._pool, y.data_ptr(), self._weight, self._eps, out.data_ptr(), y.shape[0])
+        out = self._norm(y)
         return out.add_(x) if self._residual else out

@@ -78,9 +78,7 @@ def _experts(fmt: str | None, kind: str, ctx: Context) -> None:
     _rows(ctx, spec, 256, bad=(NAN,) if kind == "clamped" else (NAN, INF, -INF))
 
 
-def _rows(
-    ctx: Context, spec: Spec, width: int, bad: tuple[float, ...] = (NAN, INF, -INF), whole: bool = True
-) -> None:
+def _rows(ctx: Context, spec: Spec, width: int, bad: tuple[float, ...] = (NAN, INF, -INF), whole: bool = True) -> None:
     """Few tokens and many: kernels differ. `whole`: every value of a bad token's result depends on every input."""
     for loaded in ctx.target.load(ctx, spec, make_weights(spec, ctx.rng("weights"))):
         for tokens in (2 + len(bad), 37):

@@ -17,7 +17,14 @@ from ktcore_triton.native.fragments import Fragments
 
 SOURCE = Path(__file__).parent / "csrc"
 KERNEL = SOURCE / "w4a16.cu"
-POINTERS, INTEGERS = 8, 9
+
+
+class Gemm(ctypes.Structure):
+    """One product, field by field as `KtcoreGemm` of the kernel's source."""
+
+    POINTERS = ("x", "codes", "scale", "offset", "bias", "out", "partial", "arrived")
+    INTEGERS = ("m", "n", "k", "group", "zero", "bits", "bf16", "half_scale", "splits")
+    _fields_ = [(name, ctypes.c_void_p) for name in POINTERS] + [(name, ctypes.c_int) for name in INTEGERS]
 
 
 class Build(ABC):
@@ -125,8 +132,7 @@ class Build(ABC):
 
 def typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the types of its functions."""
-    integers = [ctypes.c_int] * INTEGERS
-    loaded.ktcore_gemm.argtypes = [ctypes.c_void_p] * POINTERS + integers + [ctypes.c_void_p]
+    loaded.ktcore_gemm.argtypes = [ctypes.POINTER(Gemm), ctypes.c_void_p]
     loaded.ktcore_gemm.restype = ctypes.c_int
     loaded.ktcore_error.argtypes = [ctypes.c_int]
     loaded.ktcore_error.restype = ctypes.c_char_p

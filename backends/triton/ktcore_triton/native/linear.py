@@ -20,7 +20,7 @@ from ktcore.ops.linear import LinearSpec
 from ktcore.weights import get_format
 from ktcore_triton.affine import affine_bytes, code_bits, supported
 from ktcore_triton.codes import FLOAT8, unpack
-from ktcore_triton.native.build import Build
+from ktcore_triton.native.build import Build, Gemm
 from ktcore_triton.native.runtime import NativeRuntime
 from ktcore_triton.native.tiles import COLUMNS, DEPTH, TiledWeight, refusal, tiled
 from ktcore_triton.native.tiles import unpack as codes_of
@@ -99,8 +99,9 @@ class TiledModule:
         self._runtime = cast(NativeRuntime, request.runtime)
         self._library: Any = build.library()
         self._splits = splits(self._weight, int(request.device.properties.get("processors", USUAL_PROCESSORS)))
-        # by the number of row blocks; kept, since captured graphs hold their addresses
-        self._arrived: dict[int, torch.Tensor] = {}
+        # by stream and number of row blocks: launches of two streams may run at once and must not count each other's
+        # blocks; kept, since captured graphs hold their addresses
+        self._arrived: dict[tuple[int, int], torch.Tensor] = {}
 
     def unpack(self) -> torch.Tensor:
         """The weight [out, in] on the host, columns in stored order."""
@@ -125,21 +126,32 @@ class TiledModule:
         blocks = -(-x.shape[0] // rows)
         held = self._splits * blocks * rows * w.padded_n if self._splits > 1 else 0
         partial = torch.empty(held, device=x.device)
-        if blocks not in self._arrived:
-            # the kernel leaves zeros behind: filled once
-            self._arrived[blocks] = torch.zeros(blocks * (w.padded_n // COLUMNS), dtype=torch.int32, device=x.device)
-        error = self._library.ktcore_gemm(
-            x.data_ptr(), w.codes.data_ptr(), w.scale.data_ptr(), None if w.offset is None else w.offset.data_ptr(),
-            None if self._bias is None else self._bias.data_ptr(), out.data_ptr(), partial.data_ptr(),
-            self._arrived[blocks].data_ptr(), x.shape[0], w.n, w.k, w.group, w.zero, w.bits,
-            int(self._compute is torch.bfloat16), int(w.scale.dtype is torch.float16), self._splits,
-            self._runtime.current_handle(),
+        stream = self._runtime.current_handle()
+        call = Gemm(
+            x=x.data_ptr(), codes=w.codes.data_ptr(), scale=w.scale.data_ptr(), offset=_address(w.offset),
+            bias=_address(self._bias), out=out.data_ptr(), partial=partial.data_ptr(),
+            arrived=self._counters(stream, blocks).data_ptr(),
+            m=x.shape[0], n=w.n, k=w.k, group=w.group, zero=w.zero, bits=w.bits,
+            bf16=self._compute is torch.bfloat16, half_scale=w.scale.dtype is torch.float16, splits=self._splits,
         )  # fmt: skip
+        error = self._library.ktcore_gemm(call, stream)
         if error:
             raise BackendError(
                 f"the {self.layout} kernel returned {error}: {self._library.ktcore_error(error).decode()}"
             )
         return out
+
+    def _counters(self, stream: int, blocks: int) -> torch.Tensor:
+        """Zeros that the kernel leaves as zeros: filled once, in order with the stream that uses them."""
+        if (stream, blocks) not in self._arrived:
+            weight = self._weight
+            size = blocks * (weight.padded_n // COLUMNS)
+            self._arrived[stream, blocks] = torch.zeros(size, dtype=torch.int32, device=weight.codes.device)
+        return self._arrived[stream, blocks]
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def splits(weight: TiledWeight, processors: int) -> int:

@@ -153,7 +153,7 @@ inline uint32_t from_float<Fp16>(float value) { return std::bit_cast<uint16_t>(s
 template <>
 inline uint32_t from_float<Bf16>(float value) {
   uint32_t bits = std::bit_cast<uint32_t>(value);
-  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 template <class T>
 uint32_t subtract(uint32_t a, uint32_t b) {

@@ -34,7 +34,7 @@ KT_DEVICE uint32_t expand(uint32_t pair, int zero) {
     // in two steps of 7 bits: 128 + low is exact, and so is each difference, as |code - zero| <= 256
     uint32_t low = subtract<T>((pair & 0x007f007f) | magic, magic);
     // bit 7 is 128 itself: taken from the zero point instead of added to the code
-    uint32_t high = (pair >> 7 & 0x00010001) * 128u;
+    uint32_t high = ((pair >> 7) & 0x00010001) * 128u;
     int first = zero - static_cast<int>(high & 0xffff), second = zero - static_cast<int>(high >> 16);
     return subtract<T>(low, whole(first) | whole(second) << 16);
 #else

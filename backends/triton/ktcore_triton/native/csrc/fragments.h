@@ -42,7 +42,7 @@ KT_DEVICE int own_column(int lane, int) { return lane % 16; }
 
 // 16 bytes (8 of K) of a row of x lie here in 16 rows of 32 bytes: halves of every other four rows change places, so that
 // eight rows of a half lie in eight different banks.
-KT_DEVICE int place_of_x(int row, int half) { return row * 32 + (half ^ (row >> 2 & 1)) * 16; }
+KT_DEVICE int place_of_x(int row, int half) { return row * 32 + (half ^ ((row >> 2) & 1)) * 16; }
 
 #if defined(KT_NV)
 KT_DEVICE void load_x(uint32_t (&a)[kA], const uint8_t* x, int lane) {

@@ -140,8 +140,8 @@ KT_KERNEL void __launch_bounds__(kWarps * kLanes) gemm(Problem p) {
         constexpr int kPairs = W::pairs;
         int pair = s * kB + i, word = pair / kPairs, plane = word / W::wide;
         const uint8_t* from = now + S::codes + (plane * kStored + lane % kStored) * (W::wide * 4);
-        b[i] = expand<T, kBits>(reinterpret_cast<const uint32_t*>(from)[word % W::wide] >> kBits * (pair % kPairs) & W::mask,
-                                p.zero);
+        const uint32_t codes = reinterpret_cast<const uint32_t*>(from)[word % W::wide] >> (kBits * (pair % kPairs));
+        b[i] = expand<T, kBits>(codes & W::mask, p.zero);
       }
 #pragma unroll
       for (int r16 = 0; r16 < kRows16; r16++) mma<T>(sum[r16][s], a[r16], b);
@@ -234,19 +234,41 @@ int choose_rows(const Problem& p, bool half_scale, void* stream) {
 
 extern "C" {
 
-// Arguments as in `Problem`; x is bfloat16 where `bf16`, else float16; scale and offset are float16 where `half_scale`,
-// else float32, [K / group, padded_n]; codes, scale and x lie at multiples of 16 bytes. `partial` holds
-// splits * ceil(M / rows) * rows * padded_n floats, rows being 16 up to M = 16 and 32 beyond; `arrived` holds a zero for
-// each 64 columns and rows, and is left so. Returns 0, a driver's error, or -1 for what cannot be.
-int ktcore_gemm(const void* x, const void* codes, const void* scale, const void* offset, const float* bias, float* out,
-                float* partial, int* arrived, int m, int n, int k, int group, int zero, int bits, int bf16,
-                int half_scale, int splits, void* stream) noexcept {
+// One product; the same as `Gemm` of build.py. x is bfloat16 where `bf16`, else float16; scale and offset (or null) are
+// float16 where `half_scale`, else float32, [k / group, padded_n]; codes, scale and x lie at multiples of 16 bytes.
+// `partial` holds splits * ceil(m / rows) * rows * padded_n floats, rows being 16 up to m = 16 and 32 beyond. `arrived`
+// holds a zero for each 64 columns and rows, and is left so: of two launches that may run at once, each needs its own.
+struct KtcoreGemm {
+  const void *x, *codes, *scale, *offset;
+  const float* bias;
+  float *out, *partial;
+  int* arrived;
+  int m, n, k, group, zero, bits, bf16, half_scale, splits;
+};
+
+// Returns 0, a driver's error, or -1 for what cannot be.
+int ktcore_gemm(const KtcoreGemm* call, void* stream) noexcept {
   using namespace kt;
-  if (m < 1 || n < 1 || k < 16 || k % 16 || group < 16 || group % 16 || k % group || splits < 1) return -1;
-  Problem p{static_cast<const uint16_t*>(x), static_cast<const uint8_t*>(codes), scale, offset, bias, out, partial,
-            arrived, m, n, k, (n + kColumns - 1) / kColumns * kColumns, group / 16, zero, splits};
-  if (bits == 4) return bf16 ? choose_rows<Bf16, 4>(p, half_scale, stream) : choose_rows<Fp16, 4>(p, half_scale, stream);
-  if (bits == 8) return bf16 ? choose_rows<Bf16, 8>(p, half_scale, stream) : choose_rows<Fp16, 8>(p, half_scale, stream);
+  const KtcoreGemm& g = *call;
+  if (g.m < 1 || g.n < 1 || g.k < 16 || g.k % 16 || g.group < 16 || g.group % 16 || g.k % g.group || g.splits < 1) return -1;
+  Problem p{};
+  p.x = static_cast<const uint16_t*>(g.x);
+  p.codes = static_cast<const uint8_t*>(g.codes);
+  p.scale = g.scale;
+  p.offset = g.offset;
+  p.bias = g.bias;
+  p.out = g.out;
+  p.partial = g.partial;
+  p.arrived = g.arrived;
+  p.m = g.m;
+  p.n = g.n;
+  p.k = g.k;
+  p.padded_n = (g.n + kColumns - 1) / kColumns * kColumns;
+  p.tiles_a_group = g.group / 16;
+  p.zero = g.zero;
+  p.splits = g.splits;
+  if (g.bits == 4) return g.bf16 ? choose_rows<Bf16, 4>(p, g.half_scale, stream) : choose_rows<Fp16, 4>(p, g.half_scale, stream);
+  if (g.bits == 8) return g.bf16 ? choose_rows<Bf16, 8>(p, g.half_scale, stream) : choose_rows<Fp16, 8>(p, g.half_scale, stream);
   return -1;
 }
 
