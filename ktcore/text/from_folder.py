@@ -95,11 +95,15 @@ def _special(
 
     added = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     shown = shown_tokens(added)
-    # The flags, where given, overrule what tokenizer.json would add; DeepSeek's bos token comes only from them.
+    # Each flag, where given, overrules what tokenizer.json would add, as llama.cpp has it; DeepSeek's bos token comes
+    # only from it. transformers 5 goes by tokenizer.json alone (docs/formats.md).
     if "add_bos_token" not in settings and "add_eos_token" not in settings:
         return SpecialTokens(bos, eos, None, None, frozenset(stop), names, shown)
-    prefix = (bos,) if settings.get("add_bos_token") and bos is not None else ()
-    suffix = (eos,) if settings.get("add_eos_token") and eos is not None else ()
+    around = backend.encode("", add_special_tokens=True).ids
+    add_bos = settings.get("add_bos_token", bos in around[:1])
+    add_eos = settings.get("add_eos_token", eos in around[-1:])
+    prefix = (bos,) if add_bos and bos is not None else ()
+    suffix = (eos,) if add_eos and eos is not None else ()
     return SpecialTokens(bos, eos, prefix, suffix, frozenset(stop), names, shown)
 
 

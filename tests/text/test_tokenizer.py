@@ -366,6 +366,27 @@ class TestFolders:
         ours = self.load(folder)
         assert ours.encode("hi") == [ours.bos_id, *ours.encode("hi", add_special=False)]
 
+    @pytest.mark.parametrize("stored", [True, False])
+    @pytest.mark.parametrize("flags", [{}, {"bos": True}, {"bos": False}, {"eos": True}, {"eos": False}])
+    def test_a_flag_overrules_tokenizer_json_and_an_absent_one_leaves_it(
+        self, folder: Path, stored: bool, flags: dict[str, bool]
+    ) -> None:
+        import tokenizers
+
+        path, bos, eos = str(folder / "tokenizer.json"), "<s>", "</s>"
+        backend = tokenizers.Tokenizer.from_file(path)
+        ids = [(name, backend.token_to_id(name)) for name in (bos, eos)]
+        template = f"{bos} $A" if stored else "$A"
+        backend.post_processor = tokenizers.processors.TemplateProcessing(single=template, special_tokens=ids)
+        backend.save(path)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings = {key: value for key, value in settings.items() if not key.startswith("add_")}
+        settings |= {"bos_token": bos, "eos_token": eos} | {f"add_{name}_token": value for name, value in flags.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        ours = self.load(folder)
+        want = [ids[0][1]] * flags.get("bos", stored) + ours.encode("hi", add_special=False)
+        assert ours.encode("hi") == want + [ids[1][1]] * flags.get("eos", False)
+
     def test_stop_tokens_are_those_of_the_generation_config(self, folder: Path) -> None:
         (folder / "generation_config.json").write_text('{"eos_token_id": [5, 9]}')
         ours = self.load(folder)
