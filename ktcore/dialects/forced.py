@@ -9,6 +9,7 @@ from typing import Any
 
 from ktcore.dialects.base import Pairs, ToolFormat
 from ktcore.dialects.schema import members, resolved, rooted, types_of, values_of
+from ktcore.text.json_schema import without_idle_words
 
 _HOLES = re.compile(r"(\{(?:name|arguments|pairs)\})")
 _SPACES = {"x-guidance": {"whitespace_pattern": r"[ \n\t]{0,20}"}}
@@ -26,7 +27,7 @@ def forced_grammar(made: ToolFormat, tools: Mapping[str, Any], several: bool) ->
         for part in _HOLES.split(made.forced):
             if part == "{arguments}":
                 pieces.append(f"arguments_{number}")
-                rules.append(f"arguments_{number}: %json {json.dumps({'type': 'object', **schema, **_SPACES})}")
+                rules.append(f"arguments_{number}: %json {_guided({'type': 'object', **schema})}")
             elif part == "{pairs}":
                 assert made.pairs is not None
                 pieces += _pairs(made.pairs, number, schema, rules)
@@ -54,7 +55,7 @@ def beside_grammar(made: ToolFormat, tools: Mapping[str, Any], several: bool) ->
         whole = {"name": {"const": name}, key: {k: v for k, v in inside.items() if k != "$defs"}}
         call = {"type": "object", "properties": whole, "required": [*whole], "additionalProperties": False}
         shared = {"$defs": inside["$defs"]} if "$defs" in inside else {}
-        rules.append(f"call_{number}: %json {json.dumps({**call, **shared, **_SPACES})}")
+        rules.append(f"call_{number}: %json {_guided({**call, **shared})}")
     return "\n".join(["start: " + " | ".join(f"call_{number}" for number in range(len(tools))), *rules])
 
 
@@ -98,7 +99,7 @@ def _ways(pairs: Pairs, key: str, kind: Any, root: Mapping[str, Any], rule: str,
         rules.append(f"{rule.upper()}_TEXT: {_text(pairs, kind, root)}")
         ways.append(f"{opened(True)} {rule}_text {_literal(pairs.after)}")
     if types - {"string"} and ("string" not in types or pairs.typed):
-        rules.append(f"{rule}_json: %json {json.dumps({**rooted(kind, root), **_SPACES})}")
+        rules.append(f"{rule}_json: %json {_guided(rooted(kind, root))}")
         ways.append(f"{opened(False)} {rule}_json {ends}")
     return ways
 
@@ -142,3 +143,8 @@ def _unanchored(pattern: str) -> str:
 
 def _escaped(text: str) -> str:
     return re.sub(r"([^\w\s<>\"=｜:-])", r"\\\1", text).replace("\n", r"\n")
+
+
+def _guided(schema: dict[str, Any]) -> str:
+    """A schema as `%json` takes it."""
+    return json.dumps({**without_idle_words(schema), **_SPACES})

@@ -6,6 +6,7 @@ from ktcore.graph.decoder import rms_eps
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.graph.rotary import rope_node
+from ktcore.graph.settings import Settings
 from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.norm import RMSNormSpec
@@ -122,13 +123,34 @@ def _projections(make: NodeMaker, name: str, hidden: int, q_rows: int, kv_rows: 
 
 
 def _window(make: NodeMaker, layer: int) -> int:
-    """Sliding window: of all layers, or of those that `layer_types` of hub configs marks."""
+    """Sliding window of a layer, as the class of each family in transformers 5 reads its configuration."""
     s = make.settings
+    family = "" if s.gguf else s.architecture
+    if family == "llama":
+        return 0  # the class knows no window, whatever another family's key left behind says
+    if family == "mistral":
+        # of all layers, 4096 where the key is absent and none where it is null; there is no switch
+        named = "sliding_window" in s.config
+        return s.integer("sliding_window", "", 0 if named else 4096, least=0)
+    if family in ("qwen2", "qwen3", "qwen3_moe"):
+        return _switched_window(s, layer)
     window = s.integer("sliding_window", "attention.sliding_window", 0, least=0)
-    # Qwen's configurations name a window that is off unless this key says otherwise
     if not window or not s.get("use_sliding_window", "", not s.architecture.startswith("qwen")):
         return 0
     kinds = s.sequence("layer_types")
     if kinds:
         return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
     return window if layer >= s.integer("max_window_layers", "", 0, least=0) else 0
+
+
+def _switched_window(s: Settings, layer: int) -> int:
+    """Qwen: off unless `use_sliding_window` says otherwise; dense models slide from `max_window_layers` (28) on."""
+    if not s.get("use_sliding_window", "", False):
+        return 0
+    window = s.integer("sliding_window", "", 0 if "sliding_window" in s.config else 4096, least=0)
+    if s.architecture == "qwen3_moe":
+        return window
+    kinds = s.sequence("layer_types")
+    if kinds:
+        return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
+    return window if layer >= s.integer("max_window_layers", "", 28, least=0) else 0

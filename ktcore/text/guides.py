@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ktcore.errors import RequestError
+from ktcore.text.json_schema import without_idle_words
 from ktcore.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Structures:
         Raises:
             RequestError: the schema is invalid or uses what cannot be enforced, or llguidance is not installed.
         """
-        return self._compile({"json_schema": {**schema, **_JSON}}, thought, calls, True)
+        return self._compile({"json_schema": {**without_idle_words(schema), **_JSON}}, thought, calls, True)
 
     def regex(self, pattern: str, thought: Thought | None = None, calls: str | None = None) -> Structure:
         """Text that a regular expression matches as a whole (Rust's syntax: no look-around, no references).
