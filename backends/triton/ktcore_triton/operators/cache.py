@@ -31,6 +31,8 @@ class TritonKVCache(TritonImplementation):
         rank = spec.value_dim
         if spec.kind == "mla" and rank & (rank - 1):
             return Unsupported(f"a latent rank that is no power of two ({rank})")
+        if spec.kind == "mla" and (spec.window or spec.chunk or spec.sinks):
+            return Unsupported("a window, chunks or sinks over latents")
         return super().supports(spec, device)
 
     def load(self, request: LoadRequest) -> Module:
