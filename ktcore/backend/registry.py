@@ -192,12 +192,16 @@ class Registry:
             return name, f"{name} was asked for."
         real = [r for r in self.accelerators() if r.spec is not None and not r.spec.simulated]
         found = [r for r in real if r.state is BackendState.LOADED]
-        if len(found) == 1:
-            return found[0].name, f"{found[0].name} is the one available accelerator ({found[0].reason})."
+        trusted = [r for r in found if r.spec is not None and not r.spec.experimental]
+        if len(trusted) == 1:
+            return trusted[0].name, f"{trusted[0].name} is the one available accelerator ({trusted[0].reason})."
         host = self.host()
+        if trusted:
+            names = " and ".join(r.name for r in trusted)
+            return host.name, f"{names} are both available, so none was chosen: name one; {host.name} is used."
         if found:
             names = " and ".join(r.name for r in found)
-            return host.name, f"{names} are both available, so none was chosen: name one; {host.name} is used."
+            return host.name, f"{names} is marked experimental and taken only when it is named, so {host.name} is used."
         return host.name, f"No accelerator is available, so {host.name} is used."
 
     def rule_paths(self) -> tuple[Path, ...]:

@@ -38,6 +38,7 @@ class BackendSpec:
         probe: says whether the backend can run here; quick, no side effects, never raises for a missing device.
         declared: the device classes it is written for, for planning without hardware; the first is the default.
         accelerator: False for a host backend, which pairs with any accelerator.
+        experimental: "auto" never takes it: its author has not yet said that it is worth taking without being named.
         simulated: no hardware stands behind it: "auto" never takes it, and its reports say so.
     """
 
@@ -49,6 +50,7 @@ class BackendSpec:
     declared: tuple[Capabilities, ...]
     accelerator: bool = True
     simulated: bool = False
+    experimental: bool = False
 
 
 class Backend(ABC):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 
 from ktcore.conformance.case import Context
+from ktcore.conformance.expectations import Precision
 
 WORST_FACTOR = 4.0
 """Largest error: at most so many times torch's largest."""
 TYPICAL_FACTOR = 2.5
 """Root mean square error: at most so many times torch's."""
+LEAST_16_BITS, MOST_16_BITS = 1e-5, 3e-2
+"""Errors relative to a result's size that products in float16 or bfloat16 have; above, something is wrong."""
 FLOOR_ULPS = 16.0
 """Errors below so many float32 units in the last place of the largest result always pass: order of summation."""
 
@@ -43,6 +46,7 @@ def compare(
         ctx.fail(
             f"{what} is {max(worst, typical):.3g} times too inexact: largest error {float(error.max()):.3g} at {at} "
             f"(torch's own: {float(own.max()):.3g}), root mean square {_rms(error):.3g} (torch's own: {_rms(own):.3g})"
+            + _undeclared(ctx, what.partition(":")[0].partition(",")[0], _rms(error) / max(_rms(truth), 1e-30))
         )
 
 
@@ -51,6 +55,21 @@ def same_bits(ctx: Context, first: torch.Tensor, second: torch.Tensor, reason: s
     equal = (first == second) | (first.isnan() & second.isnan())
     different = int((~equal).sum())
     ctx.require(different == 0, f"{reason}: {different} of {first.numel()} values differ")
+
+
+def _undeclared(ctx: Context, implementation: str, relative: float) -> str:
+    """What to declare, where an error looks like that of 16 bits and the plugin says nothing of them."""
+    silent = ctx.target.expectations.precision_of(implementation) == Precision()
+    if (
+        not silent
+        or not implementation.startswith(f"{ctx.target.name}.")
+        or not LEAST_16_BITS < relative < MOST_16_BITS
+    ):
+        return ""
+    return (
+        "; an error of this size is that of 16 bits: if it computes so, its plugin declares it by the hook "
+        f"ktcore_conformance_expectations: Expectations(precision={{'{implementation}': Precision('bfloat16')}})"
+    )
 
 
 def _rms(x: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""A simulated accelerator is used when it is named, and never taken by "auto"."""
+"""A simulated or experimental accelerator is used when it is named, and never taken by "auto"."""
 
 from __future__ import annotations
 
@@ -22,3 +22,14 @@ def test_auto_takes_real_accelerators_only(simulated: bool, chosen: str) -> None
     registry = Registry([Found(tuple(BackendRecord(s.name, "test 1.0", s) for s in specs))])
     assert registry.choose("auto")[0] == chosen
     assert registry.choose("acme")[0] == "acme"
+
+
+def test_auto_says_that_an_experimental_one_must_be_named() -> None:
+    specs = [HOST, replace(DEVICE, experimental=True)]
+    registry = Registry([Found(tuple(BackendRecord(s.name, "test 1.0", s) for s in specs))])
+    chosen, why = registry.choose("auto")
+    assert chosen == "host"
+    assert why == "acme is marked experimental and taken only when it is named, so host is used."
+    assert registry.choose("acme")[0] == "acme"
+    both = [*specs, replace(DEVICE, name="beta", declared=(Capabilities("beta", "b"),))]
+    assert Registry([Found(tuple(BackendRecord(s.name, "t 1", s) for s in both))]).choose("auto")[0] == "beta"

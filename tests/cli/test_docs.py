@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent, indent
 
@@ -57,6 +60,44 @@ def test_the_guides_backend_is_found_planned_for_and_run(ktcore: Run, tiny_llama
     # close, as bfloat16 is, and not equal: the toy's own code ran
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.01)
+
+
+@pytest.fixture
+def toy_runs(tmp_path: Path) -> Callable[..., str]:
+    """The kit on the guide's backend, in a process of its own, as the guide has it run."""
+    blocks = dict(NAMED_BLOCK.findall((DOCS / "write-a-backend.md").read_text(encoding="utf-8")))
+    # what pip writes for its pyproject.toml
+    blocks["toy-1.0.dist-info/METADATA"] = "Metadata-Version: 2.1\nName: ktcore-toy\nVersion: 1.0\n"
+    blocks["toy-1.0.dist-info/entry_points.txt"] = "[ktcore.backends]\ntoy = ktcore_toy\n"
+    for name, text in blocks.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def run(*patterns: str) -> str:
+        cases = [word for pattern in patterns for word in ("--case", pattern)]
+        command = [sys.executable, "-m", "ktcore.cli.main", "conformance", "run", "--backend", "toy", *cases]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "KTCORE_PLUGINS": "cpu,toy"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_the_guides_backend_passes_the_guides_command(toy_runs: Callable[..., str]) -> None:
+    """Of level 2 what the toy itself answers, and branches whose parts it answers."""
+    said = toy_runs("L0.*", "L1.memory.*", "L2.linear.*", "L2.mlp.F32*", "L2.attention.Q4_K*", "L2.mla.one-token")
+    assert "FAIL" not in said, said
+    assert "conformance of toy" in said
+
+
+def test_a_precision_that_is_not_declared_is_named(toy_runs: Callable[..., str], tmp_path: Path) -> None:
+    source = tmp_path / "ktcore_toy" / "__init__.py"
+    declaration = 'precision={"toy.linear": Precision("bfloat16")}'
+    assert declaration in source.read_text()
+    source.write_text(source.read_text().replace(f", {declaration}", ""))
+    said = toy_runs("L2.linear.F32.one-token")
+    assert "FAIL 1" in said
+    assert "Expectations(precision={'toy.linear': Precision('bfloat16')})" in said
 
 
 def test_the_readmes_python_runs(

@@ -60,6 +60,44 @@ def test_a_new_backend_loads_and_passes_levels_0_and_1(tmp_path: Path) -> None:
     assert "FAIL" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("cpu", "installed backend has it"),
+        ("sim", "installed backend has it"),
+        ("auto", "means something else"),
+        ("reference", "means something else"),
+        ("host", "means something else"),
+        ("class", "word of Python"),
+        ("match", "word of Python"),
+        ("json", "module of Python"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(name: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(KtcoreError, match=why):
+        write_package(name, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_so_is_one_whose_package_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ktcore_odd").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KtcoreError, match="a package ktcore_odd is installed"):
+        write_package("odd", tmp_path / "x")
+
+
+def test_a_fresh_backend_is_not_taken_unasked(tmp_path: Path) -> None:
+    plugin = write_package("acme", tmp_path / "x") / "ktcore_acme" / "plugin.py"
+    assert "experimental=True" in plugin.read_text(encoding="utf-8")
+
+
+def test_the_kit_without_pytest_says_what_to_install(ktcore: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    done = ktcore("conformance", "run", "--backend", "cpu")
+    assert done.code == 1
+    assert "pip install pytest" in done.err
+
+
 @pytest.mark.parametrize("name", ["Acme", "9lives", "a-b", ""])
 def test_a_name_that_cannot_be_a_package_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(KtcoreError, match="cannot name a backend"):

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ktcore.errors import KtcoreError
+
 app = typer.Typer(help="Test a backend, draw the matrix, compare reports.", no_args_is_help=True)
 
 
@@ -26,7 +28,12 @@ def run(
         return
     if not backend:
         raise typer.BadParameter("name the backend to test", param_hint="--backend")
-    import pytest
+    try:
+        import pytest
+    except ModuleNotFoundError as missing:
+        raise KtcoreError(
+            "the conformance kit runs by pytest, which is not installed", "pip install pytest"
+        ) from missing
 
     arguments = ["-p", "ktcore.conformance.plugin", "--pyargs", "ktcore.conformance", "--tb=short", "-q"]
     # settings of whatever project the shell stands in are not the kit's

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import keyword
 import re
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from string import Template
 from typing import Annotated
 
 import typer
 
+from ktcore.backend.discovery import RESERVED
+from ktcore.backend.hookspecs import ENTRY_POINT_GROUP
 from ktcore.errors import KtcoreError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -33,10 +39,13 @@ def write_package(name: str, target: Path) -> Path:
     """Write the package and return its folder.
 
     Raises:
-        KtcoreError: the name is not usable, or the folder exists.
+        KtcoreError: the name is not usable or taken, or the folder exists.
     """
     if not _NAME.fullmatch(name):
         raise KtcoreError(f"'{name}' cannot name a backend", "use lower-case letters, digits and '_', a letter first")
+    taken = _taken(name)
+    if taken:
+        raise KtcoreError(f"'{name}' cannot name a backend: {taken}", "take another name")
     if target.exists():
         raise KtcoreError(f"{target} exists already", "give another folder with --to")
     words = {"name": name, "package": f"ktcore_{name}", "title": name.title().replace("_", "")}
@@ -50,6 +59,21 @@ def write_package(name: str, target: Path) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, encoding="utf-8")
     return target
+
+
+def _taken(name: str) -> str | None:
+    """Who has the name, or its package's, already."""
+    if keyword.iskeyword(name) or keyword.issoftkeyword(name):
+        return "it is a word of Python"
+    if name in RESERVED:
+        return "it means something else in rules and on the command line"
+    if name in sys.stdlib_module_names:
+        return "it is a module of Python"
+    if name in {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)}:
+        return "an installed backend has it"
+    if importlib.util.find_spec(f"ktcore_{name}") is not None:
+        return f"a package ktcore_{name} is installed"
+    return None
 
 
 def _templates() -> dict[Path, str]:
