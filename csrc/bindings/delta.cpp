@@ -1,12 +1,30 @@
 // Bindings of the gated delta net: the block, and the recurrence alone.
 #include "blocks/delta.h"
 
-#include "bindings/common.h"
+#include "bindings/fields.h"
 
 namespace {
-Vector flat(const Floats& a) { return Vector(a.data(), a.data() + a.size()); }
+DeltaBlock::Config delta_config(Fields f) {
+    DeltaBlock::Config c{};
+    c.key_heads = f.need<int>("key_heads");
+    c.value_heads = f.need<int>("value_heads");
+    c.key_dim = f.need<int>("key_dim");
+    c.value_dim = f.need<int>("value_dim");
+    c.width = f.need<int>("width");
+    c.conv = f.flat("conv");
+    c.decay = f.flat("decay");
+    c.dt_bias = f.flat("dt_bias");
+    c.out_norm = f.flat("out_norm");
+    c.out_eps = f.need<float>("out_eps");
+    c.norm = f.vector("norm");
+    c.norm_eps = f.take("norm_eps", 0.f);
+    c.residual = f.take("residual", true);
+    c.exact = f.take("exact", false);
+    f.end();
+    return c;
+}
 
-py::array_t<float> delta_rule(Engine& e, const Floats& q, const Floats& k, const Floats& v, const Floats& g,
+py::array_t<float> rule_alone(Engine& e, const Floats& q, const Floats& k, const Floats& v, const Floats& g,
                               const Floats& beta, py::array_t<float, py::array::c_style> state) {
     check(q.ndim() == 3 && k.ndim() == 3 && v.ndim() == 3 && g.ndim() == 2 && beta.ndim() == 2 && state.ndim() == 3,
           "q, k, v must be [tokens, heads, width], g and beta [tokens, heads], state [heads, key_dim, value_dim]");
@@ -22,39 +40,23 @@ py::array_t<float> delta_rule(Engine& e, const Floats& q, const Floats& k, const
     const float *pq = q.data(), *pk = k.data(), *pv = v.data(), *pg = g.data(), *pb = beta.data();
     if (tokens == 0) return out;
     NoGil nogil;
-    std::lock_guard<std::mutex> hold(e.pool.mutex());
-    e.pool.reserve_local(delta_scratch(static_cast<int>(dk), static_cast<int>(dv)));
-    const size_t qk_row = static_cast<size_t>(heads * dk), v_row = static_cast<size_t>(heads * dv);
-    e.pool.run(static_cast<int>(heads), [&](int h, int thread) {
-        const DeltaItem item{pq + h * dk, pk + h * dk, pv + h * dv, qk_row, v_row, pg + h, pb + h, static_cast<size_t>(heads),
-                             s + h * dk * dv, o + h * dv, v_row,
-                             static_cast<int>(tokens), static_cast<int>(dk), static_cast<int>(dv)};
-        e.kernels.delta(item, e.pool.local(thread));
-    });
+    delta_rule(e, {pq, pk, pv, pg, pb}, s, o, static_cast<int>(tokens), static_cast<int>(heads), static_cast<int>(dk),
+               static_cast<int>(dv));
     return out;
 }
 }  // namespace
 
 void bind_delta(py::module_& m) {
     using SharedMatrix = std::shared_ptr<PackedMatrix>;
-    m.def("delta_rule", &delta_rule, py::arg("pool").none(false), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"),
+    m.def("delta_rule", &rule_alone, py::arg("pool").none(false), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"),
           py::arg("beta"), py::arg("state").noconvert());
     py::class_<DeltaBlock>(m, "DeltaBlock")
         .def(py::init([](EnginePtr pool, SharedMatrix qkv, SharedMatrix z, SharedMatrix b, SharedMatrix a, SharedMatrix o,
-                         int key_heads, int value_heads, int key_dim, int value_dim, int width, const Floats& conv,
-                         const Floats& decay, const Floats& dt_bias, const Floats& out_norm, float out_eps,
-                         const std::optional<Floats>& norm, float norm_eps, bool residual, bool exact) {
-                 DeltaBlock::Config c{key_heads,  value_heads,   key_dim,        value_dim, width,
-                                      flat(conv), flat(decay),   flat(dt_bias),  flat(out_norm), out_eps,
-                                      to_vector(norm), norm_eps, residual,       exact};
-                 return std::make_unique<DeltaBlock>(pool, qkv, z, b, a, o, std::move(c));
+                         const py::kwargs& fields) {
+                 return std::make_unique<DeltaBlock>(pool, qkv, z, b, a, o, delta_config({"DeltaBlock", fields}));
              }),
              py::arg("pool").none(false), py::arg("qkv").none(false), py::arg("z").none(false), py::arg("b").none(false),
-             py::arg("a").none(false), py::arg("o").none(false), py::kw_only(), py::arg("key_heads"),
-             py::arg("value_heads"), py::arg("key_dim"), py::arg("value_dim"), py::arg("width"), py::arg("conv"),
-             py::arg("decay"), py::arg("dt_bias"), py::arg("out_norm"), py::arg("out_eps"),
-             py::arg("norm") = py::none(), py::arg("norm_eps") = 0.0f, py::arg("residual") = true,
-             py::arg("exact") = false)
+             py::arg("a").none(false), py::arg("o").none(false))
         .def(
             "forward",
             [](DeltaBlock& self, uintptr_t x, uintptr_t out, const Step& step, const std::vector<int32_t>& slots,

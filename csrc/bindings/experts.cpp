@@ -1,5 +1,5 @@
 // Bindings of the mixture-of-experts blocks.
-#include "bindings/common.h"
+#include "bindings/fields.h"
 #include "blocks/moe.h"
 
 namespace {
@@ -141,20 +141,24 @@ void bind_routed(py::module_& m) {
 
 void bind_moe(py::module_& m) {
     py::class_<MoEBlock>(m, "MoEBlock")
-        .def(py::init([](EnginePtr pool, Bank bank, SharedMatrix router, const py::dict& config, SharedMatrix shared_gate_proj,
-                         SharedMatrix shared_up, SharedMatrix shared_down, SharedMatrix shared_gate,
-                         const std::optional<Floats>& norm, float norm_eps, const std::string& activation,
-                         bool weight_on_input, bool residual, bool exact, const ClampArgs& clamp) {
-                 MoEBlock::Config c{router_config(config), to_vector(norm), norm_eps, activation,
-                                    weight_on_input,       residual,        exact,    to_clamp(clamp)};
-                 return std::make_unique<MoEBlock>(pool, bank, router, shared_gate_proj, shared_up, shared_down,
-                                                   shared_gate, std::move(c));
+        .def(py::init([](EnginePtr pool, Bank bank, SharedMatrix router, const py::dict& config, const py::kwargs& fields) {
+                 Fields f("MoEBlock", fields);
+                 const auto shared = [&f](const char* name) { return f.take<SharedMatrix>(name, nullptr); };
+                 const SharedMatrix gate_proj = shared("shared_gate_proj"), up = shared("shared_up"),
+                                    down = shared("shared_down"), gate = shared("shared_gate");
+                 MoEBlock::Config c{};
+                 c.router = router_config(config);
+                 c.norm = f.vector("norm");
+                 c.norm_eps = f.take("norm_eps", 0.f);
+                 c.activation = f.take<std::string>("activation", "silu");
+                 c.weight_on_input = f.take("weight_on_input", false);
+                 c.residual = f.take("residual", true);
+                 c.exact = f.take("exact", false);
+                 c.clamp = to_clamp(f.take<ClampArgs>("clamp", std::nullopt));
+                 f.end();
+                 return std::make_unique<MoEBlock>(pool, bank, router, gate_proj, up, down, gate, std::move(c));
              }),
-             py::arg("pool").none(false), py::arg("bank").none(false), py::arg("router").none(false), py::arg("config"),
-             py::arg("shared_gate_proj") = py::none(), py::arg("shared_up") = py::none(),
-             py::arg("shared_down") = py::none(), py::arg("shared_gate") = py::none(), py::arg("norm") = py::none(),
-             py::arg("norm_eps") = 0.0f, py::arg("activation") = "silu", py::arg("weight_on_input") = false,
-             py::arg("residual") = true, py::arg("exact") = false, py::arg("clamp") = py::none())
+             py::arg("pool").none(false), py::arg("bank").none(false), py::arg("router").none(false), py::arg("config"))
         .def(
             "forward",
             [](MoEBlock& self, uintptr_t x, uintptr_t out, int64_t tokens, uintptr_t before) {

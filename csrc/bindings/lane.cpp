@@ -4,6 +4,8 @@
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 
+#include <optional>
+
 #include "bindings/lane.h"
 #include "numa/sharded_experts.h"
 
@@ -14,18 +16,20 @@ namespace {
 
 using NoGil = py::gil_scoped_release;
 
+// For what may wait for a thread that wants the GIL; called by threads that hold it and by others.
+template <class Work>
+void without_gil(Work work) {
+    std::optional<NoGil> released;
+    if (PyGILState_Check()) released.emplace();
+    work();
+}
+
 // A job with the lane that it needs; the lane outlives it. A job that is dropped while it is queued ends first.
 struct OwnedJob {
     std::shared_ptr<Lane> lane;
     Job job;
     ~OwnedJob() {
-        if (job.done.load() != 0) return;
-        if (PyGILState_Check()) {
-            NoGil release;
-            Lane::wait(job);
-        } else {
-            Lane::wait(job);
-        }
+        if (job.done.load() == 0) without_gil([this] { Lane::wait(job); });
     }
 };
 
@@ -59,15 +63,9 @@ void bind_lane(py::module_& m) {
         .def("wait", [](OwnedJob& j) { Lane::wait(j.job); }, py::call_guard<NoGil>());
 
     py::class_<Lane, std::shared_ptr<Lane>>(m, "Lane")
-        .def(py::init([] { return std::shared_ptr<Lane>(new Lane, [](Lane* lane) {
-                               // its thread may be waiting for the GIL to finish a job
-                               if (PyGILState_Check()) {
-                                   NoGil release;
-                                   delete lane;
-                               } else {
-                                   delete lane;
-                               }
-                           }); }))
+        .def(py::init([] {
+            return std::shared_ptr<Lane>(new Lane, [](Lane* lane) { without_gil([lane] { delete lane; }); });
+        }))
         .def_property_readonly_static("start_address", [](const py::object&) { return address(Lane::start_callback); })
         .def_property_readonly_static("wait_address", [](const py::object&) { return address(Lane::wait_callback); })
         .def("close", &Lane::close, py::call_guard<NoGil>())
@@ -83,18 +81,25 @@ void bind_lane(py::module_& m) {
                      }
                  });
              })
-        .def("experts_job", [](std::shared_ptr<Lane> lane, py::object experts, uintptr_t x, uintptr_t ids,
-                               uintptr_t weights, uintptr_t out, int64_t tokens, int64_t top_k) {
-            check(x && ids && weights && out && tokens >= 0 && top_k > 0, "experts_job needs four addresses and a shape");
-            const auto job = [&](auto* block) {
-                return make_job(std::move(lane), [=, held = keep(std::move(experts))] {
-                    block->forward(reinterpret_cast<const float*>(x), reinterpret_cast<const int64_t*>(ids),
-                                   reinterpret_cast<const float*>(weights), reinterpret_cast<float*>(out), tokens, top_k);
-                });
-            };
-            if (py::isinstance<ShardedExpertsBlock>(experts)) return job(experts.cast<ShardedExpertsBlock*>());
-            return job(experts.cast<ExpertsBlock*>());
-        });
+        .def(
+            "experts_job",
+            [](std::shared_ptr<Lane> lane, py::object experts, uintptr_t x, uintptr_t ids, uintptr_t weights, uintptr_t out,
+               int64_t tokens, int64_t top_k, py::object owners) {
+                check(x && ids && weights && out && tokens >= 0 && top_k > 0, "experts_job needs four addresses and a shape");
+                // the job reads and writes their memory whenever it runs: it keeps them as long as it lives
+                auto held = keep(std::make_pair(std::move(experts), std::move(owners)));
+                const auto job = [&](auto* block) {
+                    return make_job(std::move(lane), [=, held = held] {
+                        block->forward(reinterpret_cast<const float*>(x), reinterpret_cast<const int64_t*>(ids),
+                                       reinterpret_cast<const float*>(weights), reinterpret_cast<float*>(out), tokens, top_k);
+                    });
+                };
+                const py::object& block = held->first;
+                if (py::isinstance<ShardedExpertsBlock>(block)) return job(block.cast<ShardedExpertsBlock*>());
+                return job(block.cast<ExpertsBlock*>());
+            },
+            py::arg("experts"), py::arg("x_ptr"), py::arg("ids_ptr"), py::arg("weights_ptr"), py::arg("out_ptr"),
+            py::arg("tokens"), py::arg("top_k"), py::kw_only(), py::arg("owners").none(false));
 }
 
 }  // namespace ktcore

@@ -1,44 +1,44 @@
 // Binding of the latent attention block.
 #include "blocks/mla.h"
 
-#include "bindings/common.h"
+#include "bindings/fields.h"
+
+namespace {
+MLABlock::Config mla_config(Fields f) {
+    MLABlock::Config c{};
+    c.heads = f.need<int>("heads");
+    c.nope = f.need<int>("nope");
+    c.rope = f.need<int>("rope");
+    c.value = f.need<int>("value");
+    c.latent = f.need<int>("latent");
+    c.scale = f.need<float>("softmax_scale");
+    c.interleaved = is_interleaved(f.need<std::string>("rope_pairing"));
+    c.inv_freq = to_vector(f.need<Floats>("inv_freq"));
+    c.rope_scale = f.take("rope_scale", 1.f);
+    c.norm = f.vector("norm");
+    c.norm_eps = f.take("norm_eps", 0.f);
+    c.q_norm = f.vector("q_norm");
+    c.q_eps = f.take("q_eps", 0.f);
+    c.kv_norm = to_vector(f.need<Floats>("kv_norm"));
+    c.kv_eps = f.need<float>("kv_eps");
+    c.residual = f.take("residual", true);
+    c.exact = f.take("exact", false);
+    f.end();
+    return c;
+}
+}  // namespace
 
 void bind_mla(py::module_& m) {
     using SharedMatrix = std::shared_ptr<PackedMatrix>;
     py::class_<MLABlock>(m, "MLABlock")
         .def(py::init([](EnginePtr pool, SharedMatrix q_a, SharedMatrix q, SharedMatrix kv_a, SharedMatrix k_absorb,
-                         SharedMatrix k_expand, SharedMatrix v, SharedMatrix o, int heads, int nope, int rope, int value,
-                         int latent, float softmax_scale, const std::string& pairing, const Floats& inv_freq,
-                         float rope_scale, const std::optional<Floats>& norm, float norm_eps,
-                         const std::optional<Floats>& q_norm, float q_eps, const Floats& kv_norm, float kv_eps,
-                         bool residual, bool exact) {
-                 MLABlock::Config c{heads,
-                                    nope,
-                                    rope,
-                                    value,
-                                    latent,
-                                    softmax_scale,
-                                    is_interleaved(pairing),
-                                    to_vector(inv_freq),
-                                    rope_scale,
-                                    to_vector(norm),
-                                    to_vector(q_norm),
-                                    to_vector(kv_norm),
-                                    norm_eps,
-                                    q_eps,
-                                    kv_eps,
-                                    residual,
-                                    exact};
+                         SharedMatrix k_expand, SharedMatrix v, SharedMatrix o, const py::kwargs& fields) {
                  return std::make_unique<MLABlock>(pool, MLABlock::Weights{q_a, q, kv_a, k_absorb, k_expand, v, o},
-                                                   std::move(c));
+                                                   mla_config({"MLABlock", fields}));
              }),
              py::arg("pool").none(false), py::arg("q_a"), py::arg("q").none(false), py::arg("kv_a").none(false),
              py::arg("k_absorb").none(false), py::arg("k_expand").none(false), py::arg("v").none(false),
-             py::arg("o").none(false), py::kw_only(), py::arg("heads"), py::arg("nope"), py::arg("rope"),
-             py::arg("value"), py::arg("latent"), py::arg("softmax_scale"), py::arg("rope_pairing"), py::arg("inv_freq"),
-             py::arg("rope_scale") = 1.0f, py::arg("norm") = py::none(), py::arg("norm_eps") = 0.0f,
-             py::arg("q_norm") = py::none(), py::arg("q_eps") = 0.0f, py::arg("kv_norm"), py::arg("kv_eps"),
-             py::arg("residual") = true, py::arg("exact") = false)
+             py::arg("o").none(false))
         .def(
             "forward",
             [](MLABlock& self, uintptr_t x, uintptr_t out, Step& step, uintptr_t pages, int64_t num_pages, int page_size,

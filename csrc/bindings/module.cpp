@@ -1,9 +1,11 @@
 // The Python module ktcore_cpu._native. Buffers of activations and cache pages cross as addresses; every shape is
 // checked here or in the blocks before any kernel runs, and the GIL is released while one does.
 #include "bindings/common.h"
+#include "bindings/fields.h"
 #include "bindings/lane.h"
 #include "bindings/numa.h"
 #include "blocks/attention.h"
+#include "blocks/limits.h"
 #include "blocks/mlp.h"
 #include "blocks/switch.h"
 #include "core/raw_blocks.h"
@@ -74,6 +76,37 @@ void bind_weights(py::module_& m) {
         });
 }
 
+AttentionBlock::Config attention_config(Fields f) {
+    AttentionBlock::Config c{};
+    c.shape.heads = f.need<int>("heads");
+    c.shape.kv_heads = f.need<int>("kv_heads");
+    c.shape.head_dim = f.need<int>("head_dim");
+    c.shape.scale = f.need<float>("softmax_scale");
+    c.shape.window = f.take("window", 0);
+    c.shape.chunk = f.take("chunk", 0);
+    c.interleaved = is_interleaved(f.need<std::string>("rope_pairing"));
+    if (const auto freq = f.need<Floats>("inv_freq"); freq.size()) c.inv_freq = to_vector(freq);
+    c.rope_scale = f.take("rope_scale", 1.f);
+    c.norm = f.vector("norm");
+    c.norm_eps = f.take("norm_eps", 0.f);
+    c.q_norm = f.vector("q_norm");
+    c.k_norm = f.vector("k_norm");
+    c.qk_eps = f.take("qk_eps", 0.f);
+    c.norm_after_rope = f.take("norm_after_rope", false);
+    c.q_bias = f.vector("q_bias");
+    c.k_bias = f.vector("k_bias");
+    c.v_bias = f.vector("v_bias");
+    c.o_bias = f.vector("o_bias");
+    c.sinks = f.vector("sinks");
+    c.temperature_scale = f.take("temperature_scale", 0.f);
+    c.temperature_span = f.take("temperature_span", 0.f);
+    c.gate = f.take<std::shared_ptr<PackedMatrix>>("gate", nullptr);
+    c.residual = f.take("residual", true);
+    c.exact = f.take("exact", false);
+    f.end();
+    return c;
+}
+
 void bind_blocks(py::module_& m) {
     using SharedMatrix = std::shared_ptr<PackedMatrix>;
     py::class_<Step>(m, "Step")
@@ -89,45 +122,12 @@ void bind_blocks(py::module_& m) {
         .def_property_readonly("sequences", &Step::sequences);
 
     py::class_<AttentionBlock>(m, "AttentionBlock")
-        .def(py::init([](EnginePtr pool, SharedMatrix q, SharedMatrix k, SharedMatrix v, SharedMatrix o, int heads,
-                         int kv_heads, int head_dim, const std::string& pairing, const Floats& inv_freq,
-                         float rope_scale, float softmax_scale, const std::optional<Floats>& norm, float norm_eps,
-                         const std::optional<Floats>& q_norm, const std::optional<Floats>& k_norm, float qk_eps,
-                         const std::optional<Floats>& q_bias, const std::optional<Floats>& k_bias,
-                         const std::optional<Floats>& v_bias, const std::optional<Floats>& o_bias, int window,
-                         bool residual, bool exact, int chunk, const std::optional<Floats>& sinks,
-                         float temperature_scale, float temperature_span, bool norm_after_rope, SharedMatrix gate) {
-                 AttentionBlock::Config c{{heads, kv_heads, head_dim, softmax_scale, window, 0, 0, 0, chunk, nullptr},
-                                          is_interleaved(pairing),
-                                          inv_freq.size() ? to_vector(inv_freq) : Vector{},
-                                          rope_scale,
-                                          to_vector(norm),
-                                          to_vector(q_norm),
-                                          to_vector(k_norm),
-                                          norm_eps,
-                                          qk_eps,
-                                          to_vector(q_bias),
-                                          to_vector(k_bias),
-                                          to_vector(v_bias),
-                                          to_vector(o_bias),
-                                          residual,
-                                          exact,
-                                          norm_after_rope,
-                                          to_vector(sinks),
-                                          temperature_scale,
-                                          temperature_span,
-                                          gate};
-                 return std::make_unique<AttentionBlock>(pool, q, k, v, o, std::move(c));
+        .def(py::init([](EnginePtr pool, SharedMatrix q, SharedMatrix k, SharedMatrix v, SharedMatrix o,
+                         const py::kwargs& fields) {
+                 return std::make_unique<AttentionBlock>(pool, q, k, v, o, attention_config({"AttentionBlock", fields}));
              }),
              py::arg("pool").none(false), py::arg("q").none(false), py::arg("k").none(false), py::arg("v").none(false),
-             py::arg("o").none(false), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
-             py::arg("rope_pairing"), py::arg("inv_freq"), py::arg("rope_scale") = 1.0f, py::arg("softmax_scale"),
-             py::arg("norm") = py::none(), py::arg("norm_eps") = 0.0f, py::arg("q_norm") = py::none(),
-             py::arg("k_norm") = py::none(), py::arg("qk_eps") = 0.0f, py::arg("q_bias") = py::none(),
-             py::arg("k_bias") = py::none(), py::arg("v_bias") = py::none(), py::arg("o_bias") = py::none(),
-             py::arg("window") = 0, py::arg("residual") = true, py::arg("exact") = false, py::arg("chunk") = 0,
-             py::arg("sinks") = py::none(), py::arg("temperature_scale") = 0.0f, py::arg("temperature_span") = 0.0f,
-             py::arg("norm_after_rope") = false, py::arg("gate") = py::none())
+             py::arg("o").none(false))
         .def(
             "forward",
             [](AttentionBlock& self, uintptr_t x, uintptr_t out, Step& step, uintptr_t k, uintptr_t v,
@@ -185,55 +185,9 @@ void bind_functions(py::module_& m) {
               const float* in = pointer(x, "x_ptr");
               float* o = pointer(out, "out_ptr");
               NoGil nogil;
-              std::lock_guard<std::mutex> hold(e.pool.mutex());
-              const int cols = static_cast<int>(w.size());
-              e.pool.run(n, [&](int t, int) {
-                  const size_t at = static_cast<size_t>(t) * cols;
-                  e.kernels.rms_norm(in + at, cols, w.data(), eps, o + at, cols);
-              });
+              rms_norm(e, in, w, eps, o, n);
           },
           py::arg("pool"), py::arg("x_ptr"), py::arg("weight"), py::arg("eps"), py::arg("out_ptr"), py::arg("tokens"));
-
-    m.def("rope",
-          [](Engine& e, uintptr_t x, Step& step, int heads, int head_dim, const std::string& pairing,
-             const Floats& inv_freq, float scale) {
-              const bool interleaved = is_interleaved(pairing);
-              const Vector f = to_vector(inv_freq);
-              check(heads > 0 && head_dim > 0 && 2 * f.size() <= static_cast<size_t>(head_dim),
-                    "inv_freq is longer than half of head_dim");
-              if (step.tokens() == 0) return;
-              float* p = pointer(x, "x_ptr");
-              NoGil nogil;
-              std::lock_guard<std::mutex> hold(e.pool.mutex());
-              const float* turns = step.rotations(f, scale);
-              e.pool.run(step.tokens(), [&](int t, int) {
-                  const float* turn = turns + static_cast<size_t>(t) * 2 * f.size();
-                  for (int h = 0; h < heads; h++)
-                      e.kernels.rope(p + (static_cast<size_t>(t) * heads + h) * head_dim, static_cast<int>(2 * f.size()),
-                                     turn, turn + f.size(), interleaved);
-              });
-          },
-          py::arg("pool"), py::arg("x_ptr"), py::arg("step"), py::arg("heads"), py::arg("head_dim"),
-          py::arg("rope_pairing"), py::arg("inv_freq"), py::arg("rope_scale") = 1.0f);
-
-    m.def("attend",
-          [](Engine& e, uintptr_t q, uintptr_t out, Step& step, int heads, int kv_heads, int head_dim, float scale,
-             uintptr_t k, uintptr_t v, int64_t num_pages, int page_size, const std::string& kv_dtype, int window) {
-              check(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && head_dim > 0 && head_dim <= 1024 && window >= 0,
-                    "heads must be a multiple of kv_heads, head_dim 1 to 1024, window not negative");
-              const Cache cache = to_cache(k, v, num_pages, page_size, kv_dtype);
-              if (step.tokens() == 0) return;
-              const float* in = pointer(q, "q_ptr");
-              float* o = pointer(out, "out_ptr");
-              NoGil nogil;
-              std::lock_guard<std::mutex> hold(e.pool.mutex());
-              step.check_pages(num_pages, page_size);
-              AttendPlan plan;
-              attend(e, {heads, kv_heads, head_dim, scale, window}, step, cache, in, o, plan);
-          },
-          py::arg("pool"), py::arg("q_ptr"), py::arg("out_ptr"), py::arg("step"), py::arg("heads"), py::arg("kv_heads"),
-          py::arg("head_dim"), py::arg("softmax_scale"), py::arg("k_pages_ptr"), py::arg("v_pages_ptr"),
-          py::arg("num_pages"), py::arg("page_size"), py::arg("kv_dtype"), py::arg("window") = 0);
 
     m.def("dequantize_rows",
           [](const std::string& format, uintptr_t raw, int64_t row_bytes, int64_t num_rows, int64_t cols,
@@ -243,17 +197,11 @@ void bind_functions(py::module_& m) {
               check(cols > 0 && cols % t.block == 0 && cols < 1 << 30 && row_bytes == cols / t.block * t.block_bytes,
                     format + ": row_bytes " + std::to_string(row_bytes) + " do not hold " + std::to_string(cols) + " columns");
               check(raw != 0, "raw_ptr must not be null");
-              const int64_t* id = ids.data();
-              const int64_t n = ids.size();
-              for (int64_t i = 0; i < n; i++)
-                  check(id[i] >= 0 && id[i] < num_rows, "row " + std::to_string(id[i]) + " is not one of " +
-                                                            std::to_string(num_rows));
-              if (n == 0) return;
+              if (ids.size() == 0) return;
               float* o = pointer(out, "out_ptr");
               NoGil nogil;
-              for (int64_t i = 0; i < n; i++)
-                  raw_dequantize(f, reinterpret_cast<const uint8_t*>(raw) + id[i] * row_bytes, static_cast<int>(cols),
-                                 o + i * cols);
+              raw_dequantize_rows(f, reinterpret_cast<const uint8_t*>(raw), num_rows, static_cast<int>(cols), ids.data(),
+                                  ids.size(), o);
           },
           py::arg("format"), py::arg("raw_ptr"), py::arg("row_bytes"), py::arg("num_rows"), py::arg("cols"),
           py::arg("ids"), py::arg("out_ptr"));
@@ -262,25 +210,7 @@ void bind_functions(py::module_& m) {
           [](Engine& e, double seconds) {
               check(seconds > 0 && seconds <= 60, "seconds must be above 0, at most 60");
               NoGil nogil;
-              std::lock_guard<std::mutex> hold(e.pool.mutex());
-              constexpr size_t kPiece = size_t{1} << 20, kPieces = 512;
-              Memory buffer(kPiece * kPieces);
-              std::atomic<uint64_t> sink{0};
-              e.pool.run(kPieces, [&](int i, int) {
-                  uint8_t* p = buffer.data() + static_cast<size_t>(i) * kPiece;
-                  for (size_t k = 0; k < kPiece; k += 4096) p[k] = 1;  // really mapped, not the zero page
-              });
-              double best = 0;
-              const int64_t end = now_ns() + static_cast<int64_t>(seconds * 1e9);
-              do {
-                  const int64_t start = now_ns();
-                  e.pool.run(kPieces, [&](int i, int) {
-                      sink += e.kernels.read_sum(buffer.data() + static_cast<size_t>(i) * kPiece, kPiece);
-                  });
-                  const double took = static_cast<double>(now_ns() - start) * 1e-9;
-                  best = std::max(best, static_cast<double>(kPiece * kPieces) / took);
-              } while (now_ns() < end);
-              return best;
+              return read_bandwidth(e, seconds);
           },
           py::arg("pool"), py::arg("seconds") = 0.3);
 }

@@ -175,4 +175,16 @@ void DeltaBlock::mix(const Step& step, const std::vector<int32_t>& slots, const 
     });
 }
 
+void delta_rule(Engine& e, const DeltaInputs& in, float* state, float* out, int tokens, int heads, int dk, int dv) {
+    std::lock_guard<std::mutex> hold(e.pool.mutex());
+    e.pool.reserve_local(delta_scratch(dk, dv));
+    const size_t count = static_cast<size_t>(heads), keys = static_cast<size_t>(dk), values = static_cast<size_t>(dv);
+    e.pool.run(heads, [&](int head, int thread) {
+        const size_t h = static_cast<size_t>(head);
+        const DeltaItem item{in.q + h * keys, in.k + h * keys, in.v + h * values, count * keys, count * values, in.g + h,
+                             in.beta + h, count, state + h * keys * values, out + h * values, count * values, tokens, dk, dv};
+        e.kernels.delta(item, e.pool.local(thread));
+    });
+}
+
 }  // namespace ktcore

@@ -12,6 +12,13 @@ struct DeltaStates {
     int64_t slots;
 };
 
+// The recurrence alone: q, k [tokens][heads][dk] normalised and scaled, v [tokens][heads][dv], g, beta [tokens][heads].
+struct DeltaInputs {
+    const float *q, *k, *v, *g, *beta;
+};
+// state [heads][dk][dv] goes on; out [tokens][heads][dv].
+void delta_rule(Engine& e, const DeltaInputs& in, float* state, float* out, int tokens, int heads, int dk, int dv);
+
 class DeltaBlock {
   public:
     struct Config {

@@ -45,6 +45,15 @@ void prepare_rows(Engine& e, const float* x, size_t ldx, int tokens, int n, cons
     });
 }
 
+void rms_norm(Engine& e, const float* x, const Vector& weight, float eps, float* out, int tokens) {
+    std::lock_guard<std::mutex> hold(e.pool.mutex());
+    const int cols = static_cast<int>(weight.size());
+    e.pool.run(tokens, [&](int t, int) {
+        const size_t at = static_cast<size_t>(t) * weight.size();
+        e.kernels.rms_norm(x + at, cols, weight.data(), eps, out + at, cols);
+    });
+}
+
 void reserve_products(Engine& e, size_t extra) {
     e.pool.reserve_local(std::max(kPanelScratch + 2 * kAccBytes, extra));
 }

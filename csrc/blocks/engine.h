@@ -83,6 +83,8 @@ void run_products(Engine& e, const Rows& rows, int tokens, bool exact, const Pro
 void run_panel(const Engine& e, const PackedView& w, int panel, const Rows& rows, bool exact, int t0, int t1, float* acc,
                uint8_t* scratch);
 
+// out [T][n] = x [T][n], each row by the inverse of its root mean square and by weight [n].
+void rms_norm(Engine& e, const float* x, const Vector& weight, float eps, float* out, int tokens);
 // out [T][rows] = x [T][cols] w^T (+ bias).
 void linear(Engine& e, const PackedMatrix& w, const float* x, float* out, int64_t tokens, const float* bias, bool exact);
 

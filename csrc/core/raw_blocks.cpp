@@ -2,6 +2,8 @@
 #include "core/raw_blocks.h"
 
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "core/f16.h"
 
@@ -355,6 +357,14 @@ void raw_pack(Format f, const uint8_t* const* rows, uint8_t* out) {
         raw_header(f, rows[r], r, out);
         pack_codes(t, codes, r, out + t.header);
     }
+}
+
+void raw_dequantize_rows(Format f, const uint8_t* raw, int64_t rows, int cols, const int64_t* ids, int64_t count, float* out) {
+    const int64_t row_bytes = cols / info(f).block * info(f).block_bytes;
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= rows)
+            throw std::invalid_argument("row " + std::to_string(ids[i]) + " is not one of " + std::to_string(rows));
+    for (int64_t i = 0; i < count; i++) raw_dequantize(f, raw + ids[i] * row_bytes, cols, out + i * cols);
 }
 
 }  // namespace ktcore

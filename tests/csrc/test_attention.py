@@ -69,8 +69,9 @@ class Layer:
             self.w[name] = torch.from_numpy(options[name]).double()
         self.inv_freq = (1e4 ** (-np.arange(self.rotary // 2) / (self.rotary // 2))).astype(np.float32)
         self.block = _native.AttentionBlock(
-            pool, packed["q"], packed["k"], packed["v"], packed["o"], self.heads, self.kv_heads, self.dim, self.pairing,
-            self.inv_freq, 1.0 if not self.extras else 1.1, softmax_scale=self.dim**-0.5, norm_eps=1e-5, qk_eps=1e-6,
+            pool, packed["q"], packed["k"], packed["v"], packed["o"], heads=self.heads, kv_heads=self.kv_heads,
+            head_dim=self.dim, rope_pairing=self.pairing, inv_freq=self.inv_freq,
+            rope_scale=1.0 if not self.extras else 1.1, softmax_scale=self.dim**-0.5, norm_eps=1e-5, qk_eps=1e-6,
             window=self.window, residual=True, exact=exact, chunk=self.chunk, temperature_scale=self.temperature[0],
             temperature_span=self.temperature[1], norm_after_rope=self.norm_last, gate=packed.get("gate"), **options,
         )  # fmt: skip
@@ -243,8 +244,9 @@ def test_eight_bit_rows_are_what_gguf_makes_of_them(pool: _native.Pool, dim: int
     """v has no norm and no rotation: with identity weights its cached rows are x itself, as Q8_0."""
     eye = _native.PackedMatrix.pack(pool, "F32", dim, dim, np.eye(dim, dtype=np.float32).view(np.uint8))
     block = _native.AttentionBlock(
-        pool, eye, eye, eye, eye, 1, 1, dim, "half", np.empty(0, np.float32), softmax_scale=1.0, exact=True
-    )
+        pool, eye, eye, eye, eye, heads=1, kv_heads=1, head_dim=dim, rope_pairing="half",
+        inv_freq=np.empty(0, np.float32), softmax_scale=1.0, exact=True,
+    )  # fmt: skip
     x = hidden_rows(32, dim) * np.float32(7)
     x[3, 5] = 600  # an outlier costs its own 32 values only
     codes = -(-dim // 32) * 32
@@ -376,3 +378,12 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     for change, message in bad:
         with pytest.raises(ValueError, match=message):
             _native.AttentionBlock(pool, w, w, w, w, **(ok | change))
+    for change, message in [
+        ({"sink": np.ones(2, np.float32)}, "AttentionBlock has no argument 'sink'"),
+        ({"heads": "2"}, "heads has the wrong type"),
+        ({"exact": None}, "exact has the wrong type"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            _native.AttentionBlock(pool, w, w, w, w, **(ok | change))
+    with pytest.raises(TypeError, match="softmax_scale is missing"):
+        _native.AttentionBlock(pool, w, w, w, w, **{k: v for k, v in ok.items() if k != "softmax_scale"})

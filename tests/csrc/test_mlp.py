@@ -111,21 +111,6 @@ def test_rms_norm(pool: _native.Pool, width: int) -> None:
     np.testing.assert_allclose(out, h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) * w, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("pairing", ["half", "interleaved"])
-def test_rope_alone(pool: _native.Pool, pairing: str) -> None:
-    freq = np.array([1.0, 0.1, 0.01], np.float32)
-    x = rows(4, 2 * 8).reshape(4, 2, 8)
-    got, at = x.copy(), np.array([0, 5, 100, 7], np.int32)
-    step = _native.Step(at, np.array([0, 4], np.int32), np.array([4], np.int32), np.zeros((1, 1), np.int32))
-    _native.rope(pool, got.ctypes.data, step, 2, 8, pairing, freq)
-    first, second = (slice(0, 3), slice(3, 6)) if pairing == "half" else (slice(0, 6, 2), slice(1, 6, 2))
-    turn = np.exp(1j * at[:, None, None] * freq.astype(np.float64))
-    want = x.astype(np.float64)
-    mixed = (want[..., first] + 1j * want[..., second]) * turn
-    want[..., first], want[..., second] = mixed.real, mixed.imag
-    np.testing.assert_allclose(got, want, atol=1e-5)
-
-
 def test_shapes_and_names_that_do_not_fit_are_refused() -> None:
     pool = _native.Pool(1)
     a = _native.PackedMatrix.pack(pool, "F32", 8, 4, np.zeros((8, 16), np.uint8))

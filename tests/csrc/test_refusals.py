@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_null_and_misaligned_addresses_are_refused() -> None:
     experts = _native.ExpertsBlock(pool, bank)
     w = _native.PackedMatrix.pack(pool, "Q8_0", 256, 256, random_blocks("Q8_0", 256, 256))
     mlp = _native.MLPBlock(pool, w, w, w)
-    step = _native.Step(ints([0]), ints([0, 1]), ints([1]), ints([[0]]))
+    step, layer = _native.Step(ints([0]), ints([0, 1]), ints([1]), ints([[0]])), Layer().build(pool)
     for bad in (0, at + 1, at + 2):
         for call in (
             lambda bad=bad: _native.linear(pool, w, bad, at, 1),
@@ -83,10 +84,10 @@ def test_null_and_misaligned_addresses_are_refused() -> None:
             lambda bad=bad: experts.forward(at, bad, at, at + 4096, 1, 2),
             lambda bad=bad: experts.forward(at, at, bad, at + 4096, 1, 2),
             lambda bad=bad: experts.forward(at, at, at, bad, 1, 2),
-            lambda bad=bad: _native.attend(pool, bad, at, step, 1, 1, 16, 1.0, at, at, 1, 16, "f32"),
-            lambda bad=bad: _native.attend(pool, at, at, step, 1, 1, 16, 1.0, bad, at, 1, 16, "f32"),
+            lambda bad=bad: layer.block.forward(bad, at, step, at, at, 1, 16, "f32"),
+            lambda bad=bad: layer.block.forward(at, at, step, bad, at, 1, 16, "f32"),
+            lambda bad=bad: layer.block.forward(at, at, step, at, bad, 1, 16, "f32"),
             lambda bad=bad: _native.rms_norm(pool, bad, np.ones(256, np.float32), 1e-5, at, 1),
-            lambda bad=bad: _native.rope(pool, bad, step, 1, 16, "half", np.ones(8, np.float32)),
         ):
             with pytest.raises(ValueError, match="address"):
                 call()
@@ -108,7 +109,7 @@ def test_wrong_dtypes_are_refused() -> None:
         with pytest.raises(ValueError, match="cache type"):
             step = _native.Step(ints([0]), ints([0, 1]), ints([1]), ints([[0]]))
             at = floats.ctypes.data
-            _native.attend(pool, at, at, step, 1, 1, 2, 1.0, at, at, 1, 1, kind)
+            Layer().build(pool).block.forward(at, at, step, at, at, 1, 1, kind)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +145,6 @@ def test_tables_that_do_not_hold_the_context_are_refused(table: list[list[int]],
     step = _native.Step(ints([context - 1]), ints([0, 1]), ints([context]), ints(table).reshape(1, -1))
     with pytest.raises(ValueError, match=message):
         layer.run(x, step)
-    at = np.zeros(4096, np.float32).ctypes.data
-    with pytest.raises(ValueError, match=message):
-        _native.attend(pool, at, at, step, 1, 1, 16, 1.0, at, at, 40, 32, "f32")
 
 
 def test_unknown_experts_and_repeated_or_missing_packing_are_refused() -> None:
@@ -307,3 +305,26 @@ def test_a_pool_shared_by_forward_and_packing_stays_right() -> None:
     for _ in range(50):
         again = _native.PackedMatrix.pack(pool, "Q8_0", 320, 64, raw)
         np.testing.assert_array_equal(run_linear(pool, again, x), want)
+
+
+def test_a_queued_job_keeps_the_memory_that_it_reads_and_writes() -> None:
+    pool, lane = _native.Pool(1), _native.Lane()
+    bank, _ = make_bank(pool, ("Q8_0",) * 3, 2, 64, 64)
+    x, ids, weights = batch(3, 64, 2, 2)
+    arrays = [x.copy(), ids.copy(), weights.copy(), np.empty_like(x)]
+    held = [weakref.ref(a) for a in arrays]
+    block = _native.ExpertsBlock(pool, bank)
+    job = lane.experts_job(block, *(a.ctypes.data for a in arrays), 3, 2, owners=tuple(arrays))
+    wanted = np.empty_like(x)
+    block.forward(*(a.ctypes.data for a in arrays[:3]), wanted.ctypes.data, 3, 2)
+    del arrays
+    job.start()
+    job.wait()
+    assert job.error == ""
+    out = held[3]()
+    assert out is not None
+    np.testing.assert_array_equal(out, wanted)
+    del job, out
+    assert all(ref() is None for ref in held)
+    with pytest.raises(TypeError):
+        lane.experts_job(block, 8, 8, 8, 8, 3, 2)  # type: ignore[call-arg]

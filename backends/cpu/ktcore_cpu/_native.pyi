@@ -93,39 +93,6 @@ def linear(
 def rms_norm(pool: Pool, x_ptr: int, weight: _F32, eps: float, out_ptr: int, tokens: int) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight, rows of len(weight); out may be x."""
 
-def rope(
-    pool: Pool,
-    x_ptr: int,
-    step: Step,
-    heads: int,
-    head_dim: int,
-    rope_pairing: str,
-    inv_freq: _F32,
-    rope_scale: float = 1.0,
-) -> None:
-    """Rotates x [tokens, heads, head_dim] in place: the first 2 * len(inv_freq) values of each head.
-
-    rope_pairing: "half" pairs (i, i + len(inv_freq)), "interleaved" pairs (2i, 2i + 1).
-    """
-
-def attend(
-    pool: Pool,
-    q_ptr: int,
-    out_ptr: int,
-    step: Step,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    softmax_scale: float,
-    k_pages_ptr: int,
-    v_pages_ptr: int,
-    num_pages: int,
-    page_size: int,
-    kv_dtype: str,
-    window: int = 0,
-) -> None:
-    """Causal attention of q [tokens, heads, head_dim] over pages that already hold this step's keys and values."""
-
 def cache_row_bytes(kv_dtype: str, width: int) -> int:
     """Bytes of a cached row of `width` values. A "q8" row: int8 codes to a multiple of 32, then a float16 each 32."""
 
@@ -184,13 +151,13 @@ class AttentionBlock:
         k: PackedMatrix,
         v: PackedMatrix,
         o: PackedMatrix,
+        *,
         heads: int,
         kv_heads: int,
         head_dim: int,
         rope_pairing: str,
         inv_freq: _F32,
         rope_scale: float = 1.0,
-        *,
         softmax_scale: float,
         norm: _F32 | None = None,
         norm_eps: float = 0.0,
@@ -509,6 +476,11 @@ class Lane:
         out_ptr: int,
         tokens: int,
         top_k: int,
+        *,
+        owners: object,
     ) -> Job:
-        """A job that calls `experts.forward` with these arguments each time it runs, and no Python."""
+        """A job that calls `experts.forward` with these arguments each time it runs, and no Python.
+
+        owners: what the addresses belong to; the job keeps it as long as it lives.
+        """
     def close(self) -> None: ...

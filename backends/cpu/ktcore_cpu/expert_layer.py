@@ -264,6 +264,7 @@ class ExpertLayer:
             result.ctypes.data,
             len(rows),
             chosen.shape[1],
+            owners=(rows, chosen, scales, result),
         )
         return ExpertRun(job, result, out, x, (rows, chosen, scales, x, ids, weights))
 

@@ -96,7 +96,7 @@ class CpuExpertsModule:
     def lane_job(
         self, lane: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
     ) -> LaneJob:
-        """A job for a native lane: reads and writes these host buffers each time it runs, without Python."""
+        """A job for a native lane: reads and writes these host buffers each time it runs, and keeps them."""
         from ktcore_cpu import _native
 
         if not isinstance(lane, _native.Lane):
@@ -104,8 +104,9 @@ class CpuExpertsModule:
             return plain
         tokens, top_k = ids.shape
         job: LaneJob = lane.experts_job(
-            self._block, x.data_ptr(), ids.data_ptr(), weights.data_ptr(), out.data_ptr(), tokens, top_k
-        )
+            self._block, x.data_ptr(), ids.data_ptr(), weights.data_ptr(), out.data_ptr(), tokens, top_k,
+            owners=(x, ids, weights, out),
+        )  # fmt: skip
         return job
 
 
