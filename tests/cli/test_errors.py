@@ -123,7 +123,7 @@ def test_a_bench_longer_than_the_context(fails: Fails, tiny_llama: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "option", [("--temperature", "-1"), ("--top-p", "0"), ("--min-p", "1"), ("--repetition-penalty", "0")]
+    "option", [("--temperature", "-1"), ("--top-p", "-0.5"), ("--min-p", "1.5"), ("--repetition-penalty", "0")]
 )
 def test_a_sampling_value_out_of_range(fails: Fails, tiny_llama: Path, option: tuple[str, str]) -> None:
     assert option[0].strip("-").replace("-", "_") in fails("run", tiny_llama, "Hi", *option)
