@@ -137,9 +137,9 @@ def _window(make: NodeMaker, layer: int) -> int:
     window = s.integer("sliding_window", "attention.sliding_window", 0, least=0)
     if not window or not s.get("use_sliding_window", "", not s.architecture.startswith("qwen")):
         return 0
-    kinds = s.sequence("layer_types")
-    if kinds:
-        return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
+    marked = marked_sliding(s, layer)
+    if marked is not None:
+        return window if marked else 0
     return window if layer >= s.integer("max_window_layers", "", 0, least=0) else 0
 
 
@@ -150,7 +150,13 @@ def _switched_window(s: Settings, layer: int) -> int:
     window = s.integer("sliding_window", "", 0 if "sliding_window" in s.config else 4096, least=0)
     if s.architecture == "qwen3_moe":
         return window
-    kinds = s.sequence("layer_types")
-    if kinds:
-        return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
+    marked = marked_sliding(s, layer)
+    if marked is not None:
+        return window if marked else 0
     return window if layer >= s.integer("max_window_layers", "", 28, least=0) else 0
+
+
+def marked_sliding(s: Settings, layer: int) -> bool | None:
+    """Whether `layer_types` of hub configs gives the layer a window; None where it is absent or empty."""
+    kinds = s.sequence("layer_types")
+    return (layer < len(kinds) and kinds[layer] == "sliding_attention") if kinds else None

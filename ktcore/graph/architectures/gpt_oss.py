@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ktcore.graph.attention import gqa_node
+from ktcore.graph.attention import gqa_node, marked_sliding
 from ktcore.graph.decoder import decoder_graph, rms_eps
 from ktcore.graph.experts import Experts, Routing, moe_node
 from ktcore.graph.maker import NodeMaker
@@ -44,7 +44,6 @@ def build_gpt_oss(settings: Settings) -> Graph:
 def _window(s: Settings, layer: int) -> int:
     """Even layers slide where nothing else is said."""
     window = s.integer("sliding_window", "attention.sliding_window", 0, least=0)
-    kinds = s.sequence("layer_types")
-    if kinds:
-        return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
-    return window if layer % 2 == 0 else 0
+    marked = marked_sliding(s, layer)
+    slides = layer % 2 == 0 if marked is None else marked
+    return window if slides else 0

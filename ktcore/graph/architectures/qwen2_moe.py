@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktcore.graph.architectures.qwen3_moe import has_experts
-from ktcore.graph.attention import gqa_node
+from ktcore.graph.attention import gqa_node, marked_sliding
 from ktcore.graph.decoder import decoder_graph, rms_eps
 from ktcore.graph.experts import Routing, moe_node
 from ktcore.graph.maker import NodeMaker
@@ -43,7 +43,7 @@ def _window(s: Settings, layer: int) -> int:
     window = s.integer("sliding_window", "", 0, least=0)
     if not window or not s.get("use_sliding_window", "", False):
         return 0
-    kinds = s.sequence("layer_types")
-    if kinds:
-        return window if layer < len(kinds) and kinds[layer] == "sliding_attention" else 0
+    marked = marked_sliding(s, layer)
+    if marked is not None:
+        return window if marked else 0
     return window if layer % 2 == 0 and layer < s.integer("max_window_layers", "", 28, least=0) else 0
