@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ktcore.dialects.base import Pairs, ToolFormat
-from ktcore.dialects.schema import members, resolved, rooted, types_of, values_of
+from ktcore.dialects.schema import DEPTH, members, resolved, rooted, types_of, values_of
 from ktcore.text.json_schema import without_idle_words
 
 _HOLES = re.compile(r"(\{(?:name|arguments|pairs)\})")
@@ -122,7 +122,7 @@ def _text(pairs: Pairs, kind: Any, root: Any) -> str:
 
 def _parts(kind: Any, root: Any, depth: int = 0) -> list[Mapping[str, Any]]:
     """All parts of a schema that a value must meet."""
-    if not isinstance(kind, Mapping) or depth > 16:
+    if not isinstance(kind, Mapping) or depth > DEPTH:
         return []
     found = [kind]
     more: Sequence[Any] = [*(kind.get("allOf") or ()), *([resolved(kind["$ref"], root)] if "$ref" in kind else ())]

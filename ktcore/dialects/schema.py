@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from ktcore.text.json_schema import rewritten
+
 ANY = frozenset(("string", "null", "boolean", "integer", "number", "array", "object"))
 _KINDS: tuple[tuple[type, str], ...] = (
     *((str, "string"), (bool, "boolean"), (int, "integer"), (float, "number"), (list, "array"), (dict, "object")),
 )
 # A schema nested deeper says nothing of use, and one may refer to itself.
-_DEPTH = 16
+DEPTH = 16
 
 
 def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
@@ -23,7 +25,7 @@ def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
     """
     if schema is False:
         return frozenset()
-    if not isinstance(schema, Mapping) or depth > _DEPTH:
+    if not isinstance(schema, Mapping) or depth > DEPTH:
         return ANY
     found = ANY
     given = schema.get("type")
@@ -45,7 +47,7 @@ def types_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
 
 def values_of(schema: Any, root: Any, depth: int = 0) -> list[Any] | None:
     """All values that are allowed, where a schema lists them; None where it does not."""
-    if not isinstance(schema, Mapping) or depth > _DEPTH:
+    if not isinstance(schema, Mapping) or depth > DEPTH:
         return None
     lists = [_listed(schema)]
     if "$ref" in schema:
@@ -66,7 +68,7 @@ def values_of(schema: Any, root: Any, depth: int = 0) -> list[Any] | None:
 
 def members(schema: Any, root: Any, depth: int = 0) -> tuple[dict[str, Any], frozenset[str]]:
     """An object's properties with their schemas, and which of them are required, references and parts included."""
-    if not isinstance(schema, Mapping) or depth > _DEPTH:
+    if not isinstance(schema, Mapping) or depth > DEPTH:
         return {}, frozenset()
     found: dict[str, list[Any]] = {}
     needed = frozenset(schema.get("required") or ())
@@ -135,16 +137,12 @@ def rooted(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _led(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_led(each) for each in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    return {
-        key: f"#/$defs/whole{value[1:]}"
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else (value if key in ("enum", "const", "default", "examples") else _led(value))
-        for key, value in schema.items()
-    }
+    return rewritten(schema, _into_whole)
+
+
+def _into_whole(word: str, value: Any) -> Any:
+    leads = word == "$ref" and isinstance(value, str) and value.startswith("#")
+    return f"#/$defs/whole{value[1:]}" if leads else value
 
 
 def _branch(schema: Any, root: Any, depth: int) -> list[Any] | None:

@@ -107,3 +107,9 @@ def test_json_that_is_cut_off_may_go_on_and_what_is_broken_may_not() -> None:
     started = ('{"a" 1', "{a", '{"a": 01', '{"a": tru3', '{"a": 1.x', '{"a": NaN', '{"a": 1e999}', '{"\\u00g', "[1]")
     for broken in started:
         assert json_object(broken, 0) is None, broken
+
+
+def test_references_below_properties_with_the_names_of_words_lead_into_the_whole() -> None:
+    kind = {"type": "object", "properties": {"enum": {"$ref": "#/$defs/x"}, "$ref": {"const": {"$ref": "#/$defs/x"}}}}
+    found = rooted(kind, {"$defs": {"x": {"type": "string"}}})["allOf"][0]["properties"]
+    assert found == {"enum": {"$ref": "#/$defs/whole/$defs/x"}, "$ref": {"const": {"$ref": "#/$defs/x"}}}
