@@ -13,8 +13,6 @@ from typing import Annotated
 
 import typer
 
-from ktcore.backend.discovery import RESERVED
-from ktcore.backend.hookspecs import ENTRY_POINT_GROUP
 from ktcore.errors import KtcoreError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -63,6 +61,9 @@ def write_package(name: str, target: Path) -> Path:
 
 def _taken(name: str) -> str | None:
     """Who has the name, or its package's, already."""
+    from ktcore.backend.discovery import RESERVED
+    from ktcore.backend.hookspecs import ENTRY_POINT_GROUP
+
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         return "it is a word of Python"
     if name in RESERVED:
