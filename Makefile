@@ -41,11 +41,12 @@ thorough: $(DEV) model
 	$(BIN)/python tests/sanitize/run.py --all
 
 # Small faults drawn from a room, and whether its tests notice them: docs/mutation-testing.md.
+# AGAIN=1 tries those that the last run left alive.
 ROOM ?= weights
 N    ?= 60
 SEED ?= 0
 mutants: $(DEV)
-	$(BIN)/python tests/mutation/run.py $(ROOM) -n $(N) --seed $(SEED)
+	$(BIN)/python tests/mutation/run.py $(ROOM) -n $(N) --seed $(SEED) $(if $(AGAIN),--survivors)
 
 # The openai SDK for Node, which a test runs; it skips, and says so, where there is no npm.
 node: $(NODE)

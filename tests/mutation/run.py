@@ -1,6 +1,7 @@
 """Draws mutants of a room and says which ones its tests let live; `make mutants ROOM=weights N=60 SEED=0` calls it.
 
-Works on a copy in a temporary folder. Exits with 1 when fewer than 85% of the mutants are killed.
+Works on a copy in a temporary folder. Exits with 1 when fewer than 85% of the mutants are killed. `--survivors` tries
+again those that the last run of the room left alive.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0, help="tests that one mutant may take, quick ones first")
     parser.add_argument("--only", default="", help="draw from files whose path has this in it")
+    parser.add_argument("--survivors", action="store_true", help="only those that the room's last run left alive")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ktcore-mutants-") as folder:
         copy = Path(folder).resolve() / "copy"
@@ -62,8 +64,9 @@ def environment(copy: Path) -> dict[str, str]:
 def measure(copy: Path, options: argparse.Namespace) -> float:
     """Rate of drawn mutants that the room's tests kill; survivors are printed as diffs."""
     room = options.room
+    last = ROOT / "build/mutants" / f"{room.replace('/', '-')}.survivors.json"
+    drawn, excused = again(copy, room, last) if options.survivors else draw(copy, room, options)
     record = recorded(copy, room)
-    drawn, excused = draw(copy, room, options)
     worker = Worker(copy)
     control = order(record, drawn[0], 20.0)
     if control["tests"] and (code := worker.ask(control)) != 0:
@@ -88,6 +91,8 @@ def measure(copy: Path, options: argparse.Namespace) -> float:
         else:
             killed += 1
     rate = killed / len(drawn)
+    places = [{"file": m.file, "lines": m.lines((copy / m.file).read_bytes())} for m in survivors]
+    last.write_text(json.dumps(places, indent=1))
     print(
         f"{room}: {killed} of {len(drawn)} killed ({rate:.0%}), {len(survivors)} survived, {excused} equivalent ones "
         f"left out, seed {options.seed}, {time.monotonic() - began:.0f} s"
@@ -118,6 +123,26 @@ def draw(copy: Path, room: str, options: argparse.Namespace) -> tuple[list[mutan
     return drawn, excused
 
 
+def again(copy: Path, room: str, last: Path) -> tuple[list[mutants.Mutant], int]:
+    """The last run's survivors that are still there and are not listed as equivalent, and how many now are listed."""
+    if not last.is_file():
+        sys.exit(f"mutation: {room} has had no run yet, or its survivors were cleared away: run it without --survivors")
+    listed = {(e["file"], e["line"].strip(), e["becomes"].strip()) for e in equivalent()}
+    alive = {(s["file"], *s["lines"]) for s in json.loads(last.read_text())}
+    found = [
+        (mutant, key)
+        for file in sorted({key[0] for key in alive if (copy / key[0]).is_file()})
+        for source in [(copy / file).read_bytes()]
+        for mutant in mutants.find(file, source)
+        if (key := (file, *mutant.lines(source))) in alive
+    ]
+    for file, before, after in sorted(alive - {key for _, key in found}):
+        print(f"gone from {file}: {before}  ->  {after}")
+    if not (left := [mutant for mutant, key in found if key not in listed]):
+        sys.exit(f"mutation: no survivors left in {room}")
+    return left, len(found) - len(left)
+
+
 def equivalent() -> list[dict[str, str]]:
     """Faults that change nothing anybody could see, each with its reason."""
     import yaml
@@ -142,37 +167,66 @@ def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float) -> dic
 
 
 def recorded(copy: Path, room: str) -> dict[str, Any]:
-    """Which tests run which lines; kept below build/ until the room or its tests change."""
-    tests = [f"tests/{t}" for t in rooms.ROOMS[room] if (copy / "tests" / t).exists()]
-    digest = hashlib.sha256()
-    for place in (rooms.source(room), *tests):
-        for path in sorted((copy / place).rglob("*.py")) if (copy / place).is_dir() else [copy / place]:
-            digest.update(str(path.relative_to(copy)).encode() + path.read_bytes())
-    kept = ROOT / "build/mutants" / f"{room.replace('/', '-')}-{digest.hexdigest()[:16]}.json"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for old in kept.parent.glob(f"{room.replace('/', '-')}-*.json"):
-            old.unlink()
-        out = copy.parent / "record.json"
-        target = os.pathsep.join([str(copy / rooms.source(room)), str(out)])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "plugin", *tests]
-        extra = {"KTCORE_MUTANT_RECORD": target}
-        settings = environment(copy) | extra
-        settings["PYTHONPATH"] += os.pathsep + str(copy / "tests/mutation")
-        done = subprocess.run(
-            command, cwd=copy, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        if not out.is_file():
-            sys.exit(f"mutation: {' '.join(tests)} could not be run:\n{done.stdout[-4000:]}")
-        shutil.copy(out, kept)
-    record: dict[str, Any] = json.loads(kept.read_text())
-    # a test that fails without a fault (it wants git, or a build) tells nothing about one with it
-    for lines in record["lines"].values():
-        for line, names in lines.items():
-            lines[line] = [n for n in names if n not in record["failed"]]
-    if record["failed"]:
-        print(f"not asked, for they fail on the copy itself: {', '.join(record['failed'][:10])}", file=sys.stderr)
-    return record
+    """Which tests run which lines; kept for each file of tests below build/ until the room or that file changes."""
+    files = test_files(copy, room)
+    kept = {file: ROOT / "build/mutants" / f"{digest(copy, room, file)}.json" for file in files}
+    if missing := [file for file in files if not kept[file].is_file()]:
+        record(copy, room, {file: kept[file] for file in missing})
+    for old in set((ROOT / "build/mutants").glob(f"{room.replace('/', '-')}-*.json")) - set(kept.values()):
+        old.unlink()
+    joined: dict[str, Any] = {"lines": {}, "seconds": {}, "failed": []}
+    for part in (json.loads(kept[file].read_text()) for file in files):
+        joined["seconds"] |= part["seconds"]
+        joined["failed"] += part["failed"]
+        # a test that fails without a fault (it wants git, or a build) tells nothing about one with it
+        for file, lines in part["lines"].items():
+            into = joined["lines"].setdefault(file, {})
+            for line, names in lines.items():
+                into.setdefault(line, []).extend(n for n in names if n not in part["failed"])
+    if joined["failed"]:
+        print(f"not asked, for they fail on the copy itself: {', '.join(joined['failed'][:10])}", file=sys.stderr)
+    return joined
+
+
+def test_files(copy: Path, room: str) -> list[str]:
+    """The room's files of tests."""
+    places = [copy / "tests" / t for t in rooms.ROOMS[room]]
+    found = [path for place in places for path in ([place] if place.is_file() else place.rglob("test_*.py"))]
+    return sorted({str(path.relative_to(copy)) for path in found})
+
+
+def digest(copy: Path, room: str, file: str) -> str:
+    """Changes with the room, with this file of tests, and with what stands beside tests, as fixtures do."""
+    hashed = hashlib.sha256(file.encode())
+    beside = [p for place in rooms.ROOMS[room] for p in (copy / "tests" / place).rglob("*.py")]
+    helpers = [p for p in beside if not p.name.startswith("test_")]
+    for path in [*sorted((copy / rooms.source(room)).rglob("*.py")), *sorted(helpers), copy / file]:
+        hashed.update(str(path.relative_to(copy)).encode() + path.read_bytes())
+    return f"{room.replace('/', '-')}-{hashed.hexdigest()[:16]}"
+
+
+def record(copy: Path, room: str, kept: dict[str, Path]) -> None:
+    """Runs files of tests on the room without faults, and keeps what each recorded."""
+    out = copy.parent / "record.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "plugin", *kept]
+    settings = environment(copy)
+    settings["KTCORE_MUTANT_RECORD"] = os.pathsep.join([str(copy / rooms.source(room)), str(out)])
+    settings["PYTHONPATH"] += os.pathsep + str(copy / "tests/mutation")
+    done = subprocess.run(command, cwd=copy, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if not out.is_file():
+        sys.exit(f"mutation: {' '.join(kept)} could not be run:\n{done.stdout[-4000:]}")
+    made = json.loads(out.read_text())
+    for file, path in kept.items():
+        mine = {
+            "lines": {
+                source: {line: [n for n in names if n.startswith(f"{file}::")] for line, names in lines.items()}
+                for source, lines in made["lines"].items()
+            },
+            "seconds": {n: s for n, s in made["seconds"].items() if n.startswith(f"{file}::")},
+            "failed": [n for n in made["failed"] if n.startswith(f"{file}::")],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine))
 
 
 class Worker:

@@ -32,7 +32,7 @@ AGAIN = "write it again: ktcore convert MODEL FOLDER"
 
 def canonical(value: Any) -> bytes:
     """JSON that is the same for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def digest(data: Any) -> str:
@@ -47,9 +47,7 @@ def aligned(offset: int, unit: int) -> int:
 
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
     """Write the manifest and wait until it is on the disk."""
-    text = json.dumps(
-        {"magic": MAGIC, "version": VERSION, "checksum": digest(canonical(body)), "body": body}, default=str
-    )
+    text = json.dumps({"magic": MAGIC, "version": VERSION, "checksum": digest(canonical(body)), "body": body})
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
