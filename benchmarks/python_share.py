@@ -28,7 +28,7 @@ class Clock:
         for name, kind in vars(_native).items():
             if isinstance(kind, type) and hasattr(kind, "forward"):
                 kind.forward = self.timed(name, kind.forward)  # type: ignore[attr-defined]
-        for name in ("linear", "rms_norm", "rope", "attend", "dequantize_rows"):
+        for name in ("linear", "rms_norm", "dequantize_rows"):
             setattr(_native, name, self.timed(name, getattr(_native, name)))
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -68,7 +68,10 @@ def _append(
 ) -> None:
     try:
         if row is not None:
-            check_highest(float(row.max()))  # before a form hides what is not a number, and before logprobs tell of it
+            if sequence.guide is not None or sequence.top_logprobs is not None:
+                # before a form hides what is not a number, and before logprobs tell of it; else drawing sees to it.
+                # By argmax, which one thread does: max starts torch's threads, which hold up the native ones
+                check_highest(float(row[row.argmax()]))
             _next(sampler, sequence, row)
         else:
             assert likeliest is not None
