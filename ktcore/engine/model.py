@@ -28,6 +28,7 @@ from ktcore.errors import RequestError, TokenizerError
 from ktcore.ops.sampling import SamplingParams
 from ktcore.rules.plan import Plan
 from ktcore.rules.prepare import prepare
+from ktcore.rules.taken import taken
 from ktcore.text.builder import TextBuilder
 from ktcore.text.chat_template import RESERVED
 from ktcore.text.guides import Structures
@@ -118,14 +119,14 @@ class Model:
 
     Attributes:
         plan: which implementation runs each part, and why.
-        backend_reason: why this backend was taken.
+        taken: the backend and the devices, and why; its text is what the command line says.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, plan: Plan, engine: Engine, tokenizer: Tokenizer | None, backend_reason: str
     ) -> None:
         self.plan = plan
-        self.backend_reason = backend_reason
+        self.taken = taken(plan, backend_reason)
         self.engine = engine
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
@@ -159,6 +160,21 @@ class Model:
     def checkpoint(self) -> Checkpoint:
         """The open file or folder."""
         return self._checkpoint
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that was taken."""
+        return self.taken.backend
+
+    @property
+    def device(self) -> str:
+        """The backend's device, "name:index"; `taken.devices` has all that are in use."""
+        return self.taken.device
+
+    @property
+    def why(self) -> str:
+        """Why this backend was taken."""
+        return self.taken.why
 
     @property
     def context(self) -> int:
@@ -275,6 +291,10 @@ class Model:
             self._closed = True
             self.engine.close()
             self._checkpoint.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"context of {self.context} tokens"
+        return f"<ktcore.Model {self.plan.graph.architecture} from {self._checkpoint.path}, {state}. {self.taken}>"
 
     def __enter__(self) -> Model:
         return self

@@ -125,6 +125,7 @@ class Plan:
         cache_bytes_per_token: of all caches on all devices.
         limits: device -> bytes that may be used there, where known.
         notes: rules that decide nothing here, and why; for readers.
+        device_names: device -> what it is called, or the class of devices that was planned for.
     """
 
     graph: Graph
@@ -134,6 +135,7 @@ class Plan:
     cache_bytes_per_token: int
     limits: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    device_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def devices(self) -> tuple[str, ...]:

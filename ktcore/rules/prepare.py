@@ -15,6 +15,7 @@ from ktcore.rules.load import load_rules
 from ktcore.rules.plan import Plan
 from ktcore.rules.quantize import quantized_graph
 from ktcore.rules.resolve import resolve
+from ktcore.rules.taken import Taken, taken
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.open import open_checkpoint
 from ktcore.weights.packed.checkpoint import PackedCheckpoint
@@ -36,6 +37,11 @@ class Prepared:
     plan: Plan
     backend_reason: str
     packed: PartReader | None = None
+
+    @property
+    def taken(self) -> Taken:
+        """Which backend and devices, and why, in words (`str`)."""
+        return taken(self.plan, self.backend_reason)
 
 
 def prepare(

@@ -85,6 +85,7 @@ class _Resolver:
             cache_bytes_per_token=sum(choice.kv_bytes_per_token for choice in self.choices.values()),
             limits=self._limits(),
             notes=notes,
+            device_names={device: caps.name for device, caps in self._capabilities.items()},
         )
 
     def _check_rule(self, rule: Rule) -> None:
