@@ -12,10 +12,11 @@ from types import TracebackType
 
 import torch
 
-from ktcore.engine.model import Model, Stats, TextStream
+from ktcore.engine.model import Model
 from ktcore.engine.output import PLAIN, Output
 from ktcore.engine.schedule.pace import STRETCH, Pace
 from ktcore.engine.schedule.sequence import Chosen, Finish
+from ktcore.engine.stream import Stats, TextStream
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 

@@ -14,8 +14,8 @@ import torch
 pytest.importorskip("llguidance", reason="needs the extra `server`")
 
 import ktcore
-from ktcore.engine.model import TextStream
 from ktcore.engine.output import Output
+from ktcore.engine.stream import TextStream
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 from ktcore.text.guides import Structure, Structures, Thought

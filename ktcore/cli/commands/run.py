@@ -12,7 +12,8 @@ from ktcore.cli import templating as t
 from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
-    from ktcore.engine.model import Model, TextStream
+    from ktcore.engine.model import Model
+    from ktcore.engine.stream import TextStream
 
 
 def run(

@@ -12,9 +12,9 @@ from fastapi import Request as HttpRequest
 
 from ktcore.dialects.base import Call
 from ktcore.dialects.dialect import Part, Reader
-from ktcore.engine.model import Stats
 from ktcore.engine.schedule.sequence import Chosen, Finish
 from ktcore.engine.service import Deliver, Delta, Request, Service
+from ktcore.engine.stream import Stats
 from ktcore.server.http.metrics import Metrics
 
 

@@ -17,9 +17,9 @@ from starlette.responses import Response, StreamingResponse
 from ktcore.dialects.base import Call
 from ktcore.dialects.dialect import Part, dialect_of
 from ktcore.engine import service as engine
-from ktcore.engine.model import Stats
 from ktcore.engine.output import Output
 from ktcore.engine.schedule.sequence import Finish
+from ktcore.engine.stream import Stats
 from ktcore.errors import FieldError
 from ktcore.server.api.chat import Chat, Prompt, prompt_of, structure_of
 from ktcore.server.api.logprobs import ollama_logprobs as logprobs

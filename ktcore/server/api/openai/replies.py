@@ -11,8 +11,8 @@ from typing import Any
 
 from ktcore.dialects.base import Call
 from ktcore.dialects.dialect import Part
-from ktcore.engine.model import Stats
 from ktcore.engine.schedule.sequence import Chosen, Finish
+from ktcore.engine.stream import Stats
 from ktcore.server.api.chat import Prompt, call_id
 from ktcore.server.api.logprobs import chat_logprobs, plain_logprobs
 from ktcore.server.http.errors import dumps

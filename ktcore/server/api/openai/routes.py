@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from ktcore.engine import service as engine
-from ktcore.engine.model import Model, Stats
+from ktcore.engine.model import Model
+from ktcore.engine.stream import Stats
 from ktcore.server.api.chat import Prompt, prompt_of, structure_of
 from ktcore.server.api.openai.replies import DONE, Reply, event
 from ktcore.server.api.openai.schemas import Ask, ChatAsk, CompletionAsk

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from ktcore.dialects.base import Call
 from ktcore.dialects.dialect import Part
-from ktcore.engine.model import Stats
 from ktcore.engine.schedule.sequence import Finish
+from ktcore.engine.stream import Stats
 from ktcore.server.api.chat import Prompt, call_id
 from ktcore.server.api.responses.schemas import INPUT, ResponsesAsk
 from ktcore.server.http.errors import dumps
