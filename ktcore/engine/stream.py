@@ -189,4 +189,4 @@ class TextStream:
 
 def lookup(output: Output) -> PromptLookup | None:
     """What guesses next tokens, where the output wants it."""
-    return PromptLookup(output.promptlookup) if output.promptlookup else None
+    return PromptLookup(output.prompt_lookup) if output.prompt_lookup else None
