@@ -11,32 +11,43 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o
 PLUGINS := $(wildcard backends/cuda backends/rocm backends/xpu backends/npu backends/sim backends/triton)
 SIM_INPUTS := $(shell find backends/sim/csrc backends/sim/setup.py 2>/dev/null)
 
-# The CPU wheel of torch where pip can find one; set TORCH to choose another build.
+# TORCH is the version, TORCH_INDEX the index to take it from: from PyPI it comes with CUDA's libraries (gigabytes), from
+# https://download.pytorch.org/whl/cpu for CPUs alone.
 TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+
+# One line for each step that takes a while, with what it will take; one more that names the step which failed.
+STEP    := @printf '==> %s\n'
+or_fail  = || { printf '==> failed: %s; the lines above say why\n' '$(1)' >&2; exit 1; }
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test lint sanitize mutants thorough bench vendors gpu clean model node
 
 demo: $(STAMP) model
-	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)"
+	$(STEP) "answering: $(PROMPT)"
+	@$(BIN)/ktcore run "$$($(BIN)/python -m ktcore.demo --path)" --temperature 0 "$(PROMPT)" $(call or_fail,answering)
 
 model: $(STAMP)
-	@$(BIN)/python -m ktcore.demo
+	@$(BIN)/python -m ktcore.demo $(call or_fail,fetching the demo model)
 
 test: $(DEV) model lint sanitize node
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(STEP) "tests: a quarter of an hour on two cores"
+	@$(BIN)/pytest -n 2 --dist loadfile $(call or_fail,tests)
 
 lint: $(DEV)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(STEP) "lint and types: a minute or two, seconds when run again"
+	@$(BIN)/ruff check . $(call or_fail,ruff check)
+	@$(BIN)/ruff format --check . $(call or_fail,ruff format)
+	@$(BIN)/mypy $(call or_fail,mypy)
+	@$(BIN)/lint-imports $(call or_fail,lint-imports)
 
 # The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer, their threads under ThreadSanitizer.
 sanitize: $(DEV)
-	$(BIN)/python tests/sanitize/run.py
+	@$(BIN)/python tests/sanitize/run.py $(call or_fail,sanitizers)
 
 # What every day draws a few of: more seeds of delays and of mixed requests, every sanitized instruction set.
 thorough: $(DEV) model
+	$(STEP) "many seeds, then every instruction set under sanitizers: an hour on two cores"
 	KTCORE_TEST_SEEDS=20 $(BIN)/pytest tests/parity/test_hybrid.py tests/server/test_service.py
 	$(BIN)/python tests/sanitize/run.py --all
 
@@ -73,20 +84,28 @@ clean:
 	rm -rf $(VENV) build
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(STEP) "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) $(call or_fail,making $(VENV): Debian has it in python3-venv)
 
 # Built without isolation so that the native module compiles against the environment's own pybind11.
 $(STAMP): $(BUILD_INPUTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --upgrade "$(TORCH)" "scikit-build-core>=0.10" pybind11 hatchling editables setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	$(STEP) "installing $(TORCH): 0.2 GB to fetch for CPUs alone, gigabytes with CUDA (TORCH_INDEX in the Makefile chooses)"
+	@$(PIP) install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(call or_fail,installing $(TORCH))
+	$(STEP) "installing what builds ktcore: seconds"
+	@$(PIP) install --quiet --upgrade "scikit-build-core>=0.10" pybind11 hatchling editables setuptools wheel $(call or_fail,installing what builds ktcore)
+	$(STEP) "compiling the CPU kernels and installing ktcore: some minutes on two cores, less with ccache or when run again"
+	@$(PIP) install --quiet --no-build-isolation --editable ".[server]" $(call or_fail,building and installing ktcore)
 	@touch $@
 
 $(DEV): $(STAMP) $(SIM_INPUTS)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	$(foreach v,$(PLUGINS),$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable ./$(v) &&) true
+	$(STEP) "installing what tests need: a minute"
+	@$(PIP) install --quiet --no-build-isolation --editable ".[dev]" $(call or_fail,installing what tests need)
+	$(STEP) "installing the backends, sim with C++ of its own: a minute or two"
+	@$(foreach v,$(PLUGINS),$(PIP) install --quiet --no-build-isolation --no-deps --editable ./$(v) $(call or_fail,installing $(v)) &&) true
 	@touch $@
 
 $(NODE): tests/server/node/package.json tests/server/node/package-lock.json
+	$(STEP) "fetching the openai SDK for Node: seconds"
 	@mkdir -p $(@D)
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
 	    cp $^ $(@D) && npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@ || \

@@ -85,6 +85,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ktcore.demo", description=__doc__)
     parser.add_argument("--path", action="store_true", help="print the model's path")
     wanted = parser.parse_args()
+    if not demo_model_path().is_file():
+        sys.stderr.write(f"==> fetching the demo model, 98 MB, to {demo_model_path()}\n")
     try:
         path = fetch()
     except KtcoreError as error:

@@ -14,6 +14,7 @@ from ktcore.errors import KtcoreError
 if TYPE_CHECKING:
     from ktcore.backend.registry import BackendRecord, Registry
 
+CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 
 
@@ -31,12 +32,26 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "packages": {name: _version(name) for name in PACKAGES},
+        "torch": torch_build(),
         "machine": _machine(),
         "rule_folders": _rule_folders(registry),
         "backends": [_backend(record) for record in registry.records()],
         "host": _host(registry),
         "auto": _auto(registry),
     }
+
+
+def torch_build() -> dict[str, Any]:
+    """The kind of accelerator that torch is built for, None for CPUs alone; whether one is usable; advice where not."""
+    import torch
+
+    built = torch.accelerator.current_accelerator()
+    kind = None if built is None else built.type
+    usable = kind is not None and torch.accelerator.is_available()
+    advice = None
+    if kind is not None and not usable:
+        advice = f"no such device is usable here; a new environment saves gigabytes by `{CPU_TORCH}` before ktcore"
+    return {"built_for": kind, "usable": usable, "advice": advice}
 
 
 def _machine() -> dict[str, Any]:

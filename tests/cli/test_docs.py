@@ -25,6 +25,15 @@ from .test_errors import install
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def _is_ours(page: Path) -> bool:
+    """Not what a build or an environment left in the tree."""
+    parts = page.relative_to(ROOT).parts
+    return not any(part.startswith((".", "ktcore-")) or part in ("build", "dist", "node_modules") for part in parts)
+
+
+ALL_PAGES = [page for page in sorted(ROOT.glob("**/*.md")) if _is_ours(page)]
 NAMED_BLOCK = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -100,14 +109,11 @@ def test_a_precision_that_is_not_declared_is_named(toy_runs: Callable[..., str],
     assert "Expectations(precision={'toy.linear': Precision('bfloat16')})" in said
 
 
-def test_the_readmes_python_runs(
-    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("smollm2_path")
+def test_the_readmes_python_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"## From Python\n\n((?:    .*\n|\n)+)", text)
     assert block is not None
-    (tmp_path / "model.gguf").symlink_to(smollm2_path)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
     code = "\n".join(line[4:] for line in block[1].splitlines())
     names: dict[str, object] = {}
@@ -153,10 +159,20 @@ def test_every_package_has_the_licence() -> None:
         assert 'license = "Apache-2.0"' in path.read_text(encoding="utf-8"), path
 
 
-def test_all_packages_ask_for_the_same_torch() -> None:
-    paths = (ROOT / "pyproject.toml", *ROOT.glob("backends/*/pyproject.toml"))
-    ranges = {r for path in paths for r in re.findall(r'"torch([<>=!~][^"]*)"', path.read_text(encoding="utf-8"))}
-    assert ranges == {">=2.11"}
+def test_one_range_of_torch_everywhere() -> None:
+    skeleton = ROOT / "ktcore/cli/commands/templates/backend/pyproject.toml.tmpl"
+    guide = DOCS / "write-a-backend.md"
+    paths = [ROOT / "pyproject.toml", *ROOT.glob("backends/*/pyproject.toml"), skeleton, guide]
+    assert len(paths) >= 9
+    for path in paths:
+        ranges = set(re.findall(r'"torch([<>=!~][^"]*)"', path.read_text(encoding="utf-8")))
+        assert ranges == {">=2.11"}, path
+    made = re.search(r"^TORCH \?= torch==(\d+)\.(\d+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert made is not None
+    assert (int(made[1]), int(made[2])) >= (2, 11)
+    documents = [page.read_text(encoding="utf-8") for page in ALL_PAGES]
+    said = {found for text in documents for found in re.findall(r"torch (\d+\.\d+) or later", text)}
+    assert said == {"2.11"}
 
 
 def test_every_key_of_rule_files_is_described() -> None:
@@ -180,10 +196,21 @@ def test_the_rule_files_that_are_shown_can_be_read(tmp_path: Path) -> None:
         assert read_rule_set([path], [shipped_rules()]).files[0] == path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def _anchors(page: Path) -> set[str]:
+    """What links to the page's headings may say behind #, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
 
 
 def test_the_structure_page_is_true() -> None:

@@ -11,7 +11,7 @@ import torch
 from .conftest import Run
 from .test_errors import FAR, install
 
-KEYS = {"ktcore", "python", "executable", "packages", "machine", "rule_folders", "backends", "host", "auto"}
+KEYS = {"ktcore", "python", "executable", "packages", "torch", "machine", "rule_folders", "backends", "host", "auto"}
 BROKEN = "raise ValueError('half of it is missing')\n"
 
 
@@ -27,6 +27,24 @@ def test_json_describes_the_machine(ktcore: Run) -> None:
     assert all((Path(folder) / "base").is_dir() for folder in found["rule_folders"][:1])
     assert [record["name"] for record in found["backends"]] == ["cpu"]
     assert found["auto"] == {"backend": "cpu", "reason": "No accelerator is available, so cpu is used."}
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_torch_that_is_built_for_a_device_which_is_not_there_is_named(
+    ktcore: Run, monkeypatch: pytest.MonkeyPatch, usable: bool
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mtia"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: usable)
+    out = ktcore("doctor").out
+    assert "built for mtia" in out
+    assert ("download.pytorch.org/whl/cpu" in out) is not usable
+
+
+def test_a_torch_for_cpus_alone_is_said_to_be_that(ktcore: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+    found = ktcore("doctor", "--json").json["torch"]
+    assert found == {"built_for": None, "usable": False, "advice": None}
+    assert "built for CPUs alone" in ktcore("doctor").out
 
 
 def test_the_instruction_set_in_use_is_a_supported_one(ktcore: Run) -> None:

@@ -80,8 +80,15 @@ def _software(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("ktcore", found["ktcore"]),
         ("Python", f"{found['python']} ({found['executable']})"),
         ("packages", packages),
+        ("torch", _torch(found["torch"])),
         ("rule files", ", ".join(found["rule_folders"])),
     ]
+
+
+def _torch(build: dict[str, Any]) -> str:
+    if build["built_for"] is None:
+        return "built for CPUs alone"
+    return f"built for {build['built_for']}" + (f": {build['advice']}" if build["advice"] else "")
 
 
 def _hardware(found: dict[str, Any], verbose: bool) -> list[tuple[str, str]]:
