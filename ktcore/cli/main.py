@@ -18,7 +18,8 @@ from ktcore.cli.commands.new_backend import new_backend
 from ktcore.cli.commands.plan import plan
 from ktcore.cli.commands.run import run
 from ktcore.cli.commands.serve import serve
-from ktcore.cli.options import DebugOption, State
+from ktcore.cli.options import DebugOption, State, VerboseOption
+from ktcore.cli.words import KnowingCommand
 from ktcore.errors import KtcoreError
 
 HELP = """Runs mixture-of-experts language models bigger than your GPU, on whatever accelerator you own.
@@ -64,14 +65,13 @@ def build_app() -> typer.Typer:
         name="ktcore",
         help=HELP,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
     for command in (run, chat, serve, plan, convert, doctor, bench, new_backend):
-        app.command(no_args_is_help=command is not doctor)(command)
+        app.command(cls=KnowingCommand, no_args_is_help=command is not doctor)(command)
     app.add_typer(conformance, name="conformance")
     return app
 
@@ -80,6 +80,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=lambda given: _show_version(given), is_eager=True, help="Show it.")
     ] = False,
+    verbose: VerboseOption = 0,
     debug: DebugOption = False,
 ) -> None:
     pass

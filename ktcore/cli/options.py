@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """What the program as a whole was told; the root context carries it."""
+    """What the program as a whole was told; the root context carries it.
+
+    Attributes:
+        verbose: how often --verbose was given.
+    """
 
     debug: bool = False
+    verbose: int = 0
 
 
 def parse_size(text: str) -> int:
@@ -33,50 +38,16 @@ def parse_size(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
-def sampling(
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int | None,
-    stop: list[str] | None,
-    prompt_lookup: int = 0,
-) -> dict[str, Any]:
-    """The options as `Model.generate` takes them, checked before anything is loaded.
+def parse_memory(text: str) -> int:
+    """Bytes of a memory's size, as `parse_size`; a number alone that can only lack its unit is refused.
 
     Raises:
-        RequestError: a value is out of range.
+        typer.BadParameter: it is not a size, or has no unit.
     """
-    from ktcore.ops.sampling import SamplingParams
-
-    params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    return {**vars(params), "stop": stop or [], "prompt_lookup": prompt_lookup}
-
-
-def loading(
-    backend: str,
-    rules: str | None,
-    experts_from: Path | None,
-    threads: int | None,
-    context: int | None,
-    memory: Any,
-    packed_cache: Path | None,
-    graphs: bool = True,
-    prefix: PrefixOptions | None = None,
-) -> dict[str, Any]:
-    """The options that load a model, as `ktcore.load` takes them."""
-    return {
-        "backend": backend,
-        "rules": rules,
-        "experts_from": experts_from,
-        "threads": threads,
-        "context": context,
-        "memory": memory,
-        "packed_cache": packed_cache,
-        "graphs": graphs,
-        "prefix": prefix,
-    }
+    size = parse_size(text)
+    if size < _LEAST_MEMORY and text.strip().isdigit():
+        raise typer.BadParameter(f"{text} alone is a number of bytes; say {text}GiB, or {text}MiB")
+    return size
 
 
 def prefix(folder: Path | None, memory: Any, disk: Any) -> PrefixOptions:
@@ -86,10 +57,34 @@ def prefix(folder: Path | None, memory: Any, disk: Any) -> PrefixOptions:
     return PrefixOptions(MEMORY_BYTES if memory is None else memory, folder, disk or DISK_BYTES)
 
 
-def _note_debug(context: typer.Context, given: bool) -> bool:
-    if given:
-        context.find_root().obj.debug = True
+def note_verbose(context: typer.Context, given: int) -> int:
+    from ktcore.cli.logs import show_records
+
+    state = context.find_root().obj
+    if given and isinstance(state, State):
+        state.verbose += given
+        show_records(state.verbose)
     return given
+
+
+def note_debug(context: typer.Context, given: bool) -> bool:
+    state = context.find_root().obj
+    if given and isinstance(state, State):
+        state.debug = True
+    return given
+
+
+BACKENDS = "ktcore.backends"
+"""`ENTRY_POINT_GROUP`, whose module takes seconds to import."""
+_LEAST_MEMORY = 2**20
+
+
+def _backend_names(incomplete: str) -> list[str]:
+    """For the shell's completion: what is installed, by metadata, so that nothing is imported."""
+    from importlib.metadata import entry_points
+
+    names = {"auto", *(entry.name for entry in entry_points(group=BACKENDS))}
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 # Panels of the help text.
@@ -107,6 +102,7 @@ BackendOption = Annotated[
         "--backend",
         "-b",
         metavar="NAME",
+        autocompletion=_backend_names,
         rich_help_panel=_LOADING,
         help="A backend that `ktcore doctor` lists. [bold]auto[/] takes the accelerator if exactly one is available, "
         "else the CPU.",
@@ -158,7 +154,7 @@ MemoryOption = Annotated[
     int | None,
     typer.Option(
         "--memory",
-        parser=parse_size,
+        parser=parse_memory,
         metavar="SIZE",
         show_default="all that the device has",
         rich_help_panel=_LOADING,
@@ -187,7 +183,7 @@ PrefixDiskOption = Annotated[
     int | None,
     typer.Option(
         "--prefix-cache-disk",
-        parser=parse_size,
+        parser=parse_memory,
         metavar="SIZE",
         show_default="8GiB",
         rich_help_panel=_LOADING,
@@ -198,7 +194,7 @@ PrefixMemoryOption = Annotated[
     int | None,
     typer.Option(
         "--prefix-cache-memory",
-        parser=parse_size,
+        parser=parse_memory,
         metavar="SIZE",
         show_default="1GiB",
         rich_help_panel=_LOADING,
@@ -283,4 +279,16 @@ SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="A system message: how the model is to behave.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-DebugOption = Annotated[bool, typer.Option("--debug", callback=_note_debug, help="Show the traceback of an error.")]
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        metavar="<bool>",
+        show_default=False,
+        callback=note_verbose,
+        help="Say on stderr what is done; twice, say more.",
+    ),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", callback=note_debug, help="Show the traceback of an error.")]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OVERRIDES = frozenset(
     "host port api_key_file max_body queue stretch timeout drain cors_origin tls_cert tls_key log".split()  # noqa: SIM905
 )
-_ALWAYS = frozenset({"config", "debug"})
+_ALWAYS = frozenset({"config", "debug", "verbose"})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,24 +45,31 @@ DocumentsOption = Annotated[
 ]
 
 
-def templating(
-    template: str | None, variables: list[str] | None, tools: Path | None, documents: Path | None
-) -> dict[str, Any]:
-    """The options as `Model.chat` takes them, only those that were given.
+@dataclass(frozen=True)
+class Templating:
+    """A conversation's template, its variables, tools and documents."""
 
-    Raises:
-        RequestError: a file cannot be read or holds something else, or a variable has no value.
-    """
-    given: dict[str, Any] = {}
-    if template is not None:
-        file = Path(template)
-        given["template"] = _text(file) if file.suffix and file.is_file() else template
-    if variables:
-        given["variables"] = dict(_variable(text) for text in variables)
-    for name, path in (("tools", tools), ("documents", documents)):
-        if path is not None:
-            given[name] = _objects(path)
-    return given
+    template: TemplateOption = None
+    variables: SetOption = None
+    tools: ToolsOption = None
+    documents: DocumentsOption = None
+
+    def given(self) -> dict[str, Any]:
+        """The options as `Model.chat` takes them, only those that were given.
+
+        Raises:
+            RequestError: a file cannot be read or holds something else, or a variable has no value.
+        """
+        given: dict[str, Any] = {}
+        if self.template is not None:
+            file = Path(self.template)
+            given["template"] = _text(file) if file.suffix and file.is_file() else self.template
+        if self.variables:
+            given["variables"] = dict(_variable(text) for text in self.variables)
+        for name, path in (("tools", self.tools), ("documents", self.documents)):
+            if path is not None:
+                given[name] = _objects(path)
+        return given
 
 
 def _variable(text: str) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from ktcore.weights.open import open_checkpoint
 from ktcore.weights.packed.checkpoint import PackedCheckpoint
 from ktcore.weights.packed.reader import PartReader
 from ktcore.weights.quantize import target_format
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,21 @@ def prepare(
         registry = Registry.discover()
         name, reason = registry.choose(backend)
         plan = resolve(graph, load_rules(graph.family, name, rules, registry), registry, name, memory, context)
+        _tell(path, plan, reason)
         return Prepared(checkpoint, registry, plan, reason, None if written is None else written.parts)
     except BaseException:
         checkpoint.close()
         if others is not None:
             others.close()
         raise
+
+
+def _tell(path: Path, plan: Plan, reason: str) -> None:
+    graph = plan.graph
+    shape = f"{graph.architecture}, {len(graph.layers)} layers"
+    LOG.info("%s: %s, planned for %s (%s)", path, shape, plan.backend, reason)
+    for name, choice in plan.choices.items():
+        LOG.debug("%s: %s on %s", name, choice.implementation.id, choice.device)
 
 
 def _quantized_experts(graph: Graph, fmt: str) -> Graph:

@@ -10,7 +10,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import ktcore
-from ktcore.cli.templating import templating
+from ktcore.cli.templating import Templating
 from ktcore.errors import RequestError, TokenizerError
 
 from .conftest import Run
@@ -55,9 +55,9 @@ def test_the_commands_do_too(ktcore: Run, smollm2_path: Path, tmp_path: Path, co
 
 
 def test_values_are_json_or_text() -> None:
-    given = templating("tool_use", ["enable_thinking=false", "date=1 May", "n=3", 'x="3"'], None, None)
+    given = Templating("tool_use", ["enable_thinking=false", "date=1 May", "n=3", 'x="3"']).given()
     assert given == {"template": "tool_use", "variables": {"enable_thinking": False, "date": "1 May", "n": 3, "x": "3"}}
-    assert templating(None, None, None, None) == {}
+    assert Templating().given() == {}
 
 
 def test_bad_options_are_one_clear_message(fails: Callable[..., str], tiny_llama: Path, tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ktcore.cli import groups as g
 from ktcore.cli import options as o
 
 if TYPE_CHECKING:
     from ktcore.backend.runtime import DeviceRuntime
 
 
+@g.grouped
 def bench(
+    *,
     model: o.ModelArgument,
     prompt: Annotated[
         int, typer.Option("--prompt", "-p", metavar="N", min=1, help="Tokens of the prompt (prefill).")
@@ -35,15 +38,7 @@ def bench(
         Path | None, typer.Option("--text", help="With --quality: the text to predict.  [default: random token ids]")
     ] = None,
     as_json: o.JsonOption = False,
-    backend: o.BackendOption = "auto",
-    rules: o.RulesOption = None,
-    experts_from: o.ExpertsFromOption = None,
-    threads: o.ThreadsOption = None,
-    context: o.ContextOption = None,
-    memory: o.MemoryOption = None,
-    packed_cache: o.PackedCacheOption = None,
-    graphs: o.GraphsOption = True,
-    debug: o.DebugOption = False,
+    loading: g.Loading,
 ) -> None:
     """Measure prefill and decode, load time and peak memory.
 
@@ -61,13 +56,11 @@ def bench(
     if compare_quality:
         from ktcore.cli import quality
 
-        loading = o.loading(backend, rules, experts_from, threads, None, memory, packed_cache, graphs)
-        found = quality.quality(model, text, loading)
+        found = quality.quality(model, text, loading.given())
         write_json(found) if as_json else quality.show(found)
         return
-    size = context or prompt + new + 1
-    loading = o.loading(backend, rules, experts_from, threads, size, memory, packed_cache, graphs)
-    with opened(model, **loading) as (loaded, load_s):
+    options = {**loading.given(), "context": loading.context or prompt + new + 1}
+    with opened(model, **options) as (loaded, load_s):
         host = measure.host_runtime(loaded)
         timer = measure.Timer(loaded, prompt, new)
         timed, reads, peak = [], [], 0

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ktcore.cli import groups as g
 from ktcore.cli import options as o
 from ktcore.cli import templating as t
 from ktcore.cli.conversation import Conversation, Message
@@ -22,34 +23,15 @@ HELP = """/clear        forget the conversation
 Ctrl-C stops an answer and keeps what was said so far."""
 
 
+@g.grouped
 def chat(
+    *,
     model: o.ModelArgument,
     max_new_tokens: o.NewTokensOption = 1024,
-    temperature: o.TemperatureOption = 0.7,
-    top_k: o.TopKOption = 0,
-    top_p: o.TopPOption = 1.0,
-    min_p: o.MinPOption = 0.0,
-    repetition_penalty: o.PenaltyOption = 1.0,
-    seed: o.SeedOption = None,
-    stop: o.StopOption = None,
+    sampling: g.Sampling,
     system: o.SystemOption = None,
-    template: t.TemplateOption = None,
-    variables: t.SetOption = None,
-    tools: t.ToolsOption = None,
-    documents: t.DocumentsOption = None,
-    backend: o.BackendOption = "auto",
-    rules: o.RulesOption = None,
-    experts_from: o.ExpertsFromOption = None,
-    threads: o.ThreadsOption = None,
-    context: o.ContextOption = None,
-    memory: o.MemoryOption = None,
-    packed_cache: o.PackedCacheOption = None,
-    graphs: o.GraphsOption = True,
-    prefix_cache: o.PrefixCacheOption = None,
-    prefix_cache_disk: o.PrefixDiskOption = None,
-    prefix_cache_memory: o.PrefixMemoryOption = None,
-    prompt_lookup: o.PromptLookupOption = 0,
-    debug: o.DebugOption = False,
+    templating: t.Templating,
+    loading: g.LoadingForMany,
 ) -> None:
     """Hold a conversation; the model sees all of it, through its own chat template.
 
@@ -61,12 +43,10 @@ def chat(
     """
     from ktcore.cli.terminal import opened
 
-    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, prompt_lookup)
-    shape = t.templating(template, variables, tools, documents)
-    prefix = o.prefix(prefix_cache, prefix_cache_memory, prefix_cache_disk)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
-    with opened(model, **loading) as (loaded, _):
-        if loaded.tokenizer.chat_template is None and template is None:
+    draw = sampling.given()
+    shape = templating.given()
+    with opened(model, **loading.given()) as (loaded, _):
+        if loaded.tokenizer.chat_template is None and templating.template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")
         Session(loaded, Conversation(system), max_new_tokens, draw, shape).hold()
 

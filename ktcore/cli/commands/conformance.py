@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ktcore.cli.groups import grouped
+from ktcore.cli.words import KnowingCommand
 from ktcore.errors import KtcoreError
 
 app = typer.Typer(help="Test a backend, draw the matrix, compare reports.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=KnowingCommand)
+@grouped
 def run(
     backend: Annotated[str, typer.Option(help="the backend to test: a name, or name:index")] = "",
     level: Annotated[int | None, typer.Option(min=0, max=5, help="levels up to this one")] = None,
@@ -45,7 +47,8 @@ def run(
     raise typer.Exit(int(pytest.main(arguments)))
 
 
-@app.command()
+@app.command(cls=KnowingCommand)
+@grouped
 def render(
     folder: Annotated[Path, typer.Argument(help="folder with reports (*.json)")] = Path("docs/conformance"),
     never_run: Annotated[
@@ -53,6 +56,8 @@ def render(
     ] = None,
 ) -> None:
     """Write matrix.md and matrix.html beside the reports."""
+    from rich.console import Console
+
     from ktcore.backend.registry import Registry
     from ktcore.conformance.render import build_matrix, load_evidence, render_html, render_markdown
     from ktcore.conformance.report import ReportError, load_report
@@ -67,9 +72,12 @@ def render(
         Console().print(f"wrote {folder / name}")
 
 
-@app.command()
+@app.command(cls=KnowingCommand)
+@grouped
 def compare(old: Path, new: Path) -> None:
     """Print what changed from OLD to NEW; exit status 1 when something got worse."""
+    from rich.console import Console
+
     from ktcore.conformance.compare import compare_reports
     from ktcore.conformance.report import load_report
 
@@ -83,6 +91,8 @@ def compare(old: Path, new: Path) -> None:
 
 
 def _list(level: int | None, patterns: list[str] | None) -> None:
+    from rich.console import Console
+
     from ktcore.conformance.levels import all_cases, select
 
     for item in select(all_cases(), level, patterns):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ktcore.cli import groups as g
 from ktcore.cli import options as o
 from ktcore.errors import CheckpointError, RequestError
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from ktcore.engine.load.convert import Converted
 
 
+@g.grouped
 def convert(
+    *,
     model: o.ModelArgument,
     folder: Annotated[
         Path | None,
@@ -28,9 +31,7 @@ def convert(
             help="Quantise float routed experts, to [bold]int4_g128[/], int4_g64, int4_g32, int8_g128 …",
         ),
     ] = None,
-    rules: o.RulesOption = None,
-    backend: o.BackendOption = "auto",
-    experts_from: o.ExpertsFromOption = None,
+    source: g.Source,
     threads: o.ThreadsOption = None,
     keep_dense: Annotated[
         bool,
@@ -45,7 +46,6 @@ def convert(
         typer.Option("--verify", help="Read everything back and check it; without FOLDER, check MODEL and do no more."),
     ] = False,
     as_json: o.JsonOption = False,
-    debug: o.DebugOption = False,
 ) -> None:
     """Pack a model's weights once, into a folder that runs by itself and loads by memory map.
 
@@ -69,9 +69,7 @@ def convert(
             model,
             folder,
             experts=experts,
-            rules=rules,
-            backend=backend,
-            experts_from=experts_from,
+            **vars(source),
             threads=threads,
             keep_dense=keep_dense,
             dry_run=dry_run,

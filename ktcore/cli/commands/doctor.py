@@ -7,18 +7,28 @@ from typing import Annotated, Any
 
 import typer
 
+from ktcore.cli import groups as g
 from ktcore.cli import options as o
 
 COLOURS = {"loaded": "green", "unavailable": "yellow", "incompatible": "red", "broken": "bold red"}
 ISA_VARIABLE = "KTCORE_ISA"
 
 
+@g.grouped
 def doctor(
     as_json: o.JsonOption = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show tracebacks of broken backends and all CPU features.")
-    ] = False,
-    debug: o.DebugOption = False,
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            metavar="<bool>",
+            show_default=False,
+            callback=o.note_verbose,
+            help="Show tracebacks of broken backends and all CPU features.",
+        ),
+    ] = 0,
 ) -> None:
     """Show what this machine offers, and every backend found.
 
@@ -35,7 +45,7 @@ def doctor(
     if as_json:
         write_json(found)
     else:
-        _show(found, verbose)
+        _show(found, verbose > 0)
 
 
 def _show(found: dict[str, Any], verbose: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from ktcore.cli.groups import grouped
 from ktcore.errors import KtcoreError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -20,6 +21,7 @@ _SUFFIX = ".tmpl"
 TEMPLATES = Path(__file__).parent / "templates" / "backend"
 
 
+@grouped
 def new_backend(
     name: Annotated[str, typer.Argument(help="The backend's name: what people will type after --backend.")],
     folder: Annotated[Path | None, typer.Option("--to", help="Folder to write.  [default: ./ktcore-NAME]")] = None,

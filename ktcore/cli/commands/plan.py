@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ktcore.cli import groups as g
 from ktcore.cli import options as o
 from ktcore.errors import PlanError
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from ktcore.weights.checkpoint import Checkpoint
 
 
+@g.grouped
 def plan(
+    *,
     model: o.ModelArgument,
-    backend: o.BackendOption = "auto",
-    rules: o.RulesOption = None,
-    experts_from: o.ExpertsFromOption = None,
+    source: g.Source,
     memory: o.MemoryOption = None,
     context: o.ContextOption = None,
     weights: Annotated[
@@ -41,7 +42,6 @@ def plan(
         typer.Option("--explain", metavar="NODE", help="One node: its rule, and why each alternative was rejected."),
     ] = None,
     as_json: o.JsonOption = False,
-    debug: o.DebugOption = False,
 ) -> None:
     """Show what would run where, and why.
 
@@ -59,9 +59,7 @@ def plan(
 
     prepared = prepare(
         model,
-        backend=backend,
-        rules=rules,
-        experts_from=experts_from,
+        **vars(source),
         memory=memory,
         context=context,
         opener=partial(_open, weights=weights),
@@ -76,7 +74,7 @@ def plan(
     elif explain is not None:
         write(made.explain(explain) + "\n")
     else:
-        _show(prepared, context, memory, asked=backend != "auto")
+        _show(prepared, context, memory, asked=source.backend != "auto")
 
 
 def _open(path: Path, weights: str | None) -> Checkpoint:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ktcore.cli import groups as g
 from ktcore.cli import options as o
 from ktcore.cli import templating as t
 from ktcore.errors import RequestError
@@ -16,40 +17,22 @@ if TYPE_CHECKING:
     from ktcore.engine.stream import TextStream
 
 
+@g.grouped
 def run(
+    *,
     model: o.ModelArgument,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", show_default=False, help="The prompt; [bold]-[/] reads it from stdin.")
     ],
     max_new_tokens: o.NewTokensOption = 512,
-    temperature: o.TemperatureOption = 0.7,
-    top_k: o.TopKOption = 0,
-    top_p: o.TopPOption = 1.0,
-    min_p: o.MinPOption = 0.0,
-    repetition_penalty: o.PenaltyOption = 1.0,
-    seed: o.SeedOption = None,
-    stop: o.StopOption = None,
+    sampling: g.Sampling,
     system: o.SystemOption = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
-    template: t.TemplateOption = None,
-    variables: t.SetOption = None,
-    tools: t.ToolsOption = None,
-    documents: t.DocumentsOption = None,
+    templating: t.Templating,
     as_json: o.JsonOption = False,
-    backend: o.BackendOption = "auto",
-    rules: o.RulesOption = None,
-    experts_from: o.ExpertsFromOption = None,
-    threads: o.ThreadsOption = None,
-    context: o.ContextOption = None,
-    memory: o.MemoryOption = None,
-    packed_cache: o.PackedCacheOption = None,
-    graphs: o.GraphsOption = True,
-    prefix_cache: o.PrefixCacheOption = None,
-    prefix_cache_disk: o.PrefixDiskOption = None,
-    prompt_lookup: o.PromptLookupOption = 0,
-    debug: o.DebugOption = False,
+    loading: g.LoadingOnce,
 ) -> None:
     """Answer a prompt; the text streams to stdout, speeds go to stderr.
 
@@ -67,13 +50,11 @@ def run(
         raise RequestError("the prompt is empty", 'give some text: ktcore run MODEL "Why is the sky blue?"')
     if raw and system is not None:
         raise RequestError("--system needs the chat template, which --raw leaves out", "drop one of the two")
-    shape = t.templating(template, variables, tools, documents)
+    shape = templating.given()
     if raw and shape:
         raise RequestError("a chat template's options need the chat template, which --raw leaves out", "drop --raw")
-    draw = o.sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, prompt_lookup)
-    prefix = o.prefix(prefix_cache, 0, prefix_cache_disk)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
-    with opened(model, **loading) as (loaded, load_s):
+    draw = sampling.given()
+    with opened(model, **loading.given()) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw, shape)
         pieces = []
         for piece in stream:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ktcore.cli import groups as g
 from ktcore.cli import options as o
 from ktcore.engine.schedule.pace import STRETCH
 from ktcore.errors import RequestError
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 KEYS_VARIABLE = "KTCORE_API_KEY"
 
 
+@g.grouped
 def serve(
+    *,
     context_: typer.Context,
     model: o.OptionalModelArgument = None,
     config: Annotated[
@@ -84,19 +87,8 @@ def serve(
     log: Annotated[
         str, typer.Option("--log", metavar="|".join(("text", "json", "off")), help="Lines a request on stderr.")
     ] = "text",
-    backend: o.BackendOption = "auto",
-    rules: o.RulesOption = None,
-    experts_from: o.ExpertsFromOption = None,
-    threads: o.ThreadsOption = None,
-    context: o.ContextOption = None,
-    memory: o.MemoryOption = None,
-    packed_cache: o.PackedCacheOption = None,
-    graphs: o.GraphsOption = True,
-    prefix_cache: o.PrefixCacheOption = None,
-    prefix_cache_disk: o.PrefixDiskOption = None,
-    prefix_cache_memory: o.PrefixMemoryOption = None,
+    loading: g.LoadingForMany,
     prompt_lookup: o.PromptLookupOption = 0,
-    debug: o.DebugOption = False,
 ) -> None:
     """Serve one model, or several by name, to clients of the OpenAI and Ollama APIs, several conversations at once.
 
@@ -134,10 +126,8 @@ def serve(
     settings = Settings(
         name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout, origins, prompt_lookup
     )
-    prefix = o.prefix(prefix_cache, prefix_cache_memory, prefix_cache_disk)
-    loading = o.loading(backend, rules, experts_from, threads, context, memory, packed_cache, graphs, prefix)
     with (
-        opened(model, **loading) as (loaded, load_s),
+        opened(model, **loading.given()) as (loaded, load_s),
         Service(loaded, queue, stretch) as service,
         logging_to_stderr(log),
     ):
