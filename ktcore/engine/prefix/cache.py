@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ktcore.engine.schedule.pages import PageAllocator
 from ktcore.engine.schedule.sequence import Sequence
 from ktcore.weights.packed.container import canonical, digest
 
+DEVICE, MEMORY, DISK = "device", "memory", "disk"
 PAGES_A_STEP = 8
 DISK_BYTES = 8 * 2**30
 MEMORY_BYTES = 2**30
@@ -60,17 +61,16 @@ class Found:
     """The beginning of a prompt: its pages on the device, owned for the asker already, or their contents.
 
     Attributes:
+        tiers: where each page was.
         missing: number of the first page that is nowhere.
         state: the recurrent states behind the last page.
-        memory, disk: how many contents came from there.
     """
 
-    pages: list[int | None]
-    contents: list[torch.Tensor | None]
-    missing: int
+    pages: list[int | None] = field(default_factory=list)
+    contents: list[torch.Tensor | None] = field(default_factory=list)
+    tiers: list[str] = field(default_factory=list)
+    missing: int = 0
     state: torch.Tensor | None = None
-    memory: int = 0
-    disk: int = 0
 
     @property
     def shared(self) -> list[int]:
@@ -156,23 +156,22 @@ class PrefixCache:
 
     def find(self, sequence: Sequence) -> Found:
         """What there is of its prompt; at least one token is left to compute. Give it to `restore` or `drop`."""
-        found = Found([], [], 0)
+        found = Found()
         if self.off or sequence.all_logits:
             return found
         fetched = self._fetched(sequence)
         names = sequence.prefix.digests[: self.limit(sequence)]
         for name in names:
-            page = self._pages.share(name)
-            content = None
+            page, content, tier = self._pages.share(name), None, DEVICE
             if page is None:
-                content = self.memory.get(name)
-                found.memory += content is not None
-                if content is None and (content := fetched.get(name)) is not None:
-                    found.disk += 1
+                # what was read is in memory too by now
+                tier = DISK if name in fetched else MEMORY
+                content = fetched[name] if name in fetched else self.memory.get(name)
                 if content is None:
                     break
             found.pages.append(page)
             found.contents.append(content)
+            found.tiers.append(tier)
         found.missing = len(found.pages)
         if self._states:
             self._cut_to_state(found, names, fetched)
@@ -199,9 +198,9 @@ class PrefixCache:
         if note.reused is None:
             note.reused = sequence.cached
             self.stats.asked += len(sequence.tokens)
-            self.stats.memory += found.memory * size
-            self.stats.disk += found.disk * size
-            self.stats.device += (count - found.memory - found.disk) * size
+            self.stats.device += found.tiers.count(DEVICE) * size
+            self.stats.memory += found.tiers.count(MEMORY) * size
+            self.stats.disk += found.tiers.count(DISK) * size
         if self._states and not self.off and not sequence.all_logits:
             # behind what other prompts share with this one, and behind its last full page
             note.borders = {found.missing * size, self.limit(sequence) * size} - {0, sequence.cached}
@@ -297,10 +296,7 @@ class PrefixCache:
                 found.state = fetched.get(name)
             count -= found.state is None
         self._pages.give_back([page for page in found.pages[count:] if page is not None])
-        del found.pages[count:], found.contents[count:]
-        stored = sum(content is not None for content in found.contents)
-        found.memory = min(found.memory, stored)
-        found.disk = stored - found.memory
+        del found.pages[count:], found.contents[count:], found.tiers[count:]
 
     def _stored(self, name: bytes) -> bool:
         """Whether every tier that may hold it does."""
