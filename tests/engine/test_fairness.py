@@ -71,3 +71,29 @@ def test_users_who_are_gone_are_not_remembered_for_ever() -> None:
         arrive.queue.ended(sequence)
     assert len(arrive.queue._served) <= USERS + 1
     assert not arrive.queue._present
+
+
+def test_a_drawn_token_counts_as_two_of_a_prompts() -> None:
+    arrive = Arrivals()
+    drawing, reading = arrive("drawing"), arrive("reading")
+    arrive.queue.charge(drawing, 10, drawn=True)
+    arrive.queue.charge(reading, 19, drawn=False)
+    assert list(arrive.queue) == [reading, drawing]
+    arrive.queue.charge(reading, 2, drawn=False)
+    assert list(arrive.queue) == [drawing, reading]
+
+
+def test_a_user_is_there_until_the_last_request_has_ended() -> None:
+    arrive = Arrivals()
+    first, second = arrive("busy"), arrive("busy")
+    arrive.queue.charge(first, 100, drawn=False)
+    arrive.queue.take(first)
+    arrive.queue.ended(first)
+    late = arrive("late")  # level with busy, who is there still
+    arrive.queue.charge(late, 1, drawn=False)
+    assert list(arrive.queue) == [second, late]
+    for sequence in (second, late):
+        arrive.queue.take(sequence)
+        arrive.queue.ended(sequence)
+    last = arrive("new")  # nobody is there: nothing to be level with
+    assert arrive.queue.rank(last)[0] == 0

@@ -37,3 +37,12 @@ def test_wrong_guesses_make_the_next_ones_shorter_and_right_ones_longer() -> Non
     assert len(lookup.guess(tokens, 9)) == 5
     lookup.learn(0, 0)
     assert len(lookup.guess(tokens, 9)) == 5
+
+
+def test_it_may_be_asked_before_there_is_anything_and_after_every_token() -> None:
+    lookup, tokens = PromptLookup(2), list[int]()
+    guesses = []
+    for token in [7, 8, 9, 7, 8, 9, 7]:
+        guesses.append(lookup.guess(tokens, 2))
+        tokens.append(token)
+    assert guesses == [[], [], [], [], [], [9, 7], [7, 8]]

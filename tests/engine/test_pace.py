@@ -57,3 +57,53 @@ def test_a_small_limit_grows_again() -> None:
     _run(pace, 60, decode=0.01, token=0.02)  # not even one token fits
     _, tokens = _run(pace, 200, decode=0.01, token=0.003)
     assert tokens >= 99 * 3
+
+
+def test_a_measurement_serves_numbers_of_sequences_within_a_quarter() -> None:
+    pace = Pace(3.0)
+    pace.note(40, 0, 0.01)
+    assert [bool(pace.most(n)) for n in (31, 32, 40, 53, 54)] == [False, True, True, True, False]
+    pace.note(2, 0, 0.01)
+    assert [bool(pace.most(n)) for n in (1, 2, 3, 4)] == [True, True, True, False]
+
+
+def test_a_measurement_is_old_after_so_many_steps_whenever_it_was_made() -> None:
+    pace = Pace(3.0)
+    for _ in range(AGE):
+        pace.note(0, 32, 1.0)
+    pace.note(4, 0, 0.01)
+    for _ in range(AGE):
+        assert pace.most(4)
+        pace.note(4, 16, 0.0225)
+    pace.note(4, 16, 0.0225)
+    assert pace.most(4) == 0
+
+
+def test_a_slower_machine_without_prompts_may_take_longer_with_them() -> None:
+    pace = Pace(3.0)
+    for _ in range(60):
+        pace.note(4, 0, 0.02)
+    for _ in range(60):
+        pace.note(4, 0, 0.04)
+    before = pace.most(4)
+    pace.note(4, FIRST, 3 * 0.75 * 0.04 * 0.99)
+    assert (pace.most(4) or 0) >= (before or 0)
+    pace.note(4, FIRST, 3 * 0.75 * 0.04 * 1.2)
+    assert (pace.most(4) or 0) < (before or 0)
+
+
+def test_one_step_that_waited_for_something_else_does_not_count_for_long() -> None:
+    pace = Pace(3.0)
+    for _ in range(20):
+        pace.note(4, 0, 0.01)
+    pace.note(4, 0, 5.0)  # counts as twice the usual, and a quarter of that
+    pace.note(4, FIRST, 3 * 0.75 * 0.0125 * 1.01)
+    assert (pace.most(4) or 0) < FIRST
+
+
+def test_one_token_is_taken_where_not_even_that_fits() -> None:
+    pace = Pace(3.0)
+    pace.note(4, 0, 0.001)
+    for _ in range(20):
+        pace.note(4, pace.most(4) or 0, 1.0)
+    assert pace.most(4) == 1

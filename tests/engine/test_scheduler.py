@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ktcore.engine.prefix.cache import PrefixCache
 from ktcore.engine.prefix.transfer import Transfer
@@ -22,6 +23,12 @@ NO_MODEL: Any = SimpleNamespace(caches=(), states=())
 def _scheduler(pages: int, page_size: int, chunk: int) -> Scheduler:
     allocator = PageAllocator(pages, page_size)
     return Scheduler(allocator, PrefixCache(allocator, Transfer(NO_MODEL), None, False, ""), chunk)
+
+
+def _with_states(pages: int, slots: int) -> Scheduler:
+    allocator = PageAllocator(pages, 4)
+    prefix = PrefixCache(allocator, Transfer(NO_MODEL), None, True, "")
+    return Scheduler(allocator, prefix, 64, PageAllocator(slots, 4))
 
 
 def _sequence(prompt: int, new: int) -> Sequence:
@@ -148,6 +155,7 @@ def test_the_youngest_makes_room_and_comes_back_before_newcomers() -> None:
     assert batch is not None
     assert batch.sequences == (old,)
     assert (young.pages, young.cached, young.preempted) == ([], 0, 1)
+    assert (old.preempted, scheduler.preemptions) == (0, 1)
     assert young.tokens == [*range(7), 5, 5]
     old.finish = Finish.STOP
     scheduler.retire()
@@ -179,3 +187,91 @@ def test_prompts_are_bounded_beside_sequences_that_decode_and_nowhere_else() -> 
     batch = scheduler.next_batch(prompt_limit=2)
     assert batch is not None
     assert batch.counts == (32,)
+
+
+def test_a_sequence_holds_one_state_as_long_as_it_runs() -> None:
+    scheduler = _with_states(pages=64, slots=2)
+    first, second, third = (_sequence(3, 4) for _ in range(3))
+    for sequence in (first, second, third):
+        scheduler.add(sequence)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (first, second)
+    assert batch.step.state_slots == (first.state_slot, second.state_slot) == (0, 1)
+    scheduler.ran(batch)
+    first.finish = Finish.STOP
+    scheduler.retire()
+    assert first.state_slot is None
+    second.append(9)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (second, third)
+    assert batch.step.state_slots == (1, 0)
+    for sequence in (second, third):
+        scheduler.cancel(sequence)
+    assert scheduler.slots is not None
+    assert (scheduler.slots.free, scheduler.pages.free) == (2, 64)
+
+
+def test_tables_are_as_wide_as_the_longest_and_show_pages_in_use_only() -> None:
+    scheduler = _scheduler(16, 4, chunk=64)
+    short, long = _sequence(2, 1), _sequence(9, 1)
+    scheduler.add(short)
+    scheduler.add(long)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.step.block_table.tolist() == [[*short.pages, -1, -1], long.pages]
+    assert batch.step.block_table.dtype == torch.int32
+    assert batch.step.state_slots == ()
+
+
+def test_a_page_held_by_two_is_free_when_both_have_given_it_back() -> None:
+    allocator = PageAllocator(2, 16)
+    (page,) = allocator.take(1)
+    allocator.hold(page)
+    allocator.give_back([page])
+    assert allocator.free == 1
+    allocator.give_back([page])
+    assert (allocator.free, allocator.kept) == (2, 0)
+
+
+def test_one_page_stays_free_for_each_that_will_grow() -> None:
+    scheduler = _scheduler(4, 4, chunk=64)
+    growing, late = _sequence(4, 9), _sequence(12, 1)
+    scheduler.add(growing)
+    scheduler.add(late)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert batch.sequences == (growing,), "three pages are free, but one of them is spoken for"
+    full = _scheduler(4, 4, chunk=64)
+    done, late = _sequence(3, 1), _sequence(12, 1)
+    full.add(done)
+    full.add(late)
+    batch = full.next_batch()
+    assert batch is not None
+    assert batch.sequences == (done, late)
+
+
+def test_what_a_sequence_is_decides_what_it_runs() -> None:
+    plain, whole = _sequence(3, 2), Sequence([1, 2, 3], GREEDY, 0, all_logits=True)
+    assert (plain.pending, plain.longest, plain.new_tokens, plain.decodes) == (3, 5, [], False)
+    for sequence in (plain, whole):
+        sequence.cached = 2
+    assert (plain.decodes, whole.decodes) == (True, False)
+    plain.append(7)
+    assert (plain.new_tokens, plain.pending, plain.decodes, plain.finish) == ([7], 2, False, None)
+    plain.append(8)
+    assert (plain.new_tokens, plain.finish) == ([7, 8], Finish.LENGTH)
+    plain.fail(error := ValueError())
+    assert (plain.error, plain.finish) == (error, Finish.CANCELLED)
+
+
+def test_seeds_make_generators_alike_and_none_makes_them_differ() -> None:
+    def first(seed: int | None) -> int:
+        generator = Sequence([1], SamplingParams(seed=seed), 1).generator
+        assert generator is not None
+        return generator.initial_seed()
+
+    assert first(7) == first(7) == 7
+    assert first(None) != first(None)
+    assert _sequence(1, 1).generator is None

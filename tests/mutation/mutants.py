@@ -1,6 +1,6 @@
 """Finds every small fault that can be put into a module: operators, numbers, conditions, statements, keywords.
 
-What only speaks to people (docstrings, messages of errors), and what only speaks to type checkers, is left alone.
+What only speaks to people (docstrings, messages of errors) or to type checkers is left alone, and so are assertions.
 """
 
 from __future__ import annotations
@@ -114,6 +114,8 @@ class _Finder:
             for start, end, text in self.changes(node):
                 yield line, start, end, text
         for name, value in ast.iter_fields(node):
+            if name == "keywords" and isinstance(value, list):
+                value = [k for k in value if k.arg != "strict"]
             if name in ("annotation", "returns", "decorator_list", "bases", "type_params", "exc", "cause", "msg"):
                 continue
             for child in value if isinstance(value, list) else [value]:
@@ -147,7 +149,7 @@ class _Finder:
             case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
                 if not isinstance(node, ast.While):
                     yield *self.span(test), f"not ({self.words(test)})"
-            case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+            case ast.Return(value=ast.expr() as value) if not _falsy(value):
                 yield *self.span(value), "None"
             case ast.Expr(value=ast.Call()) | ast.Raise():
                 yield start, end, "pass"
@@ -157,7 +159,7 @@ class _Finder:
                 yield start, end, "break"
             case ast.Call(keywords=keywords):
                 for keyword in keywords:
-                    if keyword.arg is not None:
+                    if keyword.arg not in (None, "strict"):  # strict=True is an assertion, of zip
                         yield self.without(keyword)
 
     def between(self, left: ast.expr, right: ast.expr, old: str, new: str) -> Iterator[tuple[int, int, str]]:
@@ -186,6 +188,11 @@ def _silent(node: ast.stmt, words: str) -> bool:
         case ast.Assign(targets=[ast.Name(id=name)]):
             return name == "__all__" or bool(re.match(r"^\w+ = (TypeVar|logging\.getLogger)\(", words))
     return False
+
+
+def _falsy(node: ast.expr) -> bool:
+    """None, or False, which is as good as None wherever somebody asks whether it is so."""
+    return isinstance(node, ast.Constant) and (node.value is None or node.value is False)
 
 
 def _text(node: ast.expr) -> bool:

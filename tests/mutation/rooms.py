@@ -33,3 +33,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
 def source(room: str) -> str:
     """The room's folder, from the repository's root."""
     return room if room.startswith("backends/") else f"ktcore/{room}"
+
+
+def watched(room: str) -> str:
+    """The folder whose lines are recorded: rooms of the engine share their tests, and so what is known of them."""
+    return "ktcore/engine" if room.startswith("engine/") else source(room)

@@ -169,11 +169,12 @@ def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float) -> dic
 def recorded(copy: Path, room: str) -> dict[str, Any]:
     """Which tests run which lines; kept for each file of tests below build/ until the room or that file changes."""
     files = test_files(copy, room)
-    kept = {file: ROOT / "build/mutants" / f"{digest(copy, room, file)}.json" for file in files}
+    kept = {file: ROOT / "build/mutants" / record_name(copy, room, file) for file in files}
     if missing := [file for file in files if not kept[file].is_file()]:
+        for file in missing:
+            for old in kept[file].parent.glob(f"{kept[file].name.rpartition('-')[0]}-*.json"):
+                old.unlink()
         record(copy, room, {file: kept[file] for file in missing})
-    for old in set((ROOT / "build/mutants").glob(f"{room.replace('/', '-')}-*.json")) - set(kept.values()):
-        old.unlink()
     joined: dict[str, Any] = {"lines": {}, "seconds": {}, "failed": []}
     for part in (json.loads(kept[file].read_text()) for file in files):
         joined["seconds"] |= part["seconds"]
@@ -195,14 +196,14 @@ def test_files(copy: Path, room: str) -> list[str]:
     return sorted({str(path.relative_to(copy)) for path in found})
 
 
-def digest(copy: Path, room: str, file: str) -> str:
+def record_name(copy: Path, room: str, file: str) -> str:
     """Changes with the room, with this file of tests, and with what stands beside tests, as fixtures do."""
-    hashed = hashlib.sha256(file.encode())
-    beside = [p for place in rooms.ROOMS[room] for p in (copy / "tests" / place).rglob("*.py")]
-    helpers = [p for p in beside if not p.name.startswith("test_")]
-    for path in [*sorted((copy / rooms.source(room)).rglob("*.py")), *sorted(helpers), copy / file]:
+    watched = rooms.watched(room)
+    hashed = hashlib.sha256()
+    helpers = [p for p in (copy / file).parent.rglob("*.py") if not p.name.startswith("test_")]
+    for path in [*sorted((copy / watched).rglob("*.py")), *sorted(helpers), copy / file]:
         hashed.update(str(path.relative_to(copy)).encode() + path.read_bytes())
-    return f"{room.replace('/', '-')}-{hashed.hexdigest()[:16]}"
+    return f"{watched}-{file}".replace("/", ".") + f"-{hashed.hexdigest()[:16]}.json"
 
 
 def record(copy: Path, room: str, kept: dict[str, Path]) -> None:
@@ -210,7 +211,7 @@ def record(copy: Path, room: str, kept: dict[str, Path]) -> None:
     out = copy.parent / "record.json"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "plugin", *kept]
     settings = environment(copy)
-    settings["KTCORE_MUTANT_RECORD"] = os.pathsep.join([str(copy / rooms.source(room)), str(out)])
+    settings["KTCORE_MUTANT_RECORD"] = os.pathsep.join([str(copy / rooms.watched(room)), str(out)])
     settings["PYTHONPATH"] += os.pathsep + str(copy / "tests/mutation")
     done = subprocess.run(command, cwd=copy, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if not out.is_file():

@@ -33,6 +33,8 @@ def becomes(line: str) -> set[str]:
         ("a += b", {"a -= b", "pass"}),
         ("return a", {"return None"}),
         ("return None", set()),
+        ("return False", {"return True"}),
+        ("a = zip(a, b, strict=True)", set()),
         ("a.clear()", {"pass"}),
         ("raise ValueError('1' + str(2))", {"pass"}),
         ("a = f(a, b=b)", {"a = f(a, )"}),

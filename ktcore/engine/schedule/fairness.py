@@ -63,11 +63,9 @@ class FairQueue:
 
     def ended(self, sequence: Sequence) -> None:
         """A sequence that was added is gone for good."""
-        left = self._present.get(sequence.user, 0) - 1
-        if left > 0:
-            self._present[sequence.user] = left
-        else:
-            self._present.pop(sequence.user, None)
+        self._present[sequence.user] -= 1
+        if not self._present[sequence.user]:
+            del self._present[sequence.user]
 
     def charge(self, sequence: Sequence, tokens: int, drawn: bool) -> None:
         """Count tokens that a step computed for a sequence's user."""

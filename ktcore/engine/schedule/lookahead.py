@@ -39,7 +39,7 @@ class PromptLookup:
 
     def _index(self, tokens: list[int]) -> None:
         # the last n-gram is what is looked up: it must not find itself
-        for end in range(max(1, self._seen), len(tokens)):
+        for end in range(self._seen, len(tokens)):
             for n, after in zip(NGRAMS, self._after, strict=True):
                 if end >= n:
                     after[tuple(tokens[end - n : end])] = end
