@@ -33,6 +33,6 @@ class Spec:
             value = getattr(self, f.name)
             if isinstance(value, Spec):
                 found.update(value.formats())
-            elif (f.name == "weight_format" or f.name.endswith("_format")) and value:
+            elif f.name.endswith("_format") and value:
                 found.add(value)
         return tuple(sorted(found))

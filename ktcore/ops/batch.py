@@ -11,7 +11,7 @@ import torch
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepBatch:
     """Query tokens of several sequences, one after another.
 
@@ -38,8 +38,8 @@ class StepBatch:
     block_table: torch.Tensor
     page_size: int
     state_slots: tuple[int, ...] = ()
-    mirrors: object | None = field(default=None, repr=False, compare=False)
-    _derived: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    mirrors: object | None = field(default=None, repr=False)
+    _derived: dict[str, object] = field(default_factory=dict, repr=False)
 
     @property
     def tokens(self) -> int:

@@ -137,6 +137,22 @@ def test_the_narrowest_filters_leave_the_likeliest_token(given: dict[str, Any]) 
     assert drawn == {int(logits.argmax())}
 
 
+def test_what_is_not_asked_for_changes_no_logit_and_drops_no_token() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert penalised(logits, SamplingParams(), [3, 4], 1) is logits
+    probs, index = _candidates(logits, SamplingParams())
+    assert index is None
+    torch.testing.assert_close(probs, logits.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    "given", [{"typical_p": 1e-9}, {"typical_p": 1.0}, {"min_p": 0.0}, {"repetition_penalty": 0.1}]
+)
+def test_the_ends_of_what_is_allowed_are_taken(given: dict[str, Any]) -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert 0 <= sample(logits, SamplingParams(temperature=1, **given), [3], torch.Generator()) < 50
+
+
 def test_minus_one_for_top_k_is_all() -> None:
     assert SamplingParams(top_k=-1) == SamplingParams(top_k=0)
 

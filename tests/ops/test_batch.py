@@ -20,6 +20,8 @@ def test_slots_follow_the_block_table() -> None:
     )
     assert (step.tokens, step.sequences) == (4, 2)
     assert step.slots().tolist() == [29, 12, 13, 14]
+    assert step.slots().dtype == torch.int64
+    assert [step.starts(i) for i in range(2)] == [False, True]
     (first, cached), (second, fresh) = sequence_slots(step)
     assert cached.tolist() == [20, 21, 22, 23, 8, 9, 10, 11, 28, 29]
     assert fresh.tolist() == [12, 13, 14]

@@ -95,6 +95,10 @@ SCALINGS: dict[str, tuple[dict[str, Any], RopeScaling]] = {
         YARN | {"attention_factor": 1.25},
         RopeScaling("yarn", 40.0, 4096, attention_factor=1.25),
     ),
+    "yarn whose two borders are one": (
+        YARN | {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False},
+        RopeScaling("yarn", 40.0, 4096, beta_fast=1.0, truncate=False),
+    ),
     "yarn without truncation": (YARN | {"truncate": False}, RopeScaling("yarn", 40.0, 4096, truncate=False)),
 }
 
