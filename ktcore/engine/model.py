@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +16,10 @@ import torch
 
 from ktcore.engine.load.loader import Progress, load_modules
 from ktcore.engine.load.packed_cache import load_cached
-from ktcore.engine.output import PLAIN, Output
+from ktcore.engine.options import Options, read_options
 from ktcore.engine.prefix.cache import ON_DEVICE, PrefixOptions
 from ktcore.engine.prefix.identity import prefix_identity
+from ktcore.engine.prompts import Form, Prompts, read_prompts
 from ktcore.engine.schedule.sequence import Sequence
 from ktcore.engine.step.engine import Engine
 from ktcore.engine.stream import TextStream, lookup
@@ -28,11 +30,14 @@ from ktcore.rules.prepare import prepare
 from ktcore.rules.taken import taken
 from ktcore.text.chat_template import RESERVED
 from ktcore.text.guides import Structures
+from ktcore.text.messages import check_messages
 from ktcore.text.open import load_tokenizer
 from ktcore.text.tokenizer import Tokenizer
 from ktcore.weights.checkpoint import Checkpoint
 
 Message = dict[str, Any]
+CHAT_TOKENS = 512
+"""Most new tokens of a chat's answer where nobody says."""
 
 
 def load(
@@ -86,7 +91,7 @@ def load(
 
 
 class Model:
-    """A loaded model. Use it in a with-statement, or call `close()`; one generation runs at a time.
+    """A loaded model. Use it in a with-statement, or call `close()`. Streams that are read in turn share its steps.
 
     Attributes:
         plan: which implementation runs each part, and why.
@@ -103,6 +108,7 @@ class Model:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._closed = False
+        self._left: deque[TextStream] = deque()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -158,65 +164,83 @@ class Model:
         return {op: loss.relative for op, loss in self.engine.model.losses.items()}
 
     @overload
-    def generate(self, prompt: str, max_new_tokens: int = 64, **options: Any) -> str: ...
+    def generate(self, prompt: str, max_new_tokens: int | None = None, **options: Any) -> str: ...
     @overload
-    def generate(self, prompt: list[str], max_new_tokens: int = 64, **options: Any) -> list[str]: ...
+    def generate(self, prompt: list[str], max_new_tokens: int | None = None, **options: Any) -> list[str]: ...
     @overload
-    def generate(self, prompt: torch.Tensor, max_new_tokens: int = 64, **options: Any) -> torch.Tensor: ...
-    def generate(
-        self, prompt: str | list[str] | torch.Tensor, max_new_tokens: int = 64, **options: Any
-    ) -> str | list[str] | torch.Tensor:
-        """Continue a prompt.
+    def generate(self, prompt: list[int], max_new_tokens: int | None = None, **options: Any) -> list[int]: ...
+    @overload
+    def generate(self, prompt: torch.Tensor, max_new_tokens: int | None = None, **options: Any) -> torch.Tensor: ...
+    @overload
+    def generate(self, prompt: Any = None, max_new_tokens: int | None = None, **options: Any) -> Any: ...
+    def generate(self, prompt: Any = None, max_new_tokens: int | None = None, **options: Any) -> Any:
+        """Continue prompts; several run as one batch.
 
         Args:
-            prompt: text; a list of texts, which run as one batch; or int64 ids [batch, seq].
+            prompt: text; a list of texts; token ids as a list, as a list of lists, or as an integer tensor or NumPy
+                array [seq] or [batch, seq]; or what a tokenizer returns, a mapping with input_ids and attention_mask.
+                `generate(**tokenizer(...))` does the same. A batch may be padded on the left, as its mask says.
+            max_new_tokens: longest answer; None takes 64.
             options: those of `ktcore.SamplingParams`, such as temperature (0 is greedy), top_p or seed; stop, a list of
                 strings that end the answer; prompt_lookup, how many next tokens are guessed from the text so far (the
-                answer is the same, sooner where it repeats the prompt).
+                answer is the same, sooner where it repeats the prompt). Of transformers' names: do_sample (False is
+                temperature 0; True refuses it), max_length, eos_token_id (instead of the model's own; None: nothing
+                ends an answer), pad_token_id, and those that change nothing with the values given.
 
         Returns:
-            The new text, a list of new texts, or, as in transformers, ids [batch, seq + new] with the prompt in front
-            and rows that ended early padded with their last id.
+            For text the new text, without a stop string; for a list of texts a list of those. For token ids prompt and
+            answer together, as in transformers, in the form that the prompt came in: a list [seq + new] or a list of
+            such lists; a tensor, on the prompt's device, or an array, int64 [seq + new] or [batch, seq + new], padding
+            in front included, rows that ended early filled with pad_token_id, or else with their last id. A mapping's
+            form is that of its input_ids. The token that ended an answer is kept, a stop string's too.
+
+        Raises:
+            RequestError: the prompt is of another type, is empty or too long, holds an id that is no token or padding
+                that is not on the left; an option is unknown or out of range; the model is closed.
         """
-        stop, params, output = _options(options)
-        if isinstance(prompt, torch.Tensor):
-            return self._generate_ids(prompt, max_new_tokens, params, output)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        streams = [TextStream(self, self.tokenizer.encode(p), max_new_tokens, params, stop, output) for p in prompts]
+        prompts, asked = self._read(prompt, max_new_tokens, options)
+        if prompts.form is Form.TEXT or asked.stop:
+            streams = [self._stream(row, len(row), asked) for row in prompts.rows]
+            self._finish(streams)
+            if prompts.form is Form.TEXT:
+                texts = ["".join(s.drain()) for s in streams]
+                return texts if prompts.many else texts[0]
+            return prompts.continued([stream.ids for stream in streams], asked.pad)
+        ends = asked.output.ends(self._own_ends)
+        sequences = [
+            Sequence(row, asked.params, asked.room(len(given)), ends, lookup=lookup(asked.output))
+            for row, given in zip(prompts.rows, prompts.given, strict=True)
+        ]
         with self._running():
-            try:
-                for stream in streams:
-                    stream.begin()
-                while any(s.active for s in streams) and self.engine.step():
-                    for s in streams:
-                        s.collect()
-            finally:
-                for stream in streams:
-                    stream.close()
-                self.engine.settle()
-        for stream in streams:
-            if stream.error is not None:
-                raise stream.error
-        texts = ["".join(s.drain()) for s in streams]
-        return texts[0] if isinstance(prompt, str) else texts
+            self._run(sequences)
+        return prompts.continued([s.new_tokens for s in sequences], asked.pad)
 
-    def stream(self, prompt: str, max_new_tokens: int = 64, **options: Any) -> TextStream:
-        """Like `generate` for one text, but an iterator of text pieces; its `stats` hold times afterwards."""
-        stop, params, output = _options(options)
-        return TextStream(self, self.tokenizer.encode(prompt), max_new_tokens, params, stop, output)
+    def stream(self, prompt: Any = None, max_new_tokens: int | None = None, **options: Any) -> TextStream:
+        """Like `generate` for one prompt of any of its kinds, but an iterator of text pieces, whatever the prompt is;
+        its `ids` are the new ids so far, its `stats` hold times afterwards.
 
-    def chat(self, messages: Seq[Message], max_new_tokens: int = 512, **options: Any) -> str:
+        Raises:
+            RequestError: as `generate` does, or there are several prompts.
+        """
+        prompts, asked = self._read(prompt, max_new_tokens, options)
+        return self._stream(prompts.one(), len(prompts.given[0]), asked)
+
+    def chat(self, messages: Seq[Message], max_new_tokens: int | None = None, **options: Any) -> str:
         """Answer a conversation `[{"role": "user", "content": "…"}, …]` through the model's own chat template.
 
         Args:
+            max_new_tokens: longest answer; None takes 512.
             options: those of `stream_chat`.
+
+        Raises:
+            TokenizerError, RequestError: as `stream_chat` does; a text alone is no conversation.
         """
         return "".join(self.stream_chat(messages, max_new_tokens, **options))
 
     def stream_chat(
         self,
         messages: Seq[Message],
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         *,
         tools: Seq[Mapping[str, Any]] | None = None,
         documents: Seq[Mapping[str, Any]] | None = None,
@@ -235,59 +259,139 @@ class Model:
 
         Raises:
             TokenizerError: the checkpoint has no such chat template, or a broken one.
-            RequestError: the template refuses these messages, or a variable has a name of the template's own.
+            RequestError: these are no messages, or the template refuses them; a variable has a name of the template's
+                own; what else `generate` refuses.
         """
-        stop, params, output = _options(options)
+        vocab = self.plan.graph.vocab
+        asked = read_options(options, max_new_tokens, vocab, CHAT_TOKENS, counts_prompt=False)
         named = dict(variables or {})
-        taken = sorted(named.keys() & RESERVED)
-        if taken:
+        reserved = sorted(named.keys() & RESERVED)
+        if reserved:
             raise RequestError(
-                f"{', '.join(taken)} cannot be a variable of the chat template", "it has its own meaning"
+                f"{', '.join(reserved)} cannot be a variable of the chat template", "it has its own meaning"
             )
-        ids = self.tokenizer.encode_chat(list(messages), True, tools, documents, template, **named)
-        return TextStream(self, ids, max_new_tokens, params, stop, output)
+        said = check_messages(messages)
+        ids = self.tokenizer.encode_chat(said, True, tools, documents, template, **named)
+        return self._stream(ids, len(ids), asked)
 
-    def logits(self, ids: Seq[int] | torch.Tensor) -> torch.Tensor:
-        """Logits float32 [tokens, vocab] of a sequence of token ids [tokens]; row i predicts token i + 1."""
-        tokens = [int(i) for i in ids]
-        self._check_ids(tokens)
-        sequence = Sequence(tokens, SamplingParams(temperature=0), max_new_tokens=0, all_logits=True)
+    def logits(self, prompt: Any) -> Any:
+        """Logits of every token of a prompt; row i predicts token i + 1.
+
+        Args:
+            prompt: as `generate` takes it.
+
+        Returns:
+            float32 [tokens, vocab] of one prompt; of a list of texts or of lists a list of these; of a batch as tensor
+            or array one of [batch, seq, vocab], whose rows of padding are NaN. NumPy arrays for arrays, else tensors.
+
+        Raises:
+            RequestError: as `generate` does.
+        """
+        prompts = self._prompts(prompt)
+        greedy = SamplingParams(temperature=0)
+        sequences = [Sequence(row, greedy, max_new_tokens=0, all_logits=True) for row in prompts.rows]
         with self._running():
-            self._run([sequence])
-        return torch.cat(sequence.logits)
+            self._run(sequences)
+        return prompts.scored([torch.cat(s.logits) for s in sequences])
 
     def close(self) -> None:
-        """Release devices, memory and the file; calls after it are errors."""
-        if not self._closed:
+        """Release devices, memory and the file; a second call does nothing, any other afterwards is an error. Waits for
+        what another thread generates."""
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self.engine.close()
-            self._checkpoint.close()
+            self._left.clear()
+            try:
+                self.engine.close()
+            finally:
+                self._checkpoint.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"context of {self.context} tokens"
         return f"<ktcore.Model {self.plan.graph.architecture} from {self._checkpoint.path}, {state}. {self.taken}>"
 
     def __enter__(self) -> Model:
+        self._check_open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _generate_ids(
-        self, prompt: torch.Tensor, max_new_tokens: int, params: SamplingParams, output: Output
-    ) -> torch.Tensor:
-        if prompt.dim() != 2 or prompt.dtype not in (torch.int64, torch.int32):
-            raise RequestError(f"ids must be int64 [batch, seq], not {prompt.dtype} {list(prompt.shape)}")
-        stop_ids = self._tokenizer.stop_ids if self._tokenizer else frozenset()
-        sequences = []
-        for row in prompt.tolist():
+    @property
+    def _own_ends(self) -> frozenset[int]:
+        return self._tokenizer.stop_ids if self._tokenizer else frozenset()
+
+    def _read(self, prompt: Any, max_new_tokens: int | None, options: dict[str, Any]) -> tuple[Prompts, Options]:
+        """What `generate` and `stream` were given: the prompts as ids, and the options."""
+        options = dict(options)
+        ids, mask = options.pop("input_ids", None), options.pop("attention_mask", None)
+        if ids is not None:
+            if prompt is not None:
+                raise RequestError("a prompt and input_ids are given both", "leave one out")
+            prompt = ids
+        asked = read_options(options, max_new_tokens, self.plan.graph.vocab)
+        # as in transformers: what also ends answers cannot be told from padding
+        pad = None if asked.pad in asked.output.ends(self._own_ends) else asked.pad
+        return self._prompts(prompt, mask, pad), asked
+
+    def _prompts(self, prompt: Any, mask: Any = None, pad: int | None = None) -> Prompts:
+        self._check_open()
+        prompts = read_prompts(prompt, lambda text: self.tokenizer.encode(text), mask, pad)
+        for row in prompts.rows:
             self._check_ids(row)
-            sequences.append(Sequence(row, params, max_new_tokens, stop_ids, lookup=lookup(output)))
+        return prompts
+
+    def _stream(self, ids: list[int], given: int, asked: Options) -> TextStream:
+        self._check_open()
+        return TextStream(self, ids, asked.room(given), asked.params, asked.stop, asked.output)
+
+    def _finish(self, streams: list[TextStream]) -> None:
+        """Run streams to their ends."""
+        try:
+            self._begin(streams)
+            while any(s.active for s in streams) and self._step(streams):
+                pass
+            self._collect(streams)
+        finally:
+            self._leave(streams)
+        for stream in streams:
+            if stream.error is not None:
+                raise stream.error
+
+    def _begin(self, streams: Seq[TextStream]) -> None:
         with self._running():
-            self._run(sequences)
-        width = max((len(s.tokens) for s in sequences), default=0)
-        rows = [s.tokens + s.tokens[-1:] * (width - len(s.tokens)) for s in sequences]
-        return torch.tensor(rows, dtype=torch.int64)
+            for stream in streams:
+                stream.begin()
+
+    def _step(self, streams: Seq[TextStream]) -> bool:
+        """One step; whoever reads another stream may have the next one, so that none waits for a reader."""
+        with self._running():
+            more = self.engine.step()
+            for stream in streams:
+                stream.collect()
+            return more
+
+    def _collect(self, streams: Seq[TextStream]) -> None:
+        """What the steps of others have drawn for these."""
+        with self._running():
+            for stream in streams:
+                stream.collect()
+
+    def _leave(self, streams: Seq[TextStream]) -> None:
+        """Cancel streams, at once or with the next step: Python may drop a forgotten one in the midst of a step."""
+        self._left.extend(streams)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._closed:
+                    self._cancel_left()
+                    self.engine.settle()
+            finally:
+                self._lock.release()
+
+    def _cancel_left(self) -> None:
+        while self._left:
+            self._left.popleft().close()
 
     def _check_ids(self, tokens: Seq[int]) -> None:
         vocab = self.plan.graph.vocab
@@ -299,7 +403,7 @@ class Model:
         try:
             for sequence in sequences:
                 self.engine.add(sequence)
-            while self.engine.step():
+            while any(sequence.finish is None for sequence in sequences) and self.engine.step():
                 pass
             self.engine.settle()
         except BaseException:
@@ -310,22 +414,14 @@ class Model:
             if sequence.error is not None:
                 raise sequence.error
 
-    def _running(self) -> threading.Lock:
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """The engine for the caller alone."""
+        with self._lock:
+            self._check_open()
+            self._cancel_left()
+            yield
+
+    def _check_open(self) -> None:
         if self._closed:
-            raise RequestError("the model is closed")
-        return self._lock
-
-
-def _options(options: dict[str, Any]) -> tuple[tuple[str, ...], SamplingParams, Output]:
-    rest = dict(options)
-    stop = rest.pop("stop", None) or ()
-    output = replace(PLAIN, prompt_lookup=rest.pop("prompt_lookup", 0))
-    known = set(SamplingParams.__dataclass_fields__)
-    unknown = sorted(set(rest) - known)
-    if unknown:
-        raise RequestError(
-            f"unknown option{'s' * (len(unknown) > 1)} {', '.join(unknown)}",
-            f"known: {', '.join(sorted(known))}, stop, prompt_lookup",
-        )
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return stops, SamplingParams(**rest), output
+            raise RequestError("the model is closed", "load it again")

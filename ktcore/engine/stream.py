@@ -99,6 +99,11 @@ class TextStream:
         return self._sequence.finish
 
     @property
+    def ids(self) -> list[int]:
+        """The new token ids that were looked at so far, the one that ended the answer included."""
+        return self._sequence.new_tokens[: self._seen]
+
+    @property
     def pooled(self) -> torch.Tensor | None:
         """The vector of a prompt that ended, where one is wanted: float32 [hidden] of unit length."""
         pool = self._sequence.pool
@@ -163,18 +168,17 @@ class TextStream:
         self._model.engine.cancel(self._sequence)
 
     def __iter__(self) -> Iterator[str]:
-        with self._model._running():
-            try:
-                self.begin()
-                while self.active and self._model.engine.step():
-                    self.collect()
-                    yield from self.drain()
+        model = self._model
+        try:
+            model._begin((self,))
+            while self.active and model._step((self,)):
                 yield from self.drain()
-                if self.error is not None:
-                    raise self.error
-            finally:
-                self.close()
-                self._model.engine.settle()
+            model._collect((self,))
+            yield from self.drain()
+            if self.error is not None:
+                raise self.error
+        finally:
+            model._leave((self,))
 
     def _note_time(self) -> None:
         now = time.perf_counter()

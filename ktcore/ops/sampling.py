@@ -57,11 +57,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (self.temperature >= 0, "must be 0 (greedy) or above"),
+            "temperature": (0 <= self.temperature < math.inf, "must be 0 (greedy) or above, and finite"),
             "top_k": (self.top_k >= -1, "must be 0 or -1 (off), or above"),
             "top_p": (0 <= self.top_p <= 1, "must be from 0 to 1"),
             "min_p": (0 <= self.min_p <= 1, "must be from 0 to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "must be above 0 (1 is off)"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "must be above 0 and finite (1 is off)"),
             "seed": (self.seed is None or -(2**63) <= self.seed < 2**63, "must fit into 64 bits"),
             "typical_p": (0 < self.typical_p <= 1, "must be above 0 and at most 1"),
             "presence_penalty": (math.isfinite(self.presence_penalty), "must be finite (0 is off)"),
