@@ -119,7 +119,7 @@ def check_highest(logit: float) -> None:
 def _drawn(probs: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """An index, drawn by inverting the distribution: one random number, where torch.multinomial takes one a token."""
     total = probs.double().cumsum(-1)
-    if not total[-1] > 0:
+    if not (len(total) and total[-1] > 0):  # filters may leave nothing of what is not a number
         check_highest(math.nan)
     place = torch.rand(1, dtype=torch.float64, generator=generator, device=probs.device) * total[-1]
     # below the end, whatever rounding does, and to the right of equals: what has no probability is never taken

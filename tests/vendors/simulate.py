@@ -128,7 +128,12 @@ class Simulation:
         return self.chip.backend != "npu"
 
     def large_tiles(self) -> Simulation:
-        """Kernels in tiles of the simulation's own: the interpreter's time goes by programs, not by their size."""
+        """Kernels in tiles of the simulation's own: the interpreter's time goes by programs, not by their size.
+
+        Where nothing is interpreted nothing has tiles, and all stays as it is.
+        """
+        if not self.interpreted:
+            return self
         from ktcore_triton.operators import implementations
         from ktcore_triton.tuning import AttentionTiles, LinearTiles, Tuning
 
@@ -234,8 +239,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     made = simulation(given.backend, given.chip).install()
-    if given.quick:
+    if given.quick and made.interpreted:
         made.large_tiles()
+    elif given.quick:
+        print(f"--quick changes nothing: no kernel of {given.backend} is interpreted here", file=sys.stderr)
     from ktcore.cli.main import main as ktcore
 
     sys.argv = ["ktcore", *(given.command[1:] if given.command[:1] == ["--"] else given.command)]

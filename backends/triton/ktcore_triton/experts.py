@@ -43,7 +43,7 @@ def route(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> 
     """
     tokens, experts = logits.shape
     each = experts // spec.groups
-    if experts != spec.experts or each * spec.groups != experts or spec.top_k > spec.groups_kept * each:
+    if experts != spec.experts or each * spec.groups != experts or spec.top_k > experts:
         raise BackendError(f"logits {list(logits.shape)} do not fit a router of {spec.top_k} of {spec.experts} experts")
     if not logits.is_contiguous():
         raise BackendError("the router's logits must be contiguous")

@@ -73,8 +73,8 @@ def _reused(spec: KVCacheSpec, ctx: Context) -> None:
         first = scattered(((2 * p,), (1,)), p, ctx.rng("pages"))
         second = Plan(((p + 2,), (1,), (1,)), p, first.pages, (first.tables[0][:2],))
         loaded.allocate(first.pages, p)
-        _run(ctx, loaded, spec, first, None, "first")
-        _run(ctx, loaded, spec, second, None, "second")
+        run_plan(ctx, loaded, spec, first, None, "first")
+        run_plan(ctx, loaded, spec, second, None, "second")
 
 
 def run_cache(
@@ -88,10 +88,11 @@ def run_cache(
     """Append and attend step by step, and compare all outputs."""
     plan = scattered(steps, page_size, ctx.rng(f"pages {page_size}"))
     loaded.allocate(plan.pages, page_size)
-    _run(ctx, loaded, spec, plan, scale, f"page size {page_size}")
+    run_plan(ctx, loaded, spec, plan, scale, f"page size {page_size}")
 
 
-def _run(ctx: Context, loaded: Loaded, spec: KVCacheSpec, plan: Plan, scale: float | None, what: str) -> None:
+def run_plan(ctx: Context, loaded: Loaded, spec: KVCacheSpec, plan: Plan, scale: float | None, what: str) -> None:
+    """Append and attend along the plan on pages that are there, and compare all outputs."""
     rng, lengths = ctx.rng(f"values {what}"), plan.lengths()
     widths = (spec.value_dim, spec.key_dim - spec.value_dim) if spec.kind == "mla" else (spec.key_dim, spec.value_dim)
     heads = () if spec.kind == "mla" else (spec.kv_heads,)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from ktcore.conformance.case import Case, Check, Context
-from ktcore.conformance.data.batches import batches, scattered
+from ktcore.conformance.data.batches import Plan, batches, scattered
 from ktcore.conformance.data.blocks import FORMATS
-from ktcore.conformance.data.memory import make_weights
-from ktcore.conformance.levels.operator import any_format, normal
+from ktcore.conformance.data.memory import make_weights, values
+from ktcore.conformance.levels.l2_kv_cache import run_plan
+from ktcore.conformance.levels.operator import any_format, first_page_size, normal, run_sequences
 from ktcore.conformance.levels.specs import attention, experts, linear, mla, mlp, moe, norm, router_v3
+from ktcore.conformance.target import Loaded
+from ktcore.conformance.tolerance import compare
+from ktcore.conformance.truth import attention as truth
+from ktcore.conformance.truth.arithmetic import EXACT, Arithmetic
 from ktcore.ops import AttentionSpec, ExpertsSpec, KVCacheSpec, MLASpec, RouterSpec, Spec
 from ktcore.ops.moe import ClampedGLU
 
@@ -25,6 +31,9 @@ ROUTERS = {
     "sigmoid-groups": router_v3(HIDDEN, 64, 6),
 }
 
+_FREED = "what is not a number and was left on pages, times a weight of zero, is nothing to who has them next"
+_LATER = ((19, 2, 5), (1, 1, 0), (2, 15, 1), (1, 1, 1))
+
 
 def cases() -> list[Case]:
     """Each format, since its activations have a precision of their own, and each operator with a maximum or a clamp."""
@@ -34,6 +43,12 @@ def cases() -> list[Case]:
     found += [_case(f"router.{name}", "router", partial(_router, spec)) for name, spec in ROUTERS.items()]
     caches = {"gqa": KVCacheSpec("gqa", 8, 2, 64, 64), "mla": KVCacheSpec("mla", 8, 1, 96, 64)}
     found += [_case(f"kv_cache.{kind}.query", "kv_cache", partial(_query, spec)) for kind, spec in caches.items()]
+    found += [
+        Case(f"L2.nonfinite.kv_cache.{kind}.freed-pages", 2, "kv_cache", _FREED, partial(_freed, spec))
+        for kind, spec in caches.items()
+    ]
+    for operator, freed in (("attention", _freed_attention), ("mla", _freed_mla)):
+        found.append(Case(f"L2.nonfinite.{operator}.freed-pages", 2, operator, _FREED, freed))
     return [
         *found,
         _case("experts.clamped", "experts", partial(_experts, None, "clamped")),
@@ -109,6 +124,8 @@ def _router(spec: RouterSpec, ctx: Context) -> None:
             ids, weights = ctx.target.call(loaded.module, x)
             valid = bool(((ids >= 0) & (ids < spec.experts)).all())
             ctx.require(valid, f"{loaded.id}: the choice of a token with NaN is outside of the {spec.experts} experts")
+            apart = all(len(set(row)) == spec.top_k for row in ids.tolist())
+            ctx.require(apart, f"{loaded.id}: an expert is chosen twice")
             _judge(ctx, f"{loaded.id}, {tokens} tokens", weights, torch.tensor([1]))
 
 
@@ -127,6 +144,61 @@ def _query(spec: KVCacheSpec, ctx: Context) -> None:
             q[bad] = NAN
             got = ctx.target.call(loaded.module.attend, step, q, 0.125)
             _judge(ctx, f"{loaded.id}, step {number}", got, bad)
+
+
+def _freed(spec: KVCacheSpec, ctx: Context) -> None:
+    """Every row of every page holds NaN or Inf; then others have them, whose contexts end within a page."""
+    widths = (spec.value_dim, spec.key_dim - spec.value_dim) if spec.kind == "mla" else (spec.key_dim, spec.value_dim)
+    heads = () if spec.kind == "mla" else (spec.kv_heads,)
+    for loaded in ctx.target.load(ctx, spec, {}):
+        for size in sorted({min(loaded.page_sizes), max(loaded.page_sizes)}):
+            for value in (NAN, INF):
+                plan = scattered(_LATER, size, ctx.rng("pages"))
+                loaded.allocate(plan.pages, size)
+                for step, _ in batches(_everything(plan)):
+                    spoiled = [torch.full((step.tokens, *heads, width), value) for width in widths]
+                    ctx.target.call(loaded.module.append, step, *spoiled)
+                run_plan(ctx, loaded, spec, plan, None, f"pages of {size} that held {value}")
+
+
+def _freed_attention(ctx: Context) -> None:
+    spec = attention(4, 2, 64, any_format(ctx, lambda f: attention(4, 2, 64, f)))
+    _freed_branch(ctx, spec, lambda w, x, a: truth.attention(spec, w, x, a))
+
+
+def _freed_mla(ctx: Context) -> None:
+    spec = mla(4, any_format(ctx, lambda f: mla(4, f, latent=256)), latent=256)
+    _freed_branch(ctx, spec, lambda w, x, a: truth.mla(spec, w, x, a))
+
+
+def _freed_branch(
+    ctx: Context,
+    spec: AttentionSpec | MLASpec,
+    whole: Callable[[dict[str, torch.Tensor], torch.Tensor, Arithmetic], torch.Tensor],
+) -> None:
+    """As `_freed`, for branches whose cache is their own affair."""
+    weights = make_weights(spec, ctx.rng("weights"))
+    known = values(weights)
+    for loaded in ctx.target.load(ctx, spec, weights):
+        plan = scattered(_LATER, first_page_size(ctx, loaded), ctx.rng("pages"))
+        inputs = [normal(ctx.rng(f"x {i}"), n, spec.hidden) for i, n in enumerate(plan.lengths())]
+        got = run_sequences(ctx, loaded, plan, inputs, before=partial(_spoil, ctx, loaded, plan, spec.hidden))
+        results = [
+            torch.cat([whole(known, x, arithmetic) for x in inputs])
+            for arithmetic in (EXACT, Arithmetic.of(loaded.precision))
+        ]
+        compare(ctx, torch.cat(got), results[0], results[1], f"{loaded.id}: result on pages that held NaN")
+
+
+def _spoil(ctx: Context, loaded: Loaded, plan: Plan, hidden: int) -> None:
+    for step, _ in batches(_everything(plan)):
+        ctx.target.call(loaded.module, torch.full((step.tokens, hidden), NAN), step)
+
+
+def _everything(plan: Plan) -> Plan:
+    """One sequence that has every page, to the last row."""
+    tokens = plan.pages * plan.page_size
+    return Plan(((tokens,),), plan.page_size, plan.pages, (tuple(range(plan.pages)),))
 
 
 def _attention(ctx: Context) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -33,6 +35,17 @@ KINDS = {
     "all-experts": RouterSpec(HIDDEN, 8, 8, "F32", renormalise=True),
 }
 
+_BIASED = replace(KINDS["sigmoid-bias-256"], experts=60)
+_GROUPED = replace(KINDS["sigmoid-groups-256"], experts=64)
+_MASKED: Mapping[str, tuple[RouterSpec, Sequence[int]]] = {
+    "experts": (_BIASED, (3, 17, 58)),
+    "groups": (_GROUPED, (9, 10, 41)),
+    "in-groups": (_GROUPED, (9, 10, 11, 12, 13, 14, 15, 41, 42)),
+    "groups-at-zero": (replace(_GROUPED, group_score="max"), (9, 63)),
+    "few-kept": (replace(_GROUPED, groups_kept=1, top_k=10), range(64)),
+}
+"""Routers whose experts are at -inf but for some; "few-kept": the groups that are kept hold fewer than are chosen."""
+
 
 def cases() -> list[Case]:
     """A case a family, and formats of the weight."""
@@ -52,6 +65,14 @@ def cases() -> list[Case]:
         )
     )
     found.append(_case("ties", "of equal groups and experts the lowest ids are chosen", _ties))
+    found += [
+        _case(
+            f"nothing-left.{name}",
+            "where only -inf is left to choose, experts not chosen yet, the lowest ids first",
+            partial(check_nothing_left, spec, alive),
+        )
+        for name, (spec, alive) in _MASKED.items()
+    ]
     return found
 
 
@@ -101,6 +122,24 @@ def _ties(ctx: Context) -> None:
         for loaded in ctx.target.load(ctx, spec, weights):
             got, _ = ctx.target.call(loaded.module, x)
             _compare_choice(ctx, loaded.id, ids, got)
+
+
+def check_nothing_left(spec: RouterSpec, alive: Sequence[int], ctx: Context) -> None:
+    """Biases of -inf, as pruned experts have them, of all but those `alive`: fewer than are to be chosen."""
+    weights = make_weights(spec, ctx.rng("weights"))
+    for role in ("bias", "logit_bias"):
+        if role in weights:
+            kept = torch.full((spec.experts,), -float("inf"))
+            kept[list(alive)] = weights[role].tensor()[list(alive)]
+            weights[role] = MemoryCheckpoint().add(role, (spec.experts,), "F32", kept.numpy().view(np.uint8))
+    known, x = values(weights), normal(ctx.rng("x"), 33, spec.hidden)
+    ids, amounts, _ = truth.router(spec, known, x, EXACT)
+    for loaded in ctx.target.load(ctx, spec, weights):
+        got, got_amounts = ctx.target.call(loaded.module, x)
+        _compare_choice(ctx, loaded.id, ids, got)
+        own = truth.router_weights(spec, known, x, ids, Arithmetic.of(loaded.precision))
+        dense = [_dense(i, v, spec) for i, v in ((got, got_amounts), (ids, amounts), (ids, own))]
+        compare(ctx, dense[0], dense[1], dense[2], f"{loaded.id}: weights")
 
 
 def _repeated(role: str, stored: torch.Tensor, apart: int) -> Weight:

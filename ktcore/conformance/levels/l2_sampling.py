@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from ktcore.conformance.case import Case, Check, Context
+from ktcore.errors import LogitsError
 from ktcore.ops import SamplingParams, SamplingSpec
 
 VOCAB = 40
@@ -43,6 +45,7 @@ def cases() -> list[Case]:
         _case("greedy-penalty", "a penalty can change the largest", _greedy_penalty),
         _case("large-vocabulary", "the largest of 151936", _large),
         *found,
+        _case("not-a-number", "logits that are not numbers are refused, and the next row is drawn as ever", _nan),
         _case("same-seed", "the same generator state gives the same tokens", _same_seed),
     ]
 
@@ -99,6 +102,38 @@ def _same_seed(ctx: Context) -> None:
             runs.append([int(sample(logits, params, [], generator)) for _ in range(30)])
         ctx.require(runs[0] == runs[1], "two runs of one seed differ")
         ctx.require(runs[0] != runs[2], "two seeds give the same tokens")
+
+
+def _nan(ctx: Context) -> None:
+    """One value, a whole row, or infinity, in each way of drawing. Grammars mask with -inf, which is none of these."""
+    good = _logits(ctx, VOCAB, "good")
+    good[:20] = -math.inf
+    rows = {"a NaN": good.clone(), "nothing but NaN": torch.full((VOCAB,), math.nan), "Inf": good.clone()}
+    rows["a NaN"][30], rows["Inf"][30] = math.nan, math.inf
+    rows["nothing but -inf"] = torch.full((VOCAB,), -math.inf)
+    ways = {
+        "greedy": SamplingParams(temperature=0),
+        "temperature": SamplingParams(temperature=1.0),
+        "top-k": SamplingParams(temperature=1.0, top_k=5),
+        "top-p": SamplingParams(temperature=1.0, top_p=0.9),
+        "min-p": SamplingParams(temperature=1.0, min_p=0.1),
+        "typical-p": SamplingParams(temperature=1.0, typical_p=0.9),
+        "penalty": SamplingParams(temperature=1.0, repetition_penalty=1.3, presence_penalty=0.5),
+    }
+    for sample in _samplers(ctx, VOCAB):
+        for way, params in ways.items():
+            for what, row in rows.items():
+                generator, apart = _generator(ctx, 1), _generator(ctx, 1)
+                try:
+                    got = int(sample(row, params, [25, 30], generator))
+                except LogitsError:
+                    pass
+                else:
+                    ctx.fail(f"{way}: took {got} of logits that hold {what}, instead of refusing them (LogitsError)")
+                got, expected = (int(sample(good, params, [25, 30], g)) for g in (generator, apart))
+                ctx.require(20 <= got < VOCAB, f"{way}: after {what} it took {got}, which is masked")
+                same = params.temperature > 0 or got == expected
+                ctx.require(same, f"{way}: after {what} it took {got}, not {expected}")
 
 
 def _samplers(ctx: Context, vocab: int) -> list[Callable[..., int]]:

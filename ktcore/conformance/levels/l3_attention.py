@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.l2_kv_cache import run_cache
-from ktcore.conformance.levels.operator import any_format, check_sequences
+from ktcore.conformance.levels.operator import ORDERED, SIMPLE_FORMATS, any_format, check_sequences
 from ktcore.conformance.levels.specs import attention, linear, mla, norm
 from ktcore.conformance.truth import attention as truth
 from ktcore.ops import AttentionSpec, KVCacheSpec, MLASpec, RMSNormSpec, Temperature
@@ -41,6 +41,7 @@ def cases() -> list[Case]:
             "norms of queries and keys that have no weight",
             lambda f: replace(_plain(f), q_norm=RMSNormSpec(DIM, 1e-6, ""), k_norm=RMSNormSpec(DIM, 1e-6, "")),
         ),
+        Case("L3.attention.ordered", 3, "attention", _ORDER, partial(_check, _plain, formats=ORDERED)),
         _case("chunk", "a query sees its own chunk only", lambda f: _cached(f, chunk=16)),
         _case("sinks", "a logit of each head without a value", lambda f: replace(_cached(f, sinks=True), sinks=True)),
         _case(
@@ -58,11 +59,13 @@ def cases() -> list[Case]:
             for kind in ("gqa", "mla")
             for name, about in _CACHES.items()
         ),
+        Case("L3.mla.ordered", 3, "mla", _ORDER, partial(_check_mla, lambda spec: spec, formats=ORDERED)),
         _mla("no-residual", "the branch alone", lambda s: replace(s, residual=False)),
         _mla("no-norm", "without a norm of the input", lambda s: replace(s, norm=None)),
     ]
 
 
+_ORDER = "columns in another order, in each projection its own"
 _CACHES = {
     "window": "keys beyond the window are hidden",
     "chunk": "a query sees its own chunk only",
@@ -79,16 +82,16 @@ def _mla(name: str, about: str, change: Callable[[MLASpec], MLASpec]) -> Case:
     return Case(f"L3.mla.{name}", 3, "mla", about, check)
 
 
-def _check(make: Make, ctx: Context) -> None:
-    spec = make(any_format(ctx, make))
+def _check(make: Make, ctx: Context, formats: Sequence[str] = SIMPLE_FORMATS) -> None:
+    spec = make(any_format(ctx, make, formats))
     check_sequences(ctx, spec, LONG, lambda w, x, a: truth.attention(spec, w, x, a), spec.hidden)
 
 
-def _check_mla(change: Callable[[MLASpec], MLASpec], ctx: Context) -> None:
+def _check_mla(change: Callable[[MLASpec], MLASpec], ctx: Context, formats: Sequence[str] = SIMPLE_FORMATS) -> None:
     def make(fmt: str) -> MLASpec:
         return change(mla(4, fmt, latent=256))
 
-    spec = make(any_format(ctx, make))
+    spec = make(any_format(ctx, make, formats))
     check_sequences(ctx, spec, ((3, 6), (1, 1)), lambda w, x, a: truth.mla(spec, w, x, a), spec.hidden)
 
 

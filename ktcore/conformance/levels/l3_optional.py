@@ -3,7 +3,7 @@ ones are N/A. A case for every optional field; `ktcore.conformance.fields` says 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,8 +12,8 @@ import torch
 from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels import l2_experts
 from ktcore.conformance.levels.l2_moe import check_branch
-from ktcore.conformance.levels.l2_router import check_router
-from ktcore.conformance.levels.operator import any_format, check, normal
+from ktcore.conformance.levels.l2_router import check_nothing_left, check_router
+from ktcore.conformance.levels.operator import ORDERED, SIMPLE_FORMATS, any_format, check, normal
 from ktcore.conformance.levels.specs import experts, linear, mlp, moe, norm
 from ktcore.conformance.truth import small
 from ktcore.ops import (
@@ -29,7 +29,6 @@ from ktcore.ops import (
 )
 
 HIDDEN, WIDE = 256, 256
-ORDERED = ("INT4_G32_ORDERED", "INT4_G64_ORDERED", "INT4_G128_ORDERED", "INT8_G32_ORDERED")
 POSITIONS = (0, 1, 7, 40, 77, 99)
 SCALINGS = {
     "llama3-bands": RopeScaling("llama3", 8.0, 4096, low_freq_factor=2.0, high_freq_factor=16.0),
@@ -51,6 +50,7 @@ def cases() -> list[Case]:
         _case("rope", "theta", "a base of its own", partial(_rope, RopeSpec(64, 5e5, "half"))),
         *(_case("rope", n, f"scaled: {n}", partial(_rope, RopeSpec(64, 1e4, "half", s))) for n, s in SCALINGS.items()),
         _case("linear", "ordered", "columns that are stored in another order than the input's", _ordered),
+        _case("mlp", "ordered", "columns in another order, in each projection its own", _ordered_mlp),
         *(_case("mlp", n, f"activation {n}", partial(_mlp, _activated(n))) for n in ("relu", "gelu_tanh")),
         _case("mlp", "bias", "projections with biases", partial(_mlp, _biased)),
         _case("mlp", "post-norm", "a norm of the result", partial(_mlp, lambda s: replace(s, post_norm=norm(HIDDEN)))),
@@ -61,6 +61,12 @@ def cases() -> list[Case]:
             "on-logits-sigmoid",
             "chosen by logits, each weighed by itself",
             partial(check_router, replace(logits, score="sigmoid"), 33),
+        ),
+        _case(
+            "router",
+            "nothing-left-on-logits",
+            "logits of -inf: still different experts, the lowest ids first",
+            partial(check_nothing_left, shifted, (2, 11)),
         ),
         _case(
             "router",
@@ -78,16 +84,22 @@ def cases() -> list[Case]:
             "experts",
             "weight-on-input",
             "the weight multiplies the input",
-            partial(_experts, {"weight_on_input": True}),
+            partial(_experts, {"weight_on_input": True}, SIMPLE_FORMATS),
         ),
-        _case("experts", "relu", "activation relu", partial(_experts, {"activation": "relu"})),
-        _case("experts", "bias", "biases of every projection", partial(_experts, {"bias": True})),
-        _case("experts", "clamped", "gpt-oss's activation", partial(_experts, {"clamped": ClampedGLU(1.702, 0.8)})),
+        _case("experts", "relu", "activation relu", partial(_experts, {"activation": "relu"}, SIMPLE_FORMATS)),
+        _case("experts", "ordered", "columns in another order, in each expert its own", partial(_experts, {}, ORDERED)),
+        _case("experts", "bias", "biases of every projection", partial(_experts, {"bias": True}, SIMPLE_FORMATS)),
+        _case(
+            "experts",
+            "clamped",
+            "gpt-oss's activation",
+            partial(_experts, {"clamped": ClampedGLU(1.702, 0.8)}, SIMPLE_FORMATS),
+        ),
         _case(
             "experts",
             "clamped-bias",
             "gpt-oss's experts whole",
-            partial(_experts, {"clamped": ClampedGLU(1.702, 0.8), "bias": True}),
+            partial(_experts, {"clamped": ClampedGLU(1.702, 0.8), "bias": True}, SIMPLE_FORMATS),
         ),
         _case("moe", "shared-gate", "a gate on the shared part", partial(_moe, _with_gate)),
         _case("moe", "no-residual", "the branch alone", partial(_moe, lambda s: replace(s, residual=False))),
@@ -127,11 +139,15 @@ def _ordered(ctx: Context) -> None:
     check(ctx, spec, [x], lambda w, a: small.linear(spec, w, x, a))
 
 
-def _mlp(change: Callable[[MLPSpec], MLPSpec], ctx: Context) -> None:
+def _ordered_mlp(ctx: Context) -> None:
+    _mlp(lambda spec: spec, ctx, ORDERED)
+
+
+def _mlp(change: Callable[[MLPSpec], MLPSpec], ctx: Context, formats: Sequence[str] = SIMPLE_FORMATS) -> None:
     def make(fmt: str) -> MLPSpec:
         return change(mlp(HIDDEN, WIDE, fmt))
 
-    spec, x = make(any_format(ctx, make)), normal(ctx.rng("x"), 5, HIDDEN)
+    spec, x = make(any_format(ctx, make, formats)), normal(ctx.rng("x"), 5, HIDDEN)
     check(ctx, spec, [x], lambda w, a: small.mlp(spec, w, x, a))
 
 
@@ -144,11 +160,11 @@ def _biased(spec: MLPSpec) -> MLPSpec:
     return replace(spec, gate=gate, up=up, down=down)
 
 
-def _experts(changes: dict[str, object], ctx: Context) -> None:
+def _experts(changes: dict[str, object], formats: Sequence[str], ctx: Context) -> None:
     def make(fmt: str) -> ExpertsSpec:
         return replace(experts(8, 2, HIDDEN, WIDE, fmt), **changes)  # type: ignore[arg-type]
 
-    l2_experts.check_spread(ctx, make(any_format(ctx, make)), 6)
+    l2_experts.check_spread(ctx, make(any_format(ctx, make, formats)), 6)
 
 
 def _moe(change: Callable[[MoESpec], MoESpec], ctx: Context) -> None:

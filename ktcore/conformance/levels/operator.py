@@ -22,6 +22,8 @@ Truth = Callable[[dict[str, torch.Tensor], Arithmetic], torch.Tensor]
 """From dequantised weights, in an arithmetic."""
 SIMPLE_FORMATS = ("Q4_K", "Q8_0", "Q4_0", "BF16", "F16", "F32")
 """Tried in this order by cases that need any format."""
+ORDERED = ("INT4_G32_ORDERED", "INT4_G64_ORDERED", "INT4_G128_ORDERED", "INT8_G32_ORDERED")
+"""Formats whose columns are stored in another order than the input's, as GPTQ's activation order leaves them."""
 
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:

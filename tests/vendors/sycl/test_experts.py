@@ -44,6 +44,40 @@ def test_of_equal_scores_the_lower_id_is_chosen(launcher: Launcher) -> None:
     torch.testing.assert_close(weights, torch.full((2, 4), 1 / 60))
 
 
+NOTHING_LEFT = (
+    (RouterSpec(8, 60, 8, "F32", "sigmoid", True, renormalise=True), (3, 17, 58)),
+    (RouterSpec(8, 64, 8, "F32", "sigmoid", True, 8, 4, "top2_sum", True), (9, 10, 41)),
+    (RouterSpec(8, 64, 8, "F32", "sigmoid", True, 8, 4, "max", True), (9, 63)),
+    (RouterSpec(8, 64, 10, "F32", "sigmoid", True, 8, 1, "top2_sum", True), tuple(range(64))),
+)
+
+
+@pytest.mark.parametrize(("spec", "alive"), NOTHING_LEFT, ids=["experts", "groups", "groups at zero", "few kept"])
+def test_where_only_minus_infinity_is_left_no_expert_is_chosen_twice(
+    launcher: Launcher, spec: RouterSpec, alive: tuple[int, ...]
+) -> None:
+    torch.manual_seed(1)
+    logits, bias = torch.randn(9, spec.experts), torch.full((spec.experts,), -torch.inf)
+    bias[list(alive)] = torch.randn(len(alive)) * 0.2
+    ids, weights = route(launcher, logits, spec, bias)
+    expected_ids, expected = reference_route(logits, spec, bias)
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(weights, expected, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_logits_of_minus_infinity_and_rows_that_are_no_numbers(launcher: Launcher, score: str) -> None:
+    spec = RouterSpec(8, 20, 4, "F32", score, on_logits=True)  # type: ignore[arg-type]
+    logits = torch.full((3, 20), -torch.inf)
+    logits[0, 11] = logits[1, 2] = 1.0
+    logits[2] = torch.nan
+    ids, weights = route(launcher, logits, spec, None)
+    expected_ids, expected = reference_route(logits, spec, None)
+    assert torch.equal(ids, expected_ids)
+    assert weights[2].isnan().all()
+    torch.testing.assert_close(weights[:2], expected[:2])
+
+
 def check(launcher: Launcher, experts: int, name: str, down: str, ids: torch.Tensor) -> None:
     torch.manual_seed(ids.shape[0])
     hidden, intermediate = 256, 512

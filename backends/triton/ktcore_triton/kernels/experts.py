@@ -40,25 +40,29 @@ def router_kernel(
         if TWO_BEST:
             first = tl.min(tl.where(choice == best[:, None], within[None, :], BLOCK_E), 1)
             best += tl.max(tl.where(within[None, :] == first[:, None], float("-inf"), choice), 1)
-        best = tl.where(group < GROUPS, best, float("-inf"))
         kept = tl.zeros((BLOCK_G,), dtype=tl.int32)
+        left = group < GROUPS
         for _ in tl.static_range(KEPT):
-            at = tl.min(tl.where(best == tl.max(best, 0), group, BLOCK_G), 0)
+            at = tl.min(tl.where(left & (best == tl.max(tl.where(left, best, float("-inf")), 0)), group, BLOCK_G), 0)
+            at = tl.where(at == BLOCK_G, tl.min(tl.where(left, group, BLOCK_G), 0), at)
             kept = tl.where(group == at, 1, kept)
-            best = tl.where(group == at, float("-inf"), best)
+            left = left & (group != at)
         hidden = float("-inf") if TWO_BEST else 0.0
         choice = tl.where((kept == 0)[:, None] & there, hidden, choice)
 
     place = tl.arange(0, BLOCK_K)
     chosen = tl.zeros((BLOCK_K,), dtype=tl.int64)
     values = tl.full((BLOCK_K,), float("-inf") if ON_LOGITS else 0.0, dtype=tl.float32)
+    # marked apart from the scores: what is left may be -inf, or not a number, and then the lowest is taken
+    free = there
     for k in tl.static_range(TOP_K):
-        best = tl.max(tl.max(choice, 1), 0)
-        at = tl.min(tl.min(tl.where(choice == best, expert, GROUPS * EACH - 1), 1), 0)
+        best = tl.max(tl.max(tl.where(free, choice, float("-inf")), 1), 0)
+        at = tl.min(tl.min(tl.where(free & (choice == best), expert, GROUPS * EACH), 1), 0)
+        at = tl.where(at == GROUPS * EACH, tl.min(tl.min(tl.where(free, expert, GROUPS * EACH), 1), 0), at)
         value = tl.sum(tl.sum(tl.where(expert == at, tl.where(there, score, 0.0), 0.0), 1), 0)
         chosen = tl.where(place == k, at, chosen)
         values = tl.where(place == k, value, values)
-        choice = tl.where(expert == at, float("-inf"), choice)
+        free = free & (expert != at)
     if ON_LOGITS:
         if SIGMOID:
             values = 1 / (1 + tl.exp(-values))

@@ -20,7 +20,7 @@ def route(
     """
     tokens, experts = logits.shape
     each = experts // spec.groups
-    if experts != spec.experts or each * spec.groups != experts or spec.top_k > spec.groups_kept * each:
+    if experts != spec.experts or each * spec.groups != experts or spec.top_k > experts:
         raise BackendError(f"logits {list(logits.shape)} do not fit a router of {spec.top_k} of {spec.experts} experts")
     ids = torch.empty((tokens, spec.top_k), dtype=torch.int64, device=logits.device)
     weights = torch.empty((tokens, spec.top_k), dtype=torch.float32, device=logits.device)

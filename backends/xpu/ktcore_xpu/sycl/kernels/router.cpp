@@ -41,6 +41,7 @@ KERNEL void route(const float *logits, const float *bias, std::int64_t *ids, flo
         }
         sycl::group_barrier(lanes);
     }
+    int picked[TOP];
     float chosen[TOP], sum = 0.0f, largest = 0.0f;
     for (int k = 0; k < TOP; ++k) {
         float best = -NOTHING;
@@ -53,14 +54,23 @@ KERNEL void route(const float *logits, const float *bias, std::int64_t *ids, flo
         }
         const float winner = lanes_max(lanes, best);
         at = sycl::reduce_over_group(lanes, best == winner ? at : EXPERTS, sycl::minimum<int>());
-        // not a number anywhere: some valid expert rather than one outside of the weights
-        at = sycl::min(at, EXPERTS - 1);
+        // nothing but what is not a number is left: the lowest that is not chosen yet
+        if (at == EXPERTS) {
+            bool used = true;
+            for (at = -1; used;) {
+                ++at;
+                used = false;
+                for (int j = 0; j < k; ++j) used = used || picked[j] == at;
+            }
+        }
+        picked[k] = at;
         chosen[k] = score[at];
         if (k == 0) largest = score[at];
         if constexpr (ON_LOGITS && !SIGMOID) chosen[k] = sycl::exp(chosen[k] - largest);
         sum += chosen[k];
         if (lane == 0) {
-            choice[at] = -NOTHING;
+            // no score is equal to it, as -inf may be to others
+            choice[at] = __builtin_nanf("");
             ids[token * TOP + k] = at;
         }
         sycl::group_barrier(lanes);
