@@ -142,7 +142,10 @@ class Target:
             return x.clone()
         self.runtime.synchronize(self.stream)
         back = self.runtime.pinned_buffer(tuple(x.shape), x.dtype)
-        self.runtime.copy_async(back, x.contiguous(), self.stream)
+        # a dense copy of a strided result is work of the device too: on the same stream, and alive until it is done
+        with self.runtime.use_stream(self.stream):
+            dense = x.contiguous()
+        self.runtime.copy_async(back, dense, self.stream)
         self.runtime.synchronize(self.stream)
         return back.clone()
 

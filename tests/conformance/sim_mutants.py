@@ -6,14 +6,15 @@ import ctypes
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ktcore.backend import Implementation, LoadRequest
 from ktcore.backend.reference import reference_implementations
-from ktcore.ops import ExpertsSpec, LinearSpec, Spec
+from ktcore.ops import ExpertsSpec, KVCacheSpec, LinearSpec, RouterSpec, Spec
+from ktcore.weights import dequantize
 
 from .sim import Change
 
@@ -152,6 +153,43 @@ def without_last(implementation: Implementation, request: LoadRequest) -> Any:
     return call
 
 
+class InPlace:
+    """A weight whose columns stay as they are stored."""
+
+    def __init__(self, stored: Any) -> None:
+        self._stored, self.shape = stored, stored.shape
+
+    def part(self, index: int) -> Any:
+        return InPlace(self._stored.part(index))
+
+    def tensor(self) -> torch.Tensor:
+        return dequantize(self._stored.format, self._stored.raw().reshape(-1), self.shape)
+
+
+def columns_as_stored(implementation: Implementation, request: LoadRequest) -> Any:
+    held: Any = {role: InPlace(w) for role, w in request.weights.items()}
+    return implementation.load(replace(request, weights=held))
+
+
+def chosen_again(implementation: Implementation, request: LoadRequest) -> Any:
+    """Of experts at -inf always the first."""
+    run, bias = implementation.load(request), request.weights["bias"].tensor()
+    hidden, first = bias.isinf().to(request.runtime.device), int(bias.argmin())
+
+    def call(x: torch.Tensor) -> Any:
+        ids, weights = run(x)
+        return torch.where(hidden[ids], first, ids), weights
+
+    return call
+
+
+def all_rows_times_zero(implementation: Implementation, request: LoadRequest) -> Any:
+    module = implementation.load(request)
+    attend = module.attend
+    module.attend = lambda *arguments: attend(*arguments) + 0.0 * module.page_tensors()[0].sum()
+    return module
+
+
 SIM_MUTANTS = [
     SimMutant("missing stream wait", "L1.stream.wait-event", broken(wait_event=no_wait)),
     SimMutant("missing stream wait before the hand-off", "L4.hand-off.sum", broken(launch_host=call_now)),
@@ -176,5 +214,10 @@ SIM_MUTANTS = [
     SimMutant("silent fallback", "L2.linear.own-code", changes={LinearSpec: by_reference}),
     SimMutant("leaked device buffer", "L2.linear.leak", changes={LinearSpec: leaking}),
     SimMutant("buffer reused a step too early", "L2.linear.result-stays", changes={LinearSpec: one_buffer}),
+    SimMutant("experts' columns as they are stored", "L3.experts.ordered", changes={ExpertsSpec: columns_as_stored}),
+    SimMutant("an expert chosen twice", "L2.router.nothing-left.experts", changes={RouterSpec: chosen_again}),
+    SimMutant(
+        "rows of others times zero", "L2.nonfinite.kv_cache.gqa.freed-pages", changes={KVCacheSpec: all_rows_times_zero}
+    ),
     SimMutant("dropped last expert", "L2.experts.last-only", changes={ExpertsSpec: without_last}),
 ]

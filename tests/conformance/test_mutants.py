@@ -11,8 +11,11 @@ from ktcore.conformance.levels import all_cases
 from ktcore.conformance.runner import run_case
 from ktcore.conformance.status import Status
 
+from .leftover_mutants import LEFTOVERS
 from .mutants import MUTANTS, Mutant, expectations
 from .plain import plain_target
+
+ALL = (*MUTANTS, *LEFTOVERS)
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +32,14 @@ def run(
     return result.status
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name.replace(" ", "-"))
+@pytest.mark.parametrize("mutant", ALL, ids=lambda m: m.name.replace(" ", "-"))
 def test_the_mutant_is_caught(mutant: Mutant, cases: dict[str, Case], one_thread: None) -> None:
     assert run(cases, mutant, mutant.runtime, expectations(mutant), broken=True) is Status.FAIL
 
 
 @pytest.mark.parametrize(
     ("case", "runtime"),
-    sorted({(m.case, m.right_runtime) for m in MUTANTS}, key=str),
+    sorted({(m.case, m.right_runtime) for m in ALL}, key=str),
     ids=lambda v: getattr(v, "__name__", v),
 )
 def test_the_case_passes_on_a_right_backend(
@@ -46,6 +49,6 @@ def test_the_case_passes_on_a_right_backend(
 
 
 def test_there_are_enough_and_no_two_of_one_name() -> None:
-    names = [m.name for m in MUTANTS]
+    names = [m.name for m in ALL]
     assert len(names) == len(set(names))
     assert len(names) >= 40

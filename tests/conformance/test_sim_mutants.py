@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from ktcore.conformance.case import Case
 from ktcore.conformance.levels import all_cases
@@ -55,4 +56,15 @@ def test_the_device_itself_passes_them_at_every_seed_of_delays(
     assert [
         (r.id, r.status, r.reason) for r in run_cases(target, [cases[i] for i in wanted]) if r.status is not Status.PASS
     ] == []
+    target.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_strided_result_comes_back_whole(dtype: torch.dtype, one_thread: None) -> None:
+    """Its dense copy is work of the same stream, and its memory lives until that work is done."""
+    target = sim_target()
+    runtime = target.runtime
+    with runtime.use_stream(target.stream):
+        made = torch.arange(24, dtype=dtype, device=runtime.device).view(4, 6)
+    assert target.get(made[:, :2]).tolist() == [[0, 1], [6, 7], [12, 13], [18, 19]]
     target.close()

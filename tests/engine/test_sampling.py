@@ -158,7 +158,7 @@ def test_minus_one_for_top_k_is_all() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {"typical_p": 0.9}])
 def test_logits_that_are_no_numbers_draw_nothing(bad: float, filters: dict[str, Any]) -> None:
     for temperature in (0, 1):
         with pytest.raises(LogitsError, match="not numbers"):

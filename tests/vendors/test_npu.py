@@ -120,6 +120,17 @@ def test_runtime_and_operators_pass_the_kit(install: Install) -> None:
     assert sum(r.status is Status.PASS for r in results) > 110
 
 
+def test_larger_tiles_are_no_concern_of_operators_that_are_not_interpreted(install: Install) -> None:
+    install().large_tiles()
+    target = open_target("npu")
+    chosen = [c for c in all_cases() if c.id in ("L2.linear.Q4_0.one-token", "L2.router.top-1")]
+    try:
+        results = run_cases(target, chosen)
+    finally:
+        target.close()
+    assert [r.status for r in results] == [Status.PASS] * 2
+
+
 @pytest.mark.parametrize("environment", [None, QUEUED], ids=["acl", "queued"])
 def test_host_functions_and_graphs_pass_the_kit_either_way(environment: Any, install: Install) -> None:
     install(environment, delay_us=100)
