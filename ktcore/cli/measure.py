@@ -14,7 +14,7 @@ from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
     from ktcore.backend.runtime import DeviceRuntime
-    from ktcore.engine.model import Model
+    from ktcore.engine.model import Model, Stats
     from ktcore.graph.node import Node
     from ktcore.rules.plan import Choice, Plan
 
@@ -68,6 +68,21 @@ def median(rounds: list[Round]) -> Round:
     return Round(statistics.median(r.prefill_tok_s for r in rounds), statistics.median(r.decode_tok_s for r in rounds))
 
 
+def speeds(stats: Stats) -> str:
+    """Of one answer, in words; a speed is told only where there was something to time."""
+    kept = f", {stats.cached_tokens} of them kept from before," if stats.cached_tokens else ""
+    said = f"prefill {tokens(stats.prompt_tokens)}{kept} at {stats.prefill_tok_s:.1f} tok/s"
+    # prefill draws the first token: a speed of decode needs a second one
+    if stats.new_tokens > 1 and stats.decode_s > 0:
+        return f"{said}, decode {tokens(stats.new_tokens)} at {stats.decode_tok_s:.1f} tok/s"
+    return f"{said}, {tokens(stats.new_tokens)} drawn"
+
+
+def tokens(count: int) -> str:
+    """So many tokens, in words."""
+    return "1 token" if count == 1 else f"{count or 'no'} tokens"
+
+
 def peak_memory() -> int:
     """Most bytes of memory that this process has had resident so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -108,7 +123,12 @@ def _one_round(model: Model, ids: list[int], new: int) -> Round:
         ended = time.perf_counter()
     finally:
         engine.cancel(sequence)
-    return Round(len(ids) / (drawn - began), new / (ended - drawn))
+    return Round(_rate(len(ids), drawn - began), _rate(new, ended - drawn))
+
+
+def _rate(count: int, seconds: float) -> float:
+    """A second; a coarse clock may say that no time passed."""
+    return count / max(seconds, time.get_clock_info("perf_counter").resolution)
 
 
 def _read_by(choice: Choice) -> float:

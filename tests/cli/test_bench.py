@@ -8,8 +8,8 @@ import pytest
 from ktcore_cpu import _native
 from transformers import AutoModelForCausalLM
 
-from ktcore.cli.measure import Timer, decode_read_bytes, host_runtime
-from ktcore.engine.model import load
+from ktcore.cli.measure import Timer, decode_read_bytes, host_runtime, speeds
+from ktcore.engine.model import Stats, load
 from ktcore.rules.prepare import prepare
 
 from .conftest import SIZES, Run
@@ -28,6 +28,30 @@ def test_json_has_the_promised_keys(ktcore: Run, tiny_llama: Path) -> None:
     assert found["isa"] in _native.isa_supported()
     share = found["decode_read_bytes"] * found["decode_tok_s"] / (found["read_gb_s"] * 1e9)
     assert found["decode_read_share"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        (Stats(31, 0, 12, 0.5, 1.0), "prefill 31 tokens at 62.0 tok/s, decode 12 tokens at 11.0 tok/s"),
+        (Stats(31, 30, 12, 0.5, 1.0), "prefill 31 tokens, 30 of them kept from before, at 62.0 tok/s, decode 12"),
+        (Stats(1, 0, 1, 0.5, 0.0), "prefill 1 token at 2.0 tok/s, 1 token drawn"),
+        (Stats(31, 0, 0, 0.5, 0.0), "prefill 31 tokens at 62.0 tok/s, no tokens drawn"),
+        (Stats(31, 0, 2, 0.5, 0.0), "prefill 31 tokens at 62.0 tok/s, 2 tokens drawn"),
+    ],
+)
+def test_a_speed_is_told_only_of_what_was_timed(stats: Stats, said: str) -> None:
+    assert speeds(stats).startswith(said)
+
+
+def test_one_token_is_timed_and_a_clock_that_stands_still_divides_by_nothing(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(tiny_llama, backend="cpu", context=32) as model:
+        monkeypatch.setattr("ktcore.cli.measure.time.perf_counter", lambda: 5.0)
+        timed = Timer(model, prompt=1, new=1).round()
+    assert timed.prefill_tok_s > 0
+    assert timed.decode_tok_s > 0
 
 
 def test_the_table_names_every_figure(ktcore: Run, tiny_llama: Path) -> None:

@@ -24,6 +24,7 @@ class FakeModel:
         self.context = context
         self.presses = presses
         self.quantization_error: dict[str, float] = {}
+        self.taken = "Runs on an abacus. It was asked for."
         self.seen: list[list[dict[str, str]]] = []
         self.tokenizer = SimpleNamespace(chat_template="yes", encode_chat=self._words)
 

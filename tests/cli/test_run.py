@@ -63,3 +63,17 @@ def test_stop_strings_end_the_answer(ktcore: Run, smollm2_path: Path, answers: d
     done = ktcore(*words, "--json").json
     assert done["finish"] == "stop"
     assert done["text"] == answers["chat"].partition("blue")[0]
+
+
+def test_one_token_has_no_speed_of_decode(ktcore: Run, smollm2_path: Path) -> None:
+    words = ("run", smollm2_path, STORY, "--raw", "--temperature", 0, "-n", 1)
+    found = ktcore(*words, "--json").json
+    assert (found["new_tokens"], found["decode_tok_s"]) == (1, None)
+    assert ", 1 token drawn, loaded in" in ktcore(*words).err
+
+
+def test_what_it_runs_on_is_said_once_and_not_to_scripts(ktcore: Run, smollm2_path: Path) -> None:
+    words = ("run", smollm2_path, STORY, "--raw", "-n", 1)
+    assert ktcore(*words, "--backend", "cpu").err.count("Runs on cpu:0, ") == 1
+    assert "cpu is used" in ktcore(*words).err
+    assert ktcore(*words, "--json").err == ""

@@ -68,7 +68,8 @@ def test_the_command_serves_and_drains(folders: dict[str, Path], tmp_path: Path)
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert "serving on" in err
+    assert f"serving on {url}/v1, with API keys; a page to chat in: {url}/;" in err
+    assert "Runs on cpu:0" in err
     assert "Traceback" not in err
 
 

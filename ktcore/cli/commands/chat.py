@@ -41,13 +41,14 @@ def chat(
     \b
       ktcore chat model.gguf --system "You are a patient teacher."
     """
-    from ktcore.cli.terminal import opened
+    from ktcore.cli.terminal import note, opened
 
     draw = sampling.given()
     shape = templating.given()
     with opened(model, **loading.given()) as (loaded, _):
         if loaded.tokenizer.chat_template is None and templating.template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")
+        note(str(loaded.taken))
         Session(loaded, Conversation(system), max_new_tokens, draw, shape).hold()
 
 
@@ -98,6 +99,7 @@ class Session:
 
     def _answer(self, text: str) -> None:
         from ktcore.cli.interrupt import noticing_interrupts
+        from ktcore.cli.measure import speeds
         from ktcore.cli.terminal import note, show_error, write
 
         self.conversation.add("user", text)
@@ -121,7 +123,7 @@ class Session:
         if interrupted:
             note("(stopped)")
         elif pieces and sys.stderr.isatty():
-            note(f"{stream.stats.new_tokens} tokens at {stream.stats.decode_tok_s:.1f} tok/s")
+            note(speeds(stream.stats))
         if pieces:
             self.conversation.add("assistant", "".join(pieces))
         else:

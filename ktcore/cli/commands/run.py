@@ -43,6 +43,7 @@ def run(
       ktcore run model.gguf - --system "Answer in French." < question.txt
       ktcore run model.gguf "Once upon a time" --raw -n 100 --seed 7
     """
+    from ktcore.cli.measure import speeds
     from ktcore.cli.terminal import note, opened, write, write_json
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -56,6 +57,9 @@ def run(
     draw = sampling.given()
     with opened(model, **loading.given()) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw, shape)
+        stream.check()  # what is wrong with the prompt is said alone
+        if not as_json:
+            note(str(loaded.taken))
         pieces = []
         for piece in stream:
             pieces.append(piece)
@@ -69,17 +73,14 @@ def run(
                     "prompt_tokens": stats.prompt_tokens,
                     "new_tokens": stats.new_tokens,
                     "prefill_tok_s": stats.prefill_tok_s,
-                    "decode_tok_s": stats.decode_tok_s,
+                    "decode_tok_s": stats.decode_tok_s or None,  # one token has no speed of decode
                     "load_s": load_s,
                     "finish": stream.finish.value if stream.finish else None,
                 }
             )
             return
         write("\n")
-        note(
-            f"prefill {stats.prompt_tokens} tokens at {stats.prefill_tok_s:.1f} tok/s, "
-            f"decode {stats.new_tokens} tokens at {stats.decode_tok_s:.1f} tok/s, loaded in {load_s:.1f} s"
-        )
+        note(f"{speeds(stats)}, loaded in {load_s:.1f} s")
 
 
 def _answer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +16,6 @@ from ktcore.engine.schedule.pace import STRETCH
 from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from ktcore.server.http.settings import Keys
 
 KEYS_VARIABLE = "KTCORE_API_KEY"
@@ -108,6 +105,7 @@ def serve(
         raise RequestError(
             f"serving needs a package that is not installed: {error.name}", "pip install 'ktcore[server]'"
         ) from error
+    from ktcore.cli.listen import Door, bound, listen
     from ktcore.cli.terminal import note, opened
     from ktcore.engine.service import Service
     from ktcore.server.http.app import build_app
@@ -119,7 +117,7 @@ def serve(
     if model is None:
         raise RequestError("there is no model to serve", "ktcore serve MODEL, or ktcore serve --config FILE")
     keys = _keys(api_key_file, host)
-    tls = _tls(tls_cert, tls_key)
+    door = Door(host, port, bool(keys), _tls(tls_cert, tls_key), drain)
     if log not in FORMATS:
         raise RequestError(f"--log {log}: known are {', '.join(FORMATS)}")
     origins = _origins(cors_origin or [])
@@ -127,15 +125,17 @@ def serve(
         name or model.stem or str(model), keys, max_body or MAX_BODY, max_new_tokens, timeout, origins, prompt_lookup
     )
     with (
+        bound(door) as sockets,
         opened(model, **loading.given()) as (loaded, load_s),
         Service(loaded, queue, stretch) as service,
         logging_to_stderr(log),
     ):
-        note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens")
-        _listen(build_app(service, settings), bool(keys), host, port, drain, tls)
+        note(f"{settings.name} loaded in {load_s:.1f} s, context of {loaded.context} tokens. {loaded.taken}")
+        listen(build_app(service, settings), sockets, door)
 
 
 def _serve_several(context: typer.Context, path: Path) -> None:
+    from ktcore.cli.listen import Door, bound, listen
     from ktcore.cli.serve_config import bounds, configured, entries
     from ktcore.cli.terminal import note
     from ktcore.server.http.app import build_models_app
@@ -145,18 +145,19 @@ def _serve_several(context: typer.Context, path: Path) -> None:
 
     made = configured(context, path)
     c = made.config
-    keys, tls = _keys(c.api_key_file, c.host), _tls(c.tls_cert, c.tls_key)
+    keys = _keys(c.api_key_file, c.host)
+    door = Door(c.host, c.port, bool(keys), _tls(c.tls_cert, c.tls_key), c.drain)
     if c.log not in FORMATS:
         raise RequestError(f"{path}: log: {c.log}: known are {', '.join(FORMATS)}")
     settings = Settings("", keys, c.max_body, timeout_s=c.timeout, origins=_origins(c.cors_origins))
-    models = Models(entries(made, settings), bounds(c))
-    try:
-        with logging_to_stderr(c.log):
+    with bound(door) as sockets, logging_to_stderr(c.log):
+        models = Models(entries(made, settings), bounds(c))
+        try:
             models.load_pinned()
             note(f"{len(models.entries)} models: {', '.join(models.entries)}; {len(models.loaded)} loaded")
-            _listen(build_models_app(models, settings), bool(keys), c.host, c.port, c.drain, tls)
-    finally:
-        models.close()
+            listen(build_models_app(models, settings), sockets, door)
+        finally:
+            models.close()
 
 
 def _keys(file: Path | None, host: str) -> Keys:
@@ -197,34 +198,3 @@ def _origins(given: list[str]) -> tuple[str, ...]:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             raise RequestError(f"--cors-origin {origin!r} is no origin", "write it like https://chat.example:8443")
     return tuple(given)
-
-
-def _listen(app: FastAPI, keys: bool, host: str, port: int, drain: int, tls: dict[str, str]) -> None:
-    """Until Ctrl-C or SIGTERM; then no more requests are taken, and those under way get `drain` seconds."""
-    import uvicorn
-
-    from ktcore.cli.terminal import note
-    from ktcore.server.http.memory import freeze
-
-    where = f"{'https' if tls else 'http'}://{host}:{port}/v1"
-    note(f"serving on {where}, {'with API keys' if keys else 'without API keys'}; Ctrl-C stops it")
-
-    def ended(number: int, frame: object) -> None:
-        raise SystemExit(0)
-
-    # uvicorn drains on SIGTERM, then raises it again for the handler that was there before
-    before = signal.signal(signal.SIGTERM, ended)
-    freeze()
-    try:
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=drain,
-            **tls,  # type: ignore[arg-type]
-        )
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -78,15 +78,21 @@ class Lines(logging.Formatter):
 
 @contextmanager
 def logging_to_stderr(kind: str) -> Iterator[None]:
-    """Within the context, ktcore's records go to standard error as "text" or "json"; with "off" only warnings do."""
+    """Within the context, ktcore's records go to standard error as "text" or "json"; with "off" only warnings do.
+
+    Where more is shown already (--verbose), they go there in this form, and only so.
+    """
     root = logging.getLogger("ktcore")
     handler = logging.StreamHandler()
     handler.setFormatter(Lines(kind == "json"))
-    before = root.level
+    before = root.level, root.propagate
+    shown = logging.getLogger().getEffectiveLevel()
     root.addHandler(handler)
-    root.setLevel(logging.WARNING if kind == "off" else logging.INFO)
+    root.setLevel(min(shown, logging.WARNING if kind == "off" else logging.INFO))
+    root.propagate = shown > logging.INFO
     try:
         yield
     finally:
         root.removeHandler(handler)
-        root.setLevel(before)
+        root.setLevel(before[0])
+        root.propagate = before[1]

@@ -327,7 +327,9 @@ def _open(entry: Entry) -> Served:
     took = time.perf_counter() - began
     entry.load_s += took
     entry.used = time.monotonic()
-    log.info("%s loaded in %.1f s", entry.name, took)
+    # which backend and device, once: a model that is loaded again takes the same
+    taken = f". {model.taken}" if entry.loads == 1 else ""
+    log.info("%s loaded in %.1f s%s", entry.name, took, taken)
     return served
 
 
