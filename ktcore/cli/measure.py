@@ -14,7 +14,8 @@ from ktcore.errors import RequestError
 
 if TYPE_CHECKING:
     from ktcore.backend.runtime import DeviceRuntime
-    from ktcore.engine.model import Model, Stats
+    from ktcore.engine.model import Model
+    from ktcore.engine.stream import Stats
     from ktcore.graph.node import Node
     from ktcore.rules.plan import Choice, Plan
 

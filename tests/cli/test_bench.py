@@ -9,7 +9,8 @@ from ktcore_cpu import _native
 from transformers import AutoModelForCausalLM
 
 from ktcore.cli.measure import Timer, decode_read_bytes, host_runtime, speeds
-from ktcore.engine.model import Stats, load
+from ktcore.engine.model import load
+from ktcore.engine.stream import Stats
 from ktcore.rules.prepare import prepare
 
 from .conftest import SIZES, Run
