@@ -24,7 +24,7 @@ from ktcore.backend.discovery import Found
 from ktcore.backend.handles import known_names
 from ktcore.backend.record import BackendRecord
 from ktcore.graph.node import Graph
-from ktcore.ops import AttentionSpec, LinearSpec, MLPSpec
+from ktcore.ops import AttentionSpec, ExpertsSpec, LinearSpec, MLPSpec, MoESpec
 from ktcore.rules.load import read_rule_set
 from ktcore.rules.plan import Plan
 from ktcore.rules.resolve import resolve
@@ -78,10 +78,16 @@ HOST = FakeBackend(
         Fake("host1.linear", LinearSpec, options=["activations"]),
         Fake("host1.attention", AttentionSpec, fused=True, pages=(64, 128)),
         Fake("host1.mlp", MLPSpec, fused=True),
+        Fake("host1.moe", MoESpec, fused=True),
+        Fake("host1.experts", ExpertsSpec),
     ]
 )
 ACCEL = FakeBackend(
-    [Fake("accel.linear", LinearSpec), Fake("accel.attention", AttentionSpec, fused=True, pages=(256, 128))]
+    [
+        Fake("accel.linear", LinearSpec),
+        Fake("accel.attention", AttentionSpec, fused=True, pages=(256, 128)),
+        Fake("accel.experts", ExpertsSpec),
+    ]
 )
 
 

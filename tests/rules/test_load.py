@@ -41,6 +41,7 @@ Write = Callable[..., Path]
         (f"version: 1\nrules:\n{RULE}, device: 3}}\n", 3, "device must be a string"),
         ("version: 1\nextends: nowhere\n", 2, "extends 'nowhere'"),
         ("version: 1\nstrict: 1\n", 2, "true or false"),
+        ("version: 1\nvars: {a: &it [1, *it]}\n", 2, "an alias holds itself"),
     ],
 )
 def test_mistakes_are_errors_with_file_and_line(write: Write, text: str, line: int, message: str) -> None:
@@ -75,6 +76,8 @@ def test_variables_fill_strings_lists_and_options(write: Write) -> None:
 @pytest.mark.parametrize(
     ("variables", "use", "message"),
     [
+        ("{}", "${linear}", "'linear' is not defined\n  known: none"),
+        ("{b: x, a: y}", "${linear}", "'linear' is not defined\n  known: a, b"),
         ("{lineal: a.x}", "${linear}", "'linear' is not defined\n  did you mean 'lineal'"),
         ("{linear: '${other}', other: '${linear}'}", "${linear}", "holds itself: linear -> other -> linear"),
         ("{many: [a, b]}", "x.${many}", "is a list and cannot stand inside"),
@@ -85,6 +88,13 @@ def test_bad_variables_are_errors(write: Write, variables: str, use: str, messag
     with pytest.raises(RuleError, match=message) as caught:
         read_rule_set([path])
     assert f"{path}:" in str(caught.value)
+
+
+def test_a_file_may_name_variables_that_only_its_children_use_and_use_an_alias_twice(write: Write) -> None:
+    path = write("version: 1\nvars: {idle: a.x}\nrules:\n  - {name: a, match: &it {op: linear}, use: a.x}\n")
+    assert read_rule_set([path]).rules[0].use == ("a.x",)
+    path = write("version: 1\nvars: {one: &it [a.x], two: *it}\nrules:\n  - {name: a, match: {}, use: '${two}'}\n")
+    assert read_rule_set([path]).rules[0].use == ("a.x",)
 
 
 def test_an_extending_file_comes_first_and_sets_the_variables_of_its_parent(write: Write) -> None:

@@ -7,7 +7,9 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from ktcore.backend import Registry
 from ktcore.errors import PlanError
+from ktcore.placement.memory import STATE_SLOTS
 
 from .conftest import GIB, Planner
 from .graphs import llama
@@ -53,6 +55,15 @@ def test_memory_adds_up_by_hand(plan: Planner, rest: str) -> None:
     assert memory.limit is None
 
 
+def test_recurrent_states_count_for_every_sequence_that_may_run(
+    plan: Planner, rest: str, monkeypatch: pytest.MonkeyPatch, registry: Registry
+) -> None:
+    item = registry.implementations()["host1.attention"]
+    monkeypatch.setattr(item, "state_bytes", lambda spec: 7)
+    made = plan(llama(2), FUSED, rest)
+    assert made.memory(1000)["host1:0"].kv == 1024 * 200 + STATE_SLOTS * 2 * 7
+
+
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change(plan: Planner, rest: str) -> None:
     need = plan(llama(2), rest, backend="accel").memory(4096)["accel:0"]
     plan(llama(2), rest, backend="accel", memory=need.total, context=4096)
@@ -90,6 +101,11 @@ def test_explain_tells_the_rule_and_every_rejected_implementation(plan: Planner,
     assert "'a' (rules0.yaml:3)" in text
     assert "reference.attention: rule 'a' (rules0.yaml:3) comes first [rule 'attention' (rules1.yaml:4)]" in text
     assert "accel.attention: it runs on accel devices" in text
+    assert "as a listed fallback" not in text
+    rules = rule("{name: a, match: {op: attention}, use: [host1.attention, reference.attention]}")
+    text = plan(llama(1, "Q4_1"), rules, rest).explain("layers.0.attn")
+    assert "'a' (rules0.yaml:3), as a listed fallback" in text
+    assert "rejected  host1.attention: no kernel for Q4_1 [rule 'a' (rules0.yaml:3)]" in text
 
 
 def test_explain_of_a_covered_part_names_its_owner(plan: Planner, rest: str) -> None:
