@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0, help="tests that one mutant may take, quick ones first")
     parser.add_argument("--only", default="", help="draw from files whose path has this in it")
+    parser.add_argument("--tests", nargs="+", help="fewer tests than the room's: what they kill is the least it kills")
     parser.add_argument("--survivors", action="store_true", help="only those that the room's last run left alive")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ktcore-mutants-") as folder:
@@ -66,7 +67,7 @@ def measure(copy: Path, options: argparse.Namespace) -> float:
     room = options.room
     last = ROOT / "build/mutants" / f"{room.replace('/', '-')}.survivors.json"
     drawn, excused = again(copy, room, last) if options.survivors else draw(copy, room, options)
-    record = recorded(copy, room)
+    record = recorded(copy, room, options.tests)
     worker = Worker(copy)
     control = order(record, drawn[0], 20.0)
     if control["tests"] and (code := worker.ask(control)) != 0:
@@ -166,9 +167,9 @@ def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float) -> dic
     return {"file": mutant.file, "tests": chosen, "seconds": 30 + 4 * min(total, seconds)}
 
 
-def recorded(copy: Path, room: str) -> dict[str, Any]:
+def recorded(copy: Path, room: str, tests: list[str] | None = None) -> dict[str, Any]:
     """Which tests run which lines; kept for each file of tests below build/ until the room or that file changes."""
-    files = test_files(copy, room)
+    files = tests or test_files(copy, room)
     kept = {file: ROOT / "build/mutants" / record_name(copy, room, file) for file in files}
     if missing := [file for file in files if not kept[file].is_file()]:
         for file in missing:
