@@ -143,6 +143,10 @@ def test_rows_must_be_whole_groups(write_folder: Callable[..., Path]) -> None:
         ref = WeightRef.of(checkpoint, "w")
         with pytest.raises(CheckpointError, match=r"rows of 96 values.*INT4_G128's groups of 128\n.*groups of 32 fit"):
             ref.quantized("INT4_G128")
+    with open_checkpoint(write_folder(None, {"w": torch.zeros(2, 40)})) as checkpoint:
+        ref = WeightRef.of(checkpoint, "w")
+        with pytest.raises(CheckpointError, match="leave it in its own format"):
+            ref.quantized("INT4_G32")
 
 
 @pytest.mark.parametrize("name", ["int4", "q4_0", "INT4_G128_ORDERED", "F8_E4M3_G128", 4])
