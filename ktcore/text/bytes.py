@@ -84,7 +84,7 @@ class Utf8Stream:
     def push(self, data: bytes, final: bool = False) -> str:
         """The characters that these bytes complete; with `final`, also U+FFFD for one left unfinished."""
         text = self._decoder.decode(data, final)
-        if self._leading and text:
+        if self._leading:
             kept = text.lstrip(" ")
             cut = min(self._leading, len(text) - len(kept))
             # Only an unbroken run of spaces at the very start counts.

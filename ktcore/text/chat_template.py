@@ -108,8 +108,9 @@ class ControlTokens:
     """
 
     def __init__(self, spellings: Iterable[str]) -> None:
-        longest_first = sorted((s for s in spellings if s), key=len, reverse=True)
-        self._any = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        # falling: of two of which one begins with the other the longer is tried first
+        falling = sorted((s for s in spellings if s), reverse=True)
+        self._any = re.compile("|".join(map(re.escape, falling)) or r"(?!)")
         # Every place where one could begin: a match of the whole cannot see one that overlaps it.
         self._first = re.compile(f"(?={self._any.pattern}).", re.DOTALL)
 

@@ -197,8 +197,7 @@ class _Vocabulary:
         return self._tokenizer.is_control(token) and not _MARK.search(self.tokens[token])
 
     def __call__(self, text: str) -> list[int]:
-        if isinstance(text, bytes):
-            raise TypeError("texts, not bytes")
+        # fails for bytes, by which llguidance learns that it has to give texts
         return self._tokenizer.encode(text, add_special=False)
 
 

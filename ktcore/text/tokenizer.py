@@ -74,7 +74,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included; the model's logits may be padded beyond it."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
+        return int(self._backend.get_vocab_size())
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its spelling in the vocabulary, or None."""

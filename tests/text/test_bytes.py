@@ -89,6 +89,14 @@ def test_metaspace_is_sentencepiece() -> None:
     assert (known(a), known.leading_spaces) == (b" ", 1)
 
 
+@pytest.mark.parametrize("decoder", [decoders.Strip(" ", 0, 1), decoders.Strip("_", 1, 0)])
+def test_what_is_stripped_elsewhere_than_before_the_text_is_refused(decoder: decoders.Decoder) -> None:
+    backend = Backend(BPE(vocab={"a": 0}, merges=[]))
+    backend.decoder = decoders.Sequence([decoders.Replace("_", " "), decoder])
+    with pytest.raises(TokenizerError, match="decodes by Strip, which is not supported"):
+        TokenBytes(backend, "folder")
+
+
 @pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.BPEDecoder(), decoders.CTC()])
 def test_other_decoders_are_refused_by_name(decoder: decoders.Decoder | None) -> None:
     backend = Backend(BPE(vocab={"a": 0}, merges=[]))

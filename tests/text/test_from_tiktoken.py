@@ -106,7 +106,8 @@ def test_special_tokens(folder: Path) -> None:
     assert tokenizer.is_control(BASE + 2)
     assert not tokenizer.is_control(BASE + 5)
     assert tokenizer.encode_chat([{"role": "user", "content": "<|im_end|>"}]).count(BASE + 2) == 1
-    assert load(folder, {}).vocab_size == BASE + 256
+    for config in ({}, {"vocab_size": BASE - 5}, {"vocab_size": str(BASE + 64)}):
+        assert load(folder, config).vocab_size == BASE + 256
 
 
 def test_code_that_splits_otherwise_is_refused(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from ktcore.engine.output import Output
 from ktcore.engine.stream import TextStream
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
-from ktcore.text.guides import Structure, Structures, Thought
+from ktcore.text.guides import Structure, Structures, Thought, _Vocabulary
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -152,6 +153,16 @@ def test_forms_end_where_logits_are_wider_than_the_vocabulary(model: ktcore.Mode
     wide = Structures(model.tokenizer, model.plan.graph.vocab + 100).regex("ab")
     masked = wide.begin().allowed(torch.zeros(model.plan.graph.vocab + 100))
     assert bool((masked[model.plan.graph.vocab :] == float("-inf")).all())
+
+
+@pytest.mark.parametrize(("stop", "ends"), [({3}, [3]), ({7, 3, 9}, [3, 7]), ({8}, [7]), (set(), [7])])
+def test_forms_end_with_a_stop_token_of_the_vocabulary_or_its_last_one(stop: set[int], ends: list[int]) -> None:
+    tokenizer: Any = SimpleNamespace(
+        stop_ids=frozenset(stop), bos_id=None, token_bytes=lambda i: b"x", is_control=lambda i: i == 5
+    )
+    words = _Vocabulary(tokenizer, 8)
+    assert (words.ends, words.eos_token_id) == (ends, ends[0])
+    assert words.special_token_ids == sorted({5, *ends})
 
 
 def test_without_the_library_the_error_names_it(model: ktcore.Model, monkeypatch: pytest.MonkeyPatch) -> None:
