@@ -128,7 +128,9 @@ def test_bad_tensors_are_named(changes: dict[str, Any], message: str, write_fold
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("block", [[128], "128x128", [128, 64], [0, 128], [128, 128, 128], [128.0, 128], ["128", 128], 128])
+@pytest.mark.parametrize(
+    "block", [[128], "128x128", [128, 64], [0, 128], [128, 128, 128], [128.0, 128], ["128", 128], 128]
+)
 def test_block_sizes_that_are_not_supported(block: Any, write_folder: Write) -> None:
     folder = write_folder(BLOCKS | {"weight_block_size": block}, {"a.weight": codes(4, 128)})
     with pytest.raises(CheckpointError, match="weight_block_size is"):
