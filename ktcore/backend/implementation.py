@@ -22,9 +22,7 @@ Module = Any
 
 @dataclass(frozen=True)
 class Supported:
-    """The implementation runs the spec; `cost` is relative (1 is ordinary) and informs, it does not choose."""
-
-    cost: float = 1.0
+    """The implementation runs the spec. Which of several does is the business of rules."""
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,6 @@ class WeightFormat:
     ggml_type: int | None = None
 
     @property
-    def bits_per_value(self) -> float:
-        """Bits a value takes on average, scales included."""
-        return self.block_bytes * 8 / self.block_size
-
-    @property
     def is_quantized(self) -> bool:
         """True when values share scales in blocks."""
         return self.block_size > 1

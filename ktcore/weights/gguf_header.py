@@ -78,18 +78,12 @@ def read_header(file: MappedFile) -> GgufHeader:
 class LazyArray(Sequence[Any]):
     """A long metadata array that decodes itself on first use; equal to the list it stands for.
 
-    Strings that are not UTF-8 show their bytes as ``\\xNN``; :meth:`as_bytes` gives strings undecoded.
+    Strings that are not UTF-8 show their bytes as ``\\xNN``.
     """
 
     def __init__(self, file: MappedFile, kind: int, count: int, offset: int) -> None:
         self._file, self._kind, self._count, self._offset = file, kind, count, offset
         self._values: list[Any] | None = None
-
-    def as_bytes(self) -> list[bytes]:
-        """The elements of a string array as stored."""
-        if self._kind != _STRING:
-            raise TypeError("not an array of strings")
-        return _strings(self._file.map, self._offset, self._count)
 
     def tolist(self) -> list[Any]:
         """The elements as plain Python values (the same list on every call: do not change it)."""

@@ -79,12 +79,9 @@ class WeightRef:
         stacked = first.shape if len(infos) == 1 else (len(infos), *first.shape)
         return cls(tuple(names), shape or stacked, first.format)
 
-    def slice_rows(self, start: int, stop: int, step: int = 1) -> WeightRef:
-        """Every `step`-th row from start to stop of the second to last axis; of a vector, its items."""
-        return self.pick_rows((start, stop, step))
-
     def pick_rows(self, *slices: RowSlice, items: bool = False) -> WeightRef:
-        """Rows of several slices, one after another; of a vector, or with `items`, values of the last axis.
+        """Rows of several slices (start, stop, step), one after another; of a vector, or with `items`, values of the
+        last axis.
 
         Raises:
             CheckpointError: `items` of a format whose values share scales in blocks.

@@ -20,7 +20,6 @@ from ktcore.engine.service import Service  # noqa: E402
 from .test_clients import HELLO, Server, listening  # noqa: E402
 
 Opened = Callable[..., ktcore.Model]
-Says = Callable[[Server, str], None]
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {

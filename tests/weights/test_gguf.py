@@ -73,7 +73,6 @@ def test_metadata_of_every_type_comes_back(write_gguf: WriteGguf) -> None:
         assert config[key] == expected, key
         assert type(config[key]) is type(expected) or len(expected) >= 4096
     assert config["a.longtexts"][4999] == "token 4999"
-    assert config["a.longtexts"].as_bytes()[:2] == [b"token 0", b"token 1"]
     assert len(config["a.long"]) == 5000
 
 

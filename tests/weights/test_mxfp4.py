@@ -36,8 +36,8 @@ def test_gpt_oss_experts(write_folder: Write) -> None:
         both = WeightRef.of(checkpoint, "e.gate_up_proj")
         assert (both.format, both.shape) == ("MXFP4", (EXPERTS, 2 * WIDTH, HIDDEN))
         torch.testing.assert_close(both.open(checkpoint).tensor(), theirs, rtol=0, atol=0)
-        gate = both.slice_rows(0, 2 * WIDTH, 2).open(checkpoint)
-        up = both.slice_rows(1, 2 * WIDTH, 2).open(checkpoint)
+        gate = both.pick_rows((0, 2 * WIDTH, 2)).open(checkpoint)
+        up = both.pick_rows((1, 2 * WIDTH, 2)).open(checkpoint)
         assert up.shape == (EXPERTS, WIDTH, HIDDEN)
         torch.testing.assert_close(gate.tensor(), theirs[:, ::2], rtol=0, atol=0)
         torch.testing.assert_close(up.tensor(), theirs[:, 1::2], rtol=0, atol=0)
@@ -95,7 +95,7 @@ def test_an_expert_is_converted_alone(write_folder: Write) -> None:
         METHOD, {"w_blocks": blocks, "w_scales": torch.full(blocks.shape[:3], 127, dtype=torch.uint8)}
     )
     with open_checkpoint(folder) as checkpoint:
-        weight = WeightRef.of(checkpoint, "w").slice_rows(1, 128, 2).open(checkpoint)
+        weight = WeightRef.of(checkpoint, "w").pick_rows((1, 128, 2)).open(checkpoint)
         tracemalloc.start()
         for e in range(64):
             weight.part(e).raw()

@@ -24,7 +24,7 @@ def checkpoint(write_folder: Callable[..., Path]) -> object:
 
 @pytest.mark.parametrize("rows", [(0, 10, 1), (3, 8, 1), (0, 10, 2), (1, 10, 2), (1, 9, 3)])
 def test_slices_with_steps(rows: tuple[int, int, int], checkpoint: object) -> None:
-    ref = WeightRef.of(checkpoint, "w").slice_rows(*rows)
+    ref = WeightRef.of(checkpoint, "w").pick_rows(rows)
     want = STACK[:, slice(*rows)]
     assert ref.shape == tuple(want.shape)
     assert ref.open(checkpoint).raw().flags.c_contiguous, "native packers take an address"
@@ -38,7 +38,7 @@ def test_input_major_stacks_are_transposed(name: str, checkpoint: object) -> Non
     ref = WeightRef.of(checkpoint, name).swap()
     want = (STACK if name == "w" else STACK.bfloat16().float()).transpose(1, 2)
     torch.testing.assert_close(ref.open(checkpoint).tensor(), want, rtol=0, atol=0)
-    half = ref.slice_rows(6, 12)
+    half = ref.pick_rows((6, 12, 1))
     assert half.shape == (3, 6, 10)
     torch.testing.assert_close(half.open(checkpoint).tensor(), want[:, 6:], rtol=0, atol=0)
     torch.testing.assert_close(half.open(checkpoint).part(1).tensor(), want[1, 6:], rtol=0, atol=0)
@@ -62,10 +62,10 @@ def test_several_slices_come_one_after_another(checkpoint: object) -> None:
 
 
 def test_slices_of_tensors_that_make_a_stack(checkpoint: object) -> None:
-    ref = WeightRef.of(checkpoint, "m", "m").slice_rows(2, 10, 3)
+    ref = WeightRef.of(checkpoint, "m", "m").pick_rows((2, 10, 3))
     torch.testing.assert_close(ref.open(checkpoint).tensor(), STACK[[0, 0], 2:10:3], rtol=0, atol=0)
     torch.testing.assert_close(ref.open(checkpoint).part(1).tensor(), STACK[0, 2:10:3], rtol=0, atol=0)
-    swapped = WeightRef.of(checkpoint, "m", "m").swap().slice_rows(2, 10, 3)
+    swapped = WeightRef.of(checkpoint, "m", "m").swap().pick_rows((2, 10, 3))
     torch.testing.assert_close(swapped.open(checkpoint).tensor(), STACK[[0, 0]].transpose(1, 2)[:, 2:10:3])
 
 
@@ -80,13 +80,13 @@ def test_columns_of_stacked_biases(columns: tuple[int, int, int], checkpoint: ob
         WeightRef.of(checkpoint, "m").pick_rows(columns, items=True).open(checkpoint).subset([7, 2]).tensor(),
         STACK[0, [7, 2], slice(*columns)],
     )
-    vector = WeightRef.of(checkpoint, "v").slice_rows(*columns).open(checkpoint)
+    vector = WeightRef.of(checkpoint, "v").pick_rows(columns).open(checkpoint)
     torch.testing.assert_close(vector.tensor(), STACK[0, 0, slice(*columns)], rtol=0, atol=0)
 
 
 def test_matrices_and_vectors(checkpoint: object) -> None:
     matrix = WeightRef.of(checkpoint, "m")
-    torch.testing.assert_close(matrix.slice_rows(1, 9, 2).open(checkpoint).tensor(), STACK[0, 1:9:2])
+    torch.testing.assert_close(matrix.pick_rows((1, 9, 2)).open(checkpoint).tensor(), STACK[0, 1:9:2])
     torch.testing.assert_close(matrix.swap().open(checkpoint).tensor(), STACK[0].T)
     torch.testing.assert_close(WeightRef.of(checkpoint, "v").open(checkpoint).tensor(), STACK[0, 0])
 

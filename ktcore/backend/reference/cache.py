@@ -8,9 +8,9 @@ from typing import cast
 import torch
 
 from ktcore.backend.capabilities import Capabilities
-from ktcore.backend.implementation import LoadRequest, Module, Support, Unsupported
+from ktcore.backend.implementation import LoadRequest, Module, Support, Supported, Unsupported
 from ktcore.backend.pages import check_page_size
-from ktcore.backend.reference.base import FLOAT_BYTES, SLOW, ReferenceImplementation
+from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec, attend, sequence_slots
@@ -26,7 +26,7 @@ class ReferenceKVCache(ReferenceImplementation):
     handles = frozenset({"window", "chunk", "sinks"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Support:
-        return SLOW if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")
+        return Supported() if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")
 
     def load(self, request: LoadRequest) -> Module:
         return PagedCache(request.name, cast(KVCacheSpec, request.spec), request.runtime.device)

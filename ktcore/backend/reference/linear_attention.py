@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 
 from ktcore.backend.capabilities import Capabilities
-from ktcore.backend.implementation import LoadRequest, Module, Support
-from ktcore.backend.reference.base import FLOAT_BYTES, SLOW, ReferenceImplementation, loaded
+from ktcore.backend.implementation import LoadRequest, Module, Support, Supported
+from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.linear_attention import (
@@ -29,7 +29,7 @@ class ReferenceStateCache(ReferenceImplementation):
     spec_type = StateCacheSpec
 
     def supports(self, spec: StateCacheSpec, device: Capabilities) -> Support:
-        return SLOW
+        return Supported()
 
     def load(self, request: LoadRequest) -> Module:
         return StateSlots(request.name, cast(StateCacheSpec, request.spec), request.runtime.device)

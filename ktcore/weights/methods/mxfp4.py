@@ -23,7 +23,7 @@ def mxfp4_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Iterable
     """Every `X_blocks` with its `X_scales`, as tensor `X` [..., rows, cols].
 
     gpt-oss's `experts.gate_up_proj` [experts, 2 width, hidden] holds gate and up in alternating rows: take them with
-    `WeightRef.slice_rows(0, 2 * width, 2)` and `slice_rows(1, 2 * width, 2)`, the biases likewise.
+    `WeightRef.pick_rows((0, 2 * width, 2))` and `pick_rows((1, 2 * width, 2))`, the biases likewise.
 
     Raises:
         CheckpointError: a tensor is missing or has a shape that does not fit.

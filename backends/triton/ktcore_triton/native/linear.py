@@ -60,7 +60,7 @@ class TiledLinear(Implementation):
         build = self._build(device)
         if (device.live or build.fragments is None) and (why := build.problem()):
             return Unsupported(why)
-        return Supported(cost=0.5)
+        return Supported()
 
     def load(self, request: LoadRequest) -> Module:
         """Repack into tiles; builds the library if need be."""

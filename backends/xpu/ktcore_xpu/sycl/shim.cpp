@@ -72,8 +72,6 @@ int kt_sycl_queue_new(const char *kind, void **queue, char *error, std::size_t r
     });
 }
 
-void kt_sycl_queue_free(void *queue) { delete static_cast<sycl::queue *>(queue); }
-
 // Facts of the queue's device, a line each: name, kind, widths, local memory, fp16, dpas, in_order.
 int kt_sycl_describe(void *queue, char *out, std::size_t room) {
     return guarded(out, room, [&] {
@@ -114,8 +112,6 @@ int kt_sycl_compile(void *queue, const char *source, const char *option, int onl
     if (failed && !words.empty()) put(log, room, words);
     return failed;
 }
-
-void kt_sycl_bundle_free(void *bundle) { delete static_cast<Bundle *>(bundle); }
 
 // A kernel of a bundle by its name; it lives as long as the bundle.
 int kt_sycl_kernel(void *bundle, const char *name, void **kernel, char *error, std::size_t room) {

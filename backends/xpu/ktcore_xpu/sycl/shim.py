@@ -41,7 +41,7 @@ def arguments(values: Sequence[Value]) -> ctypes.Array[Argument]:
 
 
 class Shim:
-    """The loaded library. Handles are plain addresses; whoever made one frees it.
+    """The loaded library. Handles are plain addresses of what lives as long as the process.
 
     Raises:
         BackendError: it does not load.
@@ -52,17 +52,10 @@ class Shim:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise BackendError(f"the SYCL shim does not load: {error}") from error
-        for name in ("kt_sycl_queue_free", "kt_sycl_bundle_free"):
-            function = getattr(self._library, name)
-            function.argtypes, function.restype = [ctypes.c_void_p], None
 
     def new_queue(self, kind: str) -> int:
         """A queue in order on the first device of `kind`, "cpu" or "gpu"."""
         return self._made(f"no SYCL {kind} device", "kt_sycl_queue_new", kind.encode())
-
-    def free_queue(self, queue: int) -> None:
-        """Of `new_queue`; never torch's."""
-        self._library.kt_sycl_queue_free(queue)
 
     def describe(self, queue: int) -> dict[str, str]:
         """Facts of the queue's device: name, kind, widths, local, units, f16, dpas, in_order."""
@@ -81,12 +74,8 @@ class Shim:
         what = (ctypes.c_void_p(queue), source.encode(), option.encode(), 1)
         self._made("SYCL source does not compile", "kt_sycl_compile", *what)
 
-    def free_bundle(self, bundle: int) -> None:
-        """Its kernels go with it."""
-        self._library.kt_sycl_bundle_free(bundle)
-
     def kernel(self, bundle: int, name: str) -> int:
-        """A kernel of a bundle; lives as long as that."""
+        """A kernel of a bundle; it lives as long as that."""
         return self._made(f"no kernel {name}", "kt_sycl_kernel", ctypes.c_void_p(bundle), name.encode())
 
     def launch(
