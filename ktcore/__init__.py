@@ -30,6 +30,10 @@ _HOME = {
 __all__ = ["Backend", "BackendSpec", "KtcoreError", "Model", "Plan", "SamplingParams", "__version__", "load"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ktcore' has no attribute {name!r}")

@@ -14,8 +14,10 @@ from typing import Any, overload
 
 import torch
 
+from ktcore.engine.load.asked import Memory, check_asked, read_memory
 from ktcore.engine.load.loader import Progress, load_modules
 from ktcore.engine.load.packed_cache import load_cached
+from ktcore.engine.load.room import check_room
 from ktcore.engine.options import Options, read_options
 from ktcore.engine.prefix.cache import ON_DEVICE, PrefixOptions
 from ktcore.engine.prefix.identity import prefix_identity
@@ -48,7 +50,7 @@ def load(
     context: int | None = None,
     *,
     experts_from: str | Path | None = None,
-    memory: int | None = None,
+    memory: Memory | None = None,
     progress: Progress | None = None,
     packed_cache: str | Path | None = None,
     graphs: bool = True,
@@ -62,7 +64,8 @@ def load(
         threads: worker threads of the host backend; None takes the physical cores this process may use.
         context: tokens the KV cache holds; None takes the model's own, at most 16384.
         experts_from: another checkpoint of the same model, a GGUF file say, whose routed experts are taken instead.
-        memory: bytes of accelerator memory to stay within; None takes what the device reports.
+        memory: accelerator memory to stay within, in bytes or words like "24GiB", or by device: `{"cpu": "64GiB"}`;
+            None takes what the device reports.
         progress: called with (node name, bytes loaded, bytes in all).
         packed_cache: a folder where packed weights are left, and mapped from when the same model is loaded with the
             same plan again; None keeps them in memory only.
@@ -71,17 +74,22 @@ def load(
             are named here; None computes every prompt anew.
 
     Raises:
+        RequestError: an argument is of another type.
         CheckpointError, ArchitectureError, RuleError, BackendError, PlanError: what is wrong, where, what to do.
     """
+    check_asked(**locals())
     experts = None if experts_from is None else Path(experts_from)
-    prepared = prepare(Path(path), backend=backend, rules=rules, memory=memory, context=context, experts_from=experts)
+    prepared = prepare(
+        Path(path), backend=backend, rules=rules, memory=read_memory(memory), context=context, experts_from=experts
+    )
     checkpoint, plan = prepared.checkpoint, prepared.plan
     try:
+        size = context or plan.default_context()
+        check_room(plan, prepared.registry, size, mapped=prepared.packed is not None or packed_cache is not None)
         if packed_cache is not None and prepared.packed is None:
             modules = load_cached(prepared, Path(packed_cache).expanduser(), threads, progress)
         else:
             modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
-        size = context or plan.default_context()
         identity = "" if prefix is None or prefix.folder is None else prefix_identity(checkpoint, plan)
         engine = Engine(modules, size, plan.page_size, graphs=graphs, prefix=prefix, identity=identity)
         return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)

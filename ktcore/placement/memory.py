@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ktcore.errors import RequestError
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.base import Spec
 from ktcore.ops.linear import LinearSpec
@@ -81,6 +82,23 @@ def parse_bytes(text: str) -> int:
     if size == 0:
         raise ValueError("a size must be above 0")
     return size
+
+
+def byte_count(name: str, given: object) -> int:
+    """Bytes of a number, or of words as `parse_bytes` reads them.
+
+    Raises:
+        RequestError: it is no size; `name` says what was to be one.
+    """
+    wanted = "give bytes as a number, or words like 24GiB, 2GB or 512M"
+    if isinstance(given, str):
+        try:
+            return parse_bytes(given)
+        except ValueError as error:
+            raise RequestError(f"{name}: {error}", wanted) from None
+    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+        return given
+    raise RequestError(f"{name} cannot be {given!r}", wanted)
 
 
 def human_bytes(count: int) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from ktcore.backend.implementation import Implementation
+from ktcore.errors import PlanError
 from ktcore.graph.node import Graph, Node
 from ktcore.ops.moe import ExpertsSpec
 from ktcore.placement.memory import DEFAULT_CONTEXT, STATE_SLOTS, DeviceMemory, human_bytes, workspace_bytes
@@ -168,6 +170,13 @@ class Plan:
             )
         return found
 
+    def largest_context(self, device: str, room: int) -> int:
+        """Most tokens, in whole pages, whose caches on `device` take at most `room` bytes, states included; 0: none."""
+        here = [choice for choice in self.choices.values() if choice.device == device]
+        per_token = sum(choice.kv_bytes_per_token for choice in here)
+        room -= sum(STATE_SLOTS * choice.state_bytes for choice in here)
+        return max(0, room) // (per_token * self.page_size) * self.page_size if per_token else 0
+
     def summary(self) -> list[SummaryRow]:
         """One row for nodes that are alike, in the graph's order."""
         groups: dict[tuple[str, str, str, str], list[Choice]] = {}
@@ -194,9 +203,9 @@ class Plan:
         """Several lines of text: what runs a node, by which rule, and why each alternative does not.
 
         Raises:
-            KeyError: the graph has no such node.
+            PlanError: the graph has no such node; names near ones.
         """
-        node = self.graph.node(name)
+        node = self._node(name)
         if name not in self.choices:
             owner = next(c for c in self.choices.values() if name in c.covered)
             return f"{name} ({node.spec.op}) is run by {owner.node.name} as a whole, with {owner.implementation.id}"
@@ -230,6 +239,13 @@ class Plan:
             for r in choice.rejected
         ]
         return "\n".join(lines)
+
+    def _node(self, name: str) -> Node:
+        nodes = {node.name: node for node in self.graph.walk()}
+        if not isinstance(name, str) or name not in nodes:
+            near = get_close_matches(str(name), nodes, 5, 0.4) or list(nodes)[:5]
+            raise PlanError(f"the model has no node {name!r}", f"near ones: {', '.join(near)}")
+        return nodes[name]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON types, with the memory for the default context."""

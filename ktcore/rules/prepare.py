@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def prepare(
     *,
     backend: str = "auto",
     rules: str | Path | None = None,
-    memory: int | None = None,
+    memory: int | Mapping[str, int] | None = None,
     context: int | None = None,
     experts_from: Path | None = None,
     opener: Callable[[Path], Checkpoint] = open_checkpoint,
@@ -61,7 +61,7 @@ def prepare(
     """Plan a checkpoint without reading any tensor data; the caller closes `checkpoint`.
 
     Args:
-        memory: bytes of accelerator memory that the plan must fit.
+        memory: bytes of accelerator memory that the plan must fit, or bytes by device.
         context: tokens that the KV cache must hold, for the memory figures.
         experts_from: another checkpoint of the same model, whose routed experts are taken.
         quantize_experts: format that float routed experts are quantised to ("int4_g128"), whatever the rules say.

@@ -24,6 +24,8 @@ from ktcore.rules.schema import Rule, rule_text
 from ktcore.weights.quantize import target_format
 
 DEFAULT_PAGE_SIZE = 16
+ACCELERATOR = "accelerator"
+"""What rules and limits call the accelerator that is planned for."""
 REFERENCE = "reference."
 """Prefix of the implementations that run on any device."""
 
@@ -33,13 +35,14 @@ def resolve(
     rules: RuleSet,
     registry: Registry,
     backend: str,
-    memory: int | None = None,
+    memory: int | Mapping[str, int] | None = None,
     context: int | None = None,
 ) -> Plan:
     """Plan a graph for a backend ("name" or "name:index"), which need not be available here.
 
     Args:
-        memory: bytes of accelerator memory to stay within; None takes what an available device reports.
+        memory: bytes of accelerator memory to stay within, or bytes by device ("name", "name:index", "accelerator" or
+            "host"); None, and a device without a figure, takes what an available device reports.
         context: tokens of KV cache; None takes the model's own, at most 16384.
 
     Raises:
@@ -54,13 +57,14 @@ def resolve(
 
 
 class _Resolver:
-    def __init__(self, graph: Graph, rules: RuleSet, registry: Registry, backend: str, memory: int | None) -> None:
+    def __init__(
+        self, graph: Graph, rules: RuleSet, registry: Registry, backend: str, memory: int | Mapping[str, int] | None
+    ) -> None:
         name, index = split_device(backend)
         self.graph = graph
         self.rules = rules
         self.registry = registry
         self.backend = backend
-        self.memory = memory
         self.record = registry.known(name)
         self.main = f"{name}:{index}"
         self.implementations = registry.implementations()
@@ -68,6 +72,7 @@ class _Resolver:
         self.choices: dict[str, Choice] = {}
         self.fired: dict[int, int] = dict.fromkeys(range(len(rules.rules)), 0)
         self._capabilities: dict[str, Capabilities] = {}
+        self.memory = self._memory(memory)
 
     def plan(self) -> Plan:
         for rule in self.rules.rules:
@@ -84,7 +89,7 @@ class _Resolver:
             page_size=_common_page_size(self.choices),
             cache_bytes_per_token=sum(choice.kv_bytes_per_token for choice in self.choices.values()),
             limits=self._limits(),
-            notes=notes,
+            notes=(*self._idle_limits(), *notes),
             device_names={device: caps.name for device, caps in self._capabilities.items()},
         )
 
@@ -132,7 +137,7 @@ class _Resolver:
     def _device(self, rule: Rule, inherited: str) -> str:
         if rule.device is None:
             return inherited
-        if rule.device == "accelerator":
+        if rule.device == ACCELERATOR:
             return self.main
         if rule.device == "host":
             return f"{self.registry.host().name}:0"
@@ -278,12 +283,42 @@ class _Resolver:
             if name not in seen and isinstance(node.spec, implementation.spec_type):
                 yield Rejected(name, self._obstacle(implementation, node, device) or "no rule lists it for this node")
 
+    def _memory(self, given: int | Mapping[str, int] | None) -> dict[str, int]:
+        """Bytes by "name:index"; a figure alone is for the accelerator that is planned for."""
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping):
+            return {self.main if self.record.accelerator else ACCELERATOR: given}
+        named: dict[str, int] = {}
+        for device, size in given.items():
+            if device == ACCELERATOR:
+                named[self.main if self.record.accelerator else ACCELERATOR] = size
+                continue
+            name, index = split_device(self.registry.host().name if device == "host" else device)
+            self.registry.known(name)
+            if named.setdefault(f"{name}:{index}", size) != size:
+                raise PlanError(f"memory names {name}:{index} twice, with different sizes", "name each device once")
+        return named
+
+    def _used(self) -> set[str]:
+        residents = {choice.resident.device for choice in self.choices.values() if choice.resident}
+        return {choice.device for choice in self.choices.values()} | residents
+
+    def _idle_limits(self) -> Iterator[str]:
+        """A note for each figure that limits nothing."""
+        used = self._used()
+        for device in self.memory:
+            if device == ACCELERATOR:
+                yield "memory limits an accelerator, and this plan uses none"
+            elif device not in used:
+                yield f"memory limits {device}, and this plan puts nothing there"
+
     def _limits(self) -> Mapping[str, int]:
         limits: dict[str, int] = {}
-        for device in {choice.device for choice in self.choices.values()}:
+        for device in self._used():
             caps = self._caps(device)
-            if device == self.main and self.record.accelerator and self.memory is not None:
-                limits[device] = self.memory
+            if device in self.memory:
+                limits[device] = self.memory[device]
             elif caps.memory_bytes is not None and caps.live:
                 limits[device] = caps.memory_bytes
         return limits

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from ktcore.backend import Registry
-from ktcore.errors import PlanError
+from ktcore.errors import BackendError, PlanError
 from ktcore.placement.memory import STATE_SLOTS
 
 from .conftest import GIB, Planner
@@ -82,6 +82,39 @@ def test_the_limit_is_the_accelerators_alone(plan: Planner, rest: str) -> None:
     assert {device: m.limit for device, m in made.memory().items()} == {"host1:0": None, "accel:0": GIB}
 
 
+def test_limits_by_device_hold_the_hosts_memory_too(plan: Planner, rest: str) -> None:
+    host = rule("{name: e, match: {op: embedding}, use: reference.embedding, device: host}")
+    by_device = {"accel": GIB, "host": 2 * GIB}
+    for named in (by_device, {"accel:0": GIB, "host1:0": 2 * GIB}, {"accelerator": GIB, "host1": 2 * GIB}):
+        made = plan(llama(1), host, rest, backend="accel", memory=named)
+        assert {device: m.limit for device, m in made.memory().items()} == {"host1:0": 2 * GIB, "accel:0": GIB}
+        assert not [note for note in made.notes if "memory" in note]
+    assert plan(llama(1), rest, memory={"host1": 2 * GIB}).memory()["host1:0"].limit == 2 * GIB
+    with pytest.raises(PlanError, match=r"on host1:0 with a context of .* more than the 8\.0 KiB"):
+        plan(llama(1), host, rest, backend="accel", memory={"host": 8192})
+    with pytest.raises(PlanError, match="memory names host1:0 twice"):
+        plan(llama(1), rest, memory={"host1": 2 * GIB, "host": GIB})
+    with pytest.raises(BackendError, match=r"backend 'acel' is unknown\n.*did you mean accel"):
+        plan(llama(1), rest, memory={"acel": GIB})
+
+
+def test_a_limit_that_limits_nothing_is_noted(plan: Planner, rest: str) -> None:
+    nothing = "memory limits an accelerator, and this plan uses none"
+    assert plan(llama(1), rest, memory=1).notes == (nothing,)
+    assert plan(llama(1), rest, memory={"accelerator": 1}).notes == (nothing,)
+    idle = plan(llama(1), rest, backend="accel", memory={"accel:1": 1, "accel": GIB}).notes
+    assert idle == ("memory limits accel:1, and this plan puts nothing there",)
+
+
+def test_the_largest_context_fills_the_room_in_whole_pages(plan: Planner, rest: str) -> None:
+    made = plan(llama(2), FUSED, rest)
+    kv = made.memory(640)["host1:0"].kv
+    assert made.largest_context("host1:0", kv) == 640
+    assert made.largest_context("host1:0", kv - 1) == 576
+    assert made.largest_context("host1:0", -1) == 0
+    assert made.largest_context("accel:0", kv) == 0
+
+
 def test_the_summary_joins_layers_that_are_alike(plan: Planner, rest: str) -> None:
     rules = rule("{name: some, match: {op: attention, layers: '0,2-3'}, use: host1.attention}")
     made = plan(llama(5), rules, rest)
@@ -111,7 +144,7 @@ def test_explain_tells_the_rule_and_every_rejected_implementation(plan: Planner,
 def test_explain_of_a_covered_part_names_its_owner(plan: Planner, rest: str) -> None:
     text = plan(llama(1), FUSED, rest).explain("layers.0.attn.q")
     assert "is run by layers.0.attn as a whole, with host1.attention" in text
-    with pytest.raises(KeyError):
+    with pytest.raises(PlanError, match=r"no node 'layers.9.attn'\n  near ones: layers.0.attn, "):
         plan(llama(1), rest).explain("layers.9.attn")
 
 

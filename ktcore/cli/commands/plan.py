@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,15 +65,13 @@ def plan(
     )
     prepared.checkpoint.close()
     made = prepared.plan
-    if explain is not None:
-        _check_node(made, explain)
     if as_json:
         whole = _whole(prepared, context)
         write_json(whole if explain is None else _explained(made, whole, explain))
     elif explain is not None:
         write(made.explain(explain) + "\n")
     else:
-        _show(prepared, context, memory, asked=source.backend != "auto")
+        _show(prepared, context, asked=source.backend != "auto")
 
 
 def _open(path: Path, weights: str | None) -> Checkpoint:
@@ -89,13 +86,6 @@ def _open(path: Path, weights: str | None) -> Checkpoint:
     return open_checkpoint(path)
 
 
-def _check_node(made: Plan, name: str) -> None:
-    names = [node.name for node in made.graph.walk()]
-    if name not in names:
-        near = get_close_matches(name, names, 5, 0.4) or names[:5]
-        raise PlanError(f"the model has no node '{name}'", f"near ones: {', '.join(near)}")
-
-
 def _whole(prepared: Prepared, context: int | None) -> dict[str, Any]:
     whole = {**prepared.plan.to_dict(), "backend_reason": prepared.backend_reason}
     if context is not None:
@@ -107,11 +97,12 @@ def _whole(prepared: Prepared, context: int | None) -> dict[str, Any]:
 
 def _explained(made: Plan, whole: dict[str, Any], name: str) -> dict[str, Any]:
     """The node's entry; for a part of a fused node, that of the whole."""
+    made.explain(name)  # names near ones where there is no such node
     owner = next(key for key, choice in made.choices.items() if name == key or name in choice.covered)
     return {"node": owner, **whole["nodes"][owner]}
 
 
-def _show(prepared: Prepared, context: int | None, memory: int | None, asked: bool) -> None:
+def _show(prepared: Prepared, context: int | None, asked: bool) -> None:
     from rich.markup import escape
 
     from ktcore.cli.terminal import console
@@ -139,8 +130,6 @@ def _show(prepared: Prepared, context: int | None, memory: int | None, asked: bo
             "the reason stands beside them."
         )
     notes = [*_bare(prepared), *_absences(prepared), *made.notes]
-    if memory is not None and memory not in made.limits.values():
-        notes.insert(0, "--memory limits an accelerator, and this plan uses none")
     for text in notes:
         out.print(f"note: {text}", style="dim", markup=False)
     out.print("`--explain NODE` tells more about one node.", style="dim", markup=False)
@@ -230,8 +219,5 @@ def _fits(prepared: Prepared, device: str, need: DeviceMemory) -> str:
     if need.total > limit:
         return f"no: {human_bytes(limit)}{what} is too little"
     verdict = f"yes, into {human_bytes(limit)}{what}"
-    per_token = sum(choice.kv_bytes_per_token for choice in made.choices.values() if choice.device == device)
-    if per_token:
-        pages = (limit - need.weights - need.workspace) // (per_token * made.page_size)
-        verdict += f"; up to {pages * made.page_size} tokens of context"
-    return verdict
+    largest = made.largest_context(device, limit - need.weights - need.workspace)
+    return f"{verdict}; up to {largest} tokens of context" if largest else verdict

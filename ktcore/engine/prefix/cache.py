@@ -20,6 +20,7 @@ from ktcore.engine.prefix.memory import MemoryTier
 from ktcore.engine.prefix.transfer import Transfer
 from ktcore.engine.schedule.pages import PageAllocator
 from ktcore.engine.schedule.sequence import Sequence
+from ktcore.placement.memory import byte_count
 from ktcore.weights.packed.container import canonical, digest
 
 DEVICE, MEMORY, DISK = "device", "memory", "disk"
@@ -31,15 +32,33 @@ MEMORY_BYTES = 2**30
 
 @dataclass(frozen=True)
 class PrefixOptions:
-    """Attributes:
-    memory: bytes of the tier in main memory; 0 leaves it out.
-    folder: where the tier on disk lives; None leaves it out.
-    disk: bytes of the tier on disk.
+    """Sizes are bytes, or words like "8GiB".
+
+    Attributes:
+        memory: size of the tier in main memory; 0 leaves it out.
+        folder: where the tier on disk lives; None leaves it out.
+        disk: size of the tier on disk.
+
+    Raises:
+        RequestError: a size is none.
     """
 
-    memory: int = 0
-    folder: Path | None = None
-    disk: int = DISK_BYTES
+    memory: int | str = 0
+    folder: Path | str | None = None
+    disk: int | str = DISK_BYTES
+
+    def __post_init__(self) -> None:
+        _ = self.memory_bytes, self.disk_bytes  # refuse what is no size now, and not with the first page
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the tier in main memory."""
+        return 0 if self.memory == 0 else byte_count("memory", self.memory)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the tier on disk."""
+        return byte_count("disk", self.disk)
 
 
 ON_DEVICE = PrefixOptions()
@@ -104,7 +123,7 @@ class PrefixCache:
         self._states = slots
         self._leaving: deque[tuple[int, bytes]] = deque()
         movable = not transfer.obstacle
-        self.memory = MemoryTier(options.memory if movable else 0)
+        self.memory = MemoryTier(options.memory_bytes if movable else 0)
         self.disk: DiskTier | None = None
         self._readers: ThreadPoolExecutor | None = None
         if slots and not self.off and not (movable and (options.memory or options.folder)):
@@ -113,7 +132,7 @@ class PrefixCache:
             )
         if options.folder is not None and movable:
             layout = digest(canonical([identity, pages.page_size, transfer.layout()]))[:32]
-            self.disk = DiskTier(options.folder.expanduser(), layout, options.disk)
+            self.disk = DiskTier(Path(options.folder).expanduser(), layout, options.disk_bytes)
             self._readers = ThreadPoolExecutor(2, thread_name_prefix="ktcore-prefix-read")
 
     @property
