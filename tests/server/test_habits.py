@@ -18,7 +18,8 @@ from ktcore.server.http.errors import dumps, problem_of
 from .test_http import CHAT, Client, _events, served
 
 PLAIN = "/v1/completions"
-ASK: dict[str, Any] = {"model": "tiny", "max_tokens": 4, "messages": [{"role": "user", "content": "x"}], "prompt": "x"}
+LEAST: dict[str, Any] = {"model": "tiny", "max_tokens": 4}
+ASKS = {CHAT: {**LEAST, "messages": [{"role": "user", "content": "x"}]}, PLAIN: {**LEAST, "prompt": "x"}}
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def client(opened: Callable[..., ktcore.Model]) -> Iterator[Client]:
 
 @pytest.mark.parametrize("path", [CHAT, PLAIN])
 def test_all_choices_of_a_stream_are_opened_in_order_first(client: Client, path: str) -> None:
-    pieces = _events(client("POST", path, json={**ASK, "stream": True, "n": 3, "seed": 4}).text)
+    pieces = _events(client("POST", path, json={**ASKS[path], "stream": True, "n": 3, "seed": 4}).text)
     assert [piece["choices"][0]["index"] for piece in pieces[:3]] == [0, 1, 2]
     said = [piece["choices"][0].get("delta", {"content": piece["choices"][0].get("text")}) for piece in pieces[:3]]
     assert [each["content"] for each in said] == ["", "", ""]
@@ -37,12 +38,12 @@ def test_all_choices_of_a_stream_are_opened_in_order_first(client: Client, path:
 
 @pytest.mark.parametrize("path", [CHAT, PLAIN])
 def test_usage_is_null_until_the_last_piece_and_absent_where_nobody_asked(client: Client, path: str) -> None:
-    counted = {**ASK, "stream": True, "stream_options": {"include_usage": True}}
+    counted = {**ASKS[path], "stream": True, "stream_options": {"include_usage": True}}
     *pieces, last = _events(client("POST", path, json=counted).text)
     assert [piece["usage"] for piece in pieces] == [None] * len(pieces)
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == 4
-    assert all("usage" not in piece for piece in _events(client("POST", path, json={**ASK, "stream": True}).text))
+    assert all("usage" not in piece for piece in _events(client("POST", path, json={**ASKS[path], "stream": True}).text))
 
 
 def test_minus_one_is_a_fresh_seed_and_other_negative_ones_are_kept() -> None:
@@ -52,8 +53,8 @@ def test_minus_one_is_a_fresh_seed_and_other_negative_ones_are_kept() -> None:
 
 @pytest.mark.parametrize("change", [{"top_p": 0}, {"min_p": 1}])
 def test_filters_at_their_ends_keep_one_token(client: Client, change: dict[str, Any]) -> None:
-    greedy = client("POST", PLAIN, json={**ASK, "temperature": 0}).json()["choices"][0]["text"]
-    assert client("POST", PLAIN, json={**ASK, "temperature": 2, **change}).json()["choices"][0]["text"] == greedy
+    greedy = client("POST", PLAIN, json={**ASKS[PLAIN], "temperature": 0}).json()["choices"][0]["text"]
+    assert client("POST", PLAIN, json={**ASKS[PLAIN], "temperature": 2, **change}).json()["choices"][0]["text"] == greedy
 
 
 def test_nulls_among_ollamas_options_are_its_defaults(client: Client) -> None:
@@ -67,10 +68,10 @@ def test_nulls_among_ollamas_options_are_its_defaults(client: Client) -> None:
 
 
 def test_what_was_computed_in_vain_is_not_to_be_asked_again(client: Client) -> None:
-    late = client("POST", CHAT, json={**ASK, "max_tokens": 900, "timeout": 1e-4})
+    late = client("POST", CHAT, json={**ASKS[CHAT], "max_tokens": 900, "timeout": 1e-4})
     assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
     assert problem_of(LogitsError("no numbers")).response("/v1/x").headers["x-should-retry"] == "false"
-    long = client("POST", PLAIN, json={**ASK, "prompt": [1] * 2000})
+    long = client("POST", PLAIN, json={**ASKS[PLAIN], "prompt": [1] * 2000})
     assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 

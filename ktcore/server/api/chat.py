@@ -43,6 +43,7 @@ class Chat:
         messages: as chat templates take them; arguments of calls are JSON text.
         tools: as chat templates take them.
         choice: auto, none, required, or the name of the one tool to be called.
+        allowed: names of the tools that are left; None: all are.
         several: whether one answer may hold several calls.
         separate: whether thoughts are told apart from the content.
         variables: of the chat template.
@@ -51,6 +52,7 @@ class Chat:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
     choice: str = AUTO
+    allowed: Sequence[str] | None = None
     several: bool = True
     form: Form | None = None
     separate: bool = True
@@ -87,7 +89,7 @@ def prompt_of(model: Model, chat: Chat) -> Prompt:
         TokenizerError: there is no chat template.
     """
     tokenizer = model.tokenizer
-    offered = [] if chat.choice == NONE else list(chat.tools)
+    offered = _offered(chat)
     named = tokenizer.chat_templates
     source = named["tool_use"] if offered and "tool_use" in named else tokenizer.chat_template
     dialect = dialect_of(source)
@@ -105,6 +107,19 @@ def prompt_of(model: Model, chat: Chat) -> Prompt:
         beside = beside_grammar(dialect.tools, schemas, chat.several) if schemas and dialect.tools else None
         structure = structure_of(model, chat.form, thought, beside)
     return Prompt(ids, tokenizer, dialect, schemas, chat.separate, structure, chat.several)
+
+
+def _offered(chat: Chat) -> list[Mapping[str, Any]]:
+    names = [tool["function"]["name"] for tool in chat.tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise FieldError("tools", f"two tools are named {twice!r}")
+    unknown = next((name for name in chat.allowed or () if name not in names), None)
+    if unknown is not None:
+        raise FieldError("tool_choice", f"there is no tool {unknown!r}")
+    if chat.choice == NONE:
+        return []
+    return [tool for tool in chat.tools if chat.allowed is None or tool["function"]["name"] in chat.allowed]
 
 
 def structure_of(

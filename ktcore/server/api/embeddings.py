@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from ktcore.engine import service as engine
@@ -17,7 +18,10 @@ from ktcore.engine.output import Output
 from ktcore.engine.schedule.pooling import LAST, MEAN
 from ktcore.errors import FieldError
 from ktcore.ops.sampling import SamplingParams
-from ktcore.server.api.ollama.routes import LATEST, read
+from ktcore.server.api.body import read
+from ktcore.server.api.fields import IDLE, REFUSED, Body, Refusals, Refused
+from ktcore.server.api.ollama.routes import served_of
+from ktcore.server.api.ollama.schemas import KeptAsk
 from ktcore.server.api.openai.schemas import Id
 from ktcore.server.http.errors import json_response
 from ktcore.server.models.registry import Models
@@ -34,8 +38,11 @@ Text = Annotated[str, Field(min_length=1)]
 Ids = Annotated[list[Id], Field(min_length=1)]
 
 
-class EmbeddingAsk(BaseModel):
+class EmbeddingAsk(Body):
     """POST /v1/embeddings; `pooling` is beyond OpenAI's API."""
+
+    idle: ClassVar[Mapping[str, str]] = IDLE
+    refused: ClassVar[Refusals] = {**REFUSED, "add_special_tokens": Refused((None, True))}
 
     model: str
     input: (
@@ -44,15 +51,16 @@ class EmbeddingAsk(BaseModel):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_INPUTS)]
     )
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     pooling: Literal["mean", "last"] | None = None
 
 
-class OllamaEmbedAsk(BaseModel):
+class OllamaEmbedAsk(KeptAsk):
     """POST /api/embed; `prompt` is the word of the older /api/embeddings."""
 
-    model: str
+    idle: ClassVar[Mapping[str, str]] = {"options": "sampling, of which there is none"}
+
     input: str | Annotated[list[str], Field(max_length=MAX_INPUTS)] = Field(default_factory=list)
     prompt: str = ""
     truncate: bool = True
@@ -64,12 +72,13 @@ def embedding_routes(models: Models) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/embeddings", tags=["OpenAI"])
-    async def embeddings(ask: EmbeddingAsk, http: Request) -> Response:
+    async def embeddings(http: Request) -> Response:
+        ask = await read(http, EmbeddingAsk)
         served = await models.of(ask.model, http)
         prompts = await asyncio.to_thread(_encode, served.model.tokenizer, ask.input)
         vectors = await _vectors(served, prompts, http, ask.pooling, ask.dimensions)
         data = [
-            {"object": "embedding", "index": i, "embedding": _told(vector, ask.encoding_format)}
+            {"object": "embedding", "index": i, "embedding": _told(vector, ask.encoding_format or "float")}
             for i, vector in enumerate(vectors)
         ]
         count = sum(map(len, prompts))
@@ -101,7 +110,7 @@ def embedding_routes(models: Models) -> APIRouter:
 
 
 async def _ollama(models: Models, ask: OllamaEmbedAsk, http: Request) -> tuple[list[list[int]], list[torch.Tensor]]:
-    served = await models.of(ask.model.removesuffix(LATEST), http)
+    served = await served_of(models, ask, http)
     prompts = await asyncio.to_thread(_encode, served.model.tokenizer, ask.input)
     if ask.truncate:
         prompts = [ids[: served.model.context] for ids in prompts]

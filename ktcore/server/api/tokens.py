@@ -6,16 +6,18 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 
+from ktcore.server.api.body import read
+from ktcore.server.api.fields import Body
 from ktcore.server.http.errors import json_response
 from ktcore.server.models.registry import Models
 
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class TokenizeAsk(BaseModel):
+class TokenizeAsk(Body):
     """POST /tokenize; without `model` the first one."""
 
     prompt: str
@@ -23,7 +25,7 @@ class TokenizeAsk(BaseModel):
     model: str | None = None
 
 
-class DetokenizeAsk(BaseModel):
+class DetokenizeAsk(Body):
     """POST /detokenize; without `model` the first one."""
 
     tokens: list[Id]
@@ -35,13 +37,15 @@ def token_routes(models: Models) -> APIRouter:
     routes = APIRouter(tags=["Tokens"])
 
     @routes.post("/tokenize")
-    async def tokenize(ask: TokenizeAsk, http: Request) -> Response:
+    async def tokenize(http: Request) -> Response:
+        ask = await read(http, TokenizeAsk)
         served = await models.of(ask.model or models.first.name, http)
         ids = await asyncio.to_thread(served.model.tokenizer.encode, ask.prompt, ask.add_special_tokens)
         return json_response({"tokens": ids, "count": len(ids), "max_model_len": served.model.context})
 
     @routes.post("/detokenize")
-    async def detokenize(ask: DetokenizeAsk, http: Request) -> Response:
+    async def detokenize(http: Request) -> Response:
+        ask = await read(http, DetokenizeAsk)
         served = await models.of(ask.model or models.first.name, http)
         text = await asyncio.to_thread(served.model.tokenizer.decode, ask.tokens, False)
         return json_response({"prompt": text})

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -105,19 +104,10 @@ def add_handlers(app: FastAPI) -> None:
     def known(request: Request, error: Exception) -> Response:
         return problem_of(error).response(request.url.path)
 
-    def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = [str(part) for part in first.get("loc", ()) if part != "body"]
-        message = first.get("msg", "the request is invalid")
-        param = ".".join(where) or None
-        return Problem(400, f"{param}: {message}" if param else message, param=param).response(request.url.path)
-
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return Problem(error.status_code, str(error.detail)).response(request.url.path)
 
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(KtcoreError, known)
     app.add_exception_handler(Exception, known)

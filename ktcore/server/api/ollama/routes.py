@@ -7,11 +7,9 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
 from starlette.responses import Response, StreamingResponse
 
 from ktcore.dialects.base import Call
@@ -21,16 +19,16 @@ from ktcore.engine.output import Output
 from ktcore.engine.schedule.sequence import Finish
 from ktcore.engine.stream import Stats
 from ktcore.errors import FieldError
+from ktcore.server.api.body import read
 from ktcore.server.api.chat import Chat, Prompt, prompt_of, structure_of
 from ktcore.server.api.logprobs import ollama_logprobs as logprobs
-from ktcore.server.api.ollama.schemas import GenerateAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
+from ktcore.server.api.ollama.schemas import GenerateAsk, KeptAsk, OllamaAsk, OllamaChatAsk, Options, ShowAsk
 from ktcore.server.api.sampling import params_for
 from ktcore.server.http.errors import dumps, json_response, problem_of
 from ktcore.server.models.answers import Answers
 from ktcore.server.models.registry import Entry, Models
 from ktcore.server.models.served import Served
 
-Ask = TypeVar("Ask", bound=BaseModel)
 LATEST = ":latest"
 OLLAMA = "0.12.11"
 """The version of Ollama whose API this is, logprobs being its latest part; clients refuse servers below theirs."""
@@ -92,7 +90,7 @@ def ollama_routes(models: Models) -> APIRouter:
     async def generate(http: Request) -> Response:
         clock = Clock()
         ask = await read(http, GenerateAsk)
-        served = await _of(models, ask, http)
+        served = await served_of(models, ask, http)
         clock.loaded()
         if not ask.prompt:
             return json_response({**_base(ask), "response": "", "done": True, "done_reason": ask.emptied})
@@ -107,7 +105,7 @@ def ollama_routes(models: Models) -> APIRouter:
     async def chat(http: Request) -> Response:
         clock = Clock()
         ask = await read(http, OllamaChatAsk)
-        served = await _of(models, ask, http)
+        served = await served_of(models, ask, http)
         clock.loaded()
         if not ask.messages:
             return json_response({**_base(ask), **_said(True, ""), "done": True, "done_reason": ask.emptied})
@@ -118,20 +116,13 @@ def ollama_routes(models: Models) -> APIRouter:
     return routes
 
 
-async def _of(models: Models, ask: OllamaAsk, http: Request) -> Served:
+async def served_of(models: Models, ask: KeptAsk, http: Request) -> Served:
+    """The model that a request names, kept loaded for as long as it says."""
     name = ask.model.removesuffix(LATEST)
     served = await models.of(name, http)
     if ask.keep_alive is not None:
         models.keep(name, ask.kept_s)
     return served
-
-
-async def read(http: Request, kind: type[Ask]) -> Ask:
-    """The body, whatever type it claims to have: `curl -d` claims that it is a form."""
-    try:
-        return kind.model_validate_json(await http.body())
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
 
 
 def _plain(served: Served, ask: OllamaAsk, messages: list[dict[str, Any]]) -> Prompt:

@@ -1,25 +1,47 @@
-"""Requests of the Ollama API. What would change an answer and is not supported is refused; the rest is ignored."""
+"""Requests of the Ollama API. What would change an answer and is not served is refused."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ktcore.server.api.chat import Form
-from ktcore.server.api.openai.messages import Tools
+from ktcore.server.api.complaints import FIELD
+from ktcore.server.api.fields import (
+    OLLAMA_IDLE,
+    OLLAMA_REFUSED,
+    OPTIONS_IDLE,
+    OPTIONS_REFUSED,
+    Body,
+    Refusals,
+)
+from ktcore.server.api.openai.messages import TEXT_ALONE
 from ktcore.server.api.openai.schemas import MAX_LOGPROBS, Penalty, Seed, Stop
+from ktcore.server.api.openai.tools import Tools
 
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
-Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
-class Options(BaseModel):
+class OllamaBody(Body):
+    """A request of Ollama's, or an object in one: what is null is not there, as in Go."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_defaults(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+
+
+class Options(OllamaBody):
     """Sampling, with Ollama's own defaults; `num_predict` below 0 is as long as the context allows."""
 
     model_config = ConfigDict(allow_inf_nan=False)
+    idle: ClassVar[Mapping[str, str]] = OPTIONS_IDLE
+    refused: ClassVar[Refusals] = OPTIONS_REFUSED
 
     num_predict: int | None = Field(None, ge=-2)
     temperature: float = Field(0.8, ge=0, le=100)
@@ -27,6 +49,7 @@ class Options(BaseModel):
     top_p: float = Field(0.9, ge=0, le=1)
     min_p: float = Field(0.0, ge=0, le=1)
     repeat_penalty: float = Field(1.0, ge=0.01, le=100)
+    repeat_last_n: int | None = Field(None, ge=-1)
     seed: Seed | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
 
@@ -34,12 +57,19 @@ class Options(BaseModel):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
 
-    mirostat: Literal[0] | None = None
+    @model_validator(mode="after")
+    def _penalties_are_over_the_whole_text(self) -> Options:
+        if self.repeat_last_n == 0:  # over nothing
+            self.repeat_penalty, self.presence_penalty, self.frequency_penalty = 1.0, None, None
+        if (self.repeat_last_n or -1) > 0 and self.penalises:
+            told = "bounds penalties, which are over the whole text here: -1 is that, and 0 turns them off"
+            raise PydanticCustomError("refused", "{told}", {FIELD: "repeat_last_n", "told": told})
+        return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_defaults(cls, given: Any) -> Any:
-        return {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else given
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said before has a say."""
+        return self.repeat_penalty != 1 or bool(self.presence_penalty) or bool(self.frequency_penalty)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -47,18 +77,11 @@ class Options(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class OllamaAsk(BaseModel):
-    """What generate and chat have in common."""
+class KeptAsk(OllamaBody):
+    """What all requests that need a model have in common."""
 
     model: str
-    stream: bool = True
-    options: Options | None = None
-    think: bool | Literal["low", "medium", "high"] | None = None
-    format: Literal["", "json"] | dict[str, Any] | None = None
     keep_alive: Annotated[str, Field(pattern=r"^-?(\d+(\.\d+)?(ms|s|m|h)?)+$", max_length=40)] | float | None = None
-
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def kept_s(self) -> float | None:
@@ -68,6 +91,21 @@ class OllamaAsk(BaseModel):
             parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", given)
             given = sum(float(n) * _SECONDS[unit or "s"] for n, unit in parts) * (-1 if given.startswith("-") else 1)
         return None if given is None or given < 0 else min(given, 1e8)
+
+
+class OllamaAsk(KeptAsk):
+    """What generate and chat have in common."""
+
+    idle: ClassVar[Mapping[str, str]] = OLLAMA_IDLE
+    refused: ClassVar[Refusals] = {**OLLAMA_REFUSED, "images": TEXT_ALONE}
+
+    stream: bool = True
+    options: Options | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
+
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def emptied(self) -> str:
@@ -102,20 +140,15 @@ class GenerateAsk(OllamaAsk):
     system: str = ""
     raw: bool = False
 
-    suffix: Literal[""] | None = None
-    template: Literal[""] | None = None
-    context: Nothing | None = None
-    images: Nothing | None = None
 
-
-class OllamaFunction(BaseModel):
+class OllamaFunction(OllamaBody):
     """A function that a call names."""
 
     name: str
     arguments: dict[str, Any] | str = Field(default_factory=dict)
 
 
-class OllamaCall(BaseModel):
+class OllamaCall(OllamaBody):
     """A call that the assistant made earlier."""
 
     function: OllamaFunction
@@ -128,16 +161,16 @@ class OllamaCall(BaseModel):
         return {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
-class OllamaMessage(BaseModel):
+class OllamaMessage(OllamaBody):
     """A turn of the conversation."""
+
+    refused: ClassVar[Refusals] = {"images": TEXT_ALONE}
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     thinking: str | None = None
     tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
-
-    images: Nothing | None = None
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -156,8 +189,10 @@ class OllamaChatAsk(OllamaAsk):
     tools: Tools | None = None
 
 
-class ShowAsk(BaseModel):
+class ShowAsk(OllamaBody):
     """POST /api/show; `name` is the older word."""
+
+    idle: ClassVar[Mapping[str, str]] = {"verbose": "longer lists, which are not told"}
 
     model: str = ""
     name: str = ""

@@ -14,6 +14,7 @@ from ktcore.dialects.dialect import Part
 from ktcore.engine.schedule.sequence import Chosen, Finish
 from ktcore.engine.stream import Stats
 from ktcore.server.api.chat import Prompt, call_id
+from ktcore.server.api.custom_tools import text_of_call
 from ktcore.server.api.logprobs import chat_logprobs, plain_logprobs
 from ktcore.server.http.errors import dumps
 from ktcore.server.models.answers import Answer
@@ -50,10 +51,19 @@ def _reason(finish: Finish, called: bool) -> str:
 
 
 class Reply:
-    """Builds the objects of one answer: `chat` or not decides their shape."""
+    """Builds the objects of one answer.
 
-    def __init__(self, model: str, chat: bool, prompt: Prompt, counted: bool = False) -> None:
+    Args:
+        chat: or a completion, whose objects have another shape.
+        counted: whether a stream ends with its usage.
+        custom: names of the tools whose calls are told as text.
+    """
+
+    def __init__(
+        self, model: str, chat: bool, prompt: Prompt, counted: bool = False, custom: frozenset[str] = frozenset()
+    ) -> None:
         self._chat = chat
+        self._custom = custom
         # a stream that ends with its usage says null in every piece before (OpenAI's API reference)
         self._uncounted = {"usage": None} if counted else {}
         self._prompt = prompt
@@ -88,10 +98,10 @@ class Reply:
         for call in part.calls:
             place = {"index": self._calls[index]}
             self._calls[index] += 1
-            whole = self._call(call)
-            head = {**whole, "function": {"name": call.name, "arguments": ""}}
+            kind, key, given = self._given(call)
+            head = {**self._call(call), kind: {"name": call.name, key: ""}}
             said.append({"tool_calls": [{**place, **head}]})
-            said.append({"tool_calls": [{**place, "function": {"arguments": call.arguments}}]})
+            said.append({"tool_calls": [{**place, kind: {key: given}}]})
         for i, each in enumerate(said):
             choice = self._choice(index, each, None)
             yield self._piece([{**choice, "logprobs": self._logprobs(chosen)} if i == 0 else choice])
@@ -115,8 +125,14 @@ class Reply:
         return message
 
     def _call(self, call: Call) -> dict[str, Any]:
-        function = {"name": call.name, "arguments": call.arguments}
-        return {"id": call_id(self._prompt.dialect, call), "type": "function", "function": function}
+        kind, key, given = self._given(call)
+        return {"id": call_id(self._prompt.dialect, call), "type": kind, kind: {"name": call.name, key: given}}
+
+    def _given(self, call: Call) -> tuple[str, str, str]:
+        """(kind of the tool, the key of what it is given, what it is given)."""
+        if call.name in self._custom:
+            return "custom", "input", text_of_call(call.arguments)
+        return "function", "arguments", call.arguments
 
     def _logprobs(self, chosen: Seq[Chosen]) -> dict[str, Any] | None:
         if not chosen:

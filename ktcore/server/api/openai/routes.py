@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from ktcore.engine import service as engine
 from ktcore.engine.model import Model
 from ktcore.engine.stream import Stats
+from ktcore.server.api.body import read
 from ktcore.server.api.chat import Prompt, prompt_of, structure_of
 from ktcore.server.api.openai.replies import DONE, Reply, event
 from ktcore.server.api.openai.schemas import Ask, ChatAsk, CompletionAsk
@@ -36,7 +37,8 @@ def openai_routes(models: Models) -> APIRouter:
         return json_response(_card(models.entry(name)))
 
     @routes.post("/chat/completions")
-    async def chat(ask: ChatAsk, http: Request) -> Response:
+    async def chat(http: Request) -> Response:
+        ask = await read(http, ChatAsk)
         served = await models.of(ask.model, http)
         # a template is the checkpoint's code, and long texts take their time: neither may hold up other answers
         prompt = await asyncio.to_thread(prompt_of, served.model, ask.chat)
@@ -44,7 +46,8 @@ def openai_routes(models: Models) -> APIRouter:
         return await _answer(served, ask, [prompt], longest, http, chat=True)
 
     @routes.post("/completions")
-    async def completions(ask: CompletionAsk, http: Request) -> Response:
+    async def completions(http: Request) -> Response:
+        ask = await read(http, CompletionAsk)
         served = await models.of(ask.model, http)
         prompts = await asyncio.to_thread(_prompts, served.model, ask)
         return await _answer(served, ask, prompts, ask.max_tokens, http, chat=False)
@@ -62,7 +65,8 @@ async def _answer(
     choices = ask.n or 1
     readers = [prompt.reader() if chat else None for prompt in prompts for _ in range(choices)]
     answers = served.answers(_requests(served, ask, prompts, longest), http, readers)
-    reply = Reply(served.settings.name, chat, prompts[0], bool(ask.stream) and ask.usage_in_stream)
+    custom = ask.custom if isinstance(ask, ChatAsk) else frozenset()
+    reply = Reply(served.settings.name, chat, prompts[0], bool(ask.stream) and ask.usage_in_stream, custom)
     if ask.stream:
         return StreamingResponse(
             _events(answers, reply, ask, choices, chat, len(readers)), media_type="text/event-stream"

@@ -1,16 +1,19 @@
-"""Requests of the OpenAI API. What would change an answer and is not supported is refused; the rest is ignored."""
+"""Requests of the OpenAI API. What would change an answer and is not served is refused."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from ktcore.engine.output import Output
 from ktcore.errors import FieldError
-from ktcore.server.api.chat import Chat, Form
-from ktcore.server.api.openai.messages import ChatMessage, ResponseFormat, ToolChoice, Tools, choice_of
+from ktcore.server.api.chat import Chat
+from ktcore.server.api.fields import IDLE, REFUSED, Body, Refusals, Refused
+from ktcore.server.api.openai.forms import Forms
+from ktcore.server.api.openai.messages import ChatMessage
+from ktcore.server.api.openai.tools import AnyTools, CustomTool, ToolChoice, allowed_by, choice_of
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
@@ -21,18 +24,25 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity = Literal["low", "medium", "high"]
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """What a stream tells besides the text."""
 
-    include_usage: bool = False
+    idle: ClassVar[Mapping[str, str]] = {"include_obfuscation": "noise against listeners, which no answer needs"}
+    refused: ClassVar[Refusals] = {"continuous_usage_stats": Refused()}
+
+    include_usage: bool | None = None
 
 
-class Ask(BaseModel):
+class Ask(Forms):
     """What chats and completions have in common."""
 
     model_config = ConfigDict(allow_inf_nan=False)
+    idle: ClassVar[Mapping[str, str]] = IDLE
+    refused: ClassVar[Refusals] = REFUSED
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
@@ -52,10 +62,6 @@ class Ask(BaseModel):
     ignore_eos: bool | None = None
     prompt_lookup: int | None = Field(None, ge=0, le=64)
     user: Annotated[str, StringConstraints(max_length=1000)] | None = None
-    guided_json: dict[str, Any] | None = None
-    guided_regex: Annotated[str, StringConstraints(min_length=1, max_length=10_000)] | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
-    guided_grammar: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     timeout: float | None = Field(None, gt=0, le=1e6)
@@ -68,7 +74,7 @@ class Ask(BaseModel):
     @property
     def usage_in_stream(self) -> bool:
         """Whether a stream ends with its counts."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def output(self) -> Output:
@@ -76,30 +82,6 @@ class Ask(BaseModel):
         return Output(
             frozenset(self.stop_token_ids or ()), bool(self.ignore_eos), self.top, prompt_lookup=self.prompt_lookup
         )
-
-    @property
-    def forms(self) -> list[Form]:
-        """All forms that the answer must have."""
-        choice = "|".join(map(re.escape, self.guided_choice or ()))
-        found = [
-            Form("json", self.guided_json, "guided_json") if self.guided_json is not None else None,
-            Form("regex", choice, "guided_choice") if self.guided_choice else None,
-            Form("regex", self.guided_regex, "guided_regex") if self.guided_regex else None,
-            Form("grammar", self.guided_grammar, "guided_grammar") if self.guided_grammar else None,
-        ]
-        return [form for form in found if form is not None]
-
-    @property
-    def form(self) -> Form | None:
-        """The form that the answer must have.
-
-        Raises:
-            FieldError: there are several.
-        """
-        first, *more = [*self.forms, None]
-        if more and more[0] is not None:
-            raise FieldError(more[0].field, "an answer has one form, and this request names another")
-        return first
 
     @property
     def top(self) -> int | None:
@@ -114,23 +96,19 @@ class ChatAsk(Ask):
     max_completion_tokens: int | None = Field(None, ge=1)
     chat_template_kwargs: dict[str, Any] | None = None
 
-    tools: Tools | None = None
+    tools: AnyTools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
+    verbosity: Verbosity | None = None
     separate_reasoning: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
-
     @property
-    def forms(self) -> list[Form]:
-        """All forms that the answer must have."""
-        asked = self.response_format.form if self.response_format else None
-        return [*super().forms, *([] if asked is None else [asked])]
+    def custom(self) -> frozenset[str]:
+        """Names of the tools that take text."""
+        return frozenset(tool.name for tool in self.tools or () if isinstance(tool, CustomTool))
 
     @property
     def chat(self) -> Chat:
@@ -139,10 +117,13 @@ class ChatAsk(Ask):
         if self.reasoning_effort is not None:
             thinks = {"enable_thinking": self.reasoning_effort != "none", "reasoning_effort": self.reasoning_effort}
             variables = {**thinks, **variables}
+        if self.verbosity is not None:
+            variables = {"verbosity": self.verbosity, **variables}
         return Chat(
             messages=[message.plain for message in self.messages],
             tools=[tool.plain for tool in self.tools or ()],
             choice=choice_of(self.tool_choice),
+            allowed=allowed_by(self.tool_choice),
             several=self.parallel_tool_calls is not False,
             form=self.form,
             separate=self.separate_reasoning is not False,
@@ -164,6 +145,8 @@ class ChatAsk(Ask):
 class CompletionAsk(Ask):
     """POST /v1/completions; prompts are texts or token ids."""
 
+    refused: ClassVar[Refusals] = {**REFUSED, "add_special_tokens": Refused((None, True))}
+
     prompt: (
         str
         | Annotated[list[int], Field(min_length=1)]
@@ -171,9 +154,6 @@ class CompletionAsk(Ask):
         | Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
 
-    suffix: Literal[""] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from ktcore.dialects.dialect import Part
 from ktcore.engine.schedule.sequence import Finish
 from ktcore.engine.stream import Stats
 from ktcore.server.api.chat import Prompt, call_id
-from ktcore.server.api.responses.schemas import INPUT, ResponsesAsk
+from ktcore.server.api.custom_tools import text_of_call
+from ktcore.server.api.responses.schemas import ResponsesAsk
 from ktcore.server.http.errors import dumps
 
 Event = dict[str, Any]
@@ -175,7 +175,7 @@ class Building:
         }
         yield self._added(item)
         place = {"item_id": item["id"], "output_index": len(self.body["output"]) - 1}
-        item["input"], item["status"] = _input(call.arguments), "completed"
+        item["input"], item["status"] = text_of_call(call.arguments), "completed"
         yield {"type": "response.custom_tool_call_input.delta", **place, "delta": item["input"]}
         yield {"type": "response.custom_tool_call_input.done", **place, "input": item["input"]}
         yield self._done(item)
@@ -205,15 +205,6 @@ def _told(tool: BaseModel) -> dict[str, Any]:
     """A tool as the answer lists it."""
     given = tool.model_dump(exclude_none=True)
     return {"parameters": {}, "strict": False, **given} if given["type"] == "function" else given
-
-
-def _input(arguments: str) -> str:
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-    found = value.get(INPUT) if isinstance(value, dict) else None
-    return found if isinstance(found, str) else arguments
 
 
 def _id(kind: str) -> str:

@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ktcore.engine import service as engine
 from ktcore.engine.output import PLAIN
+from ktcore.server.api.body import read
 from ktcore.server.api.chat import prompt_of
 from ktcore.server.api.responses.items import Building, event
 from ktcore.server.api.responses.schemas import ResponsesAsk
@@ -25,7 +26,8 @@ def response_routes(models: Models) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @routes.post("/responses")
-    async def responses(ask: ResponsesAsk, http: Request) -> Response:
+    async def responses(http: Request) -> Response:
+        ask = await read(http, ResponsesAsk)
         served = await models.of(ask.model, http)
         prompt = await asyncio.to_thread(prompt_of, served.model, ask.chat)
         params = params_for(
@@ -35,7 +37,7 @@ def response_routes(models: Models) -> APIRouter:
         )
         longest = ask.max_output_tokens or served.settings.default_tokens
         output = replace(PLAIN, structure=prompt.structure, shown=prompt.shown)
-        request = engine.Request(prompt.ids, params, longest, (), served.settings.timeout(None), output)
+        request = engine.Request(prompt.ids, params, longest, (), served.settings.timeout(None), output, ask.user or "")
         answers = served.answers([request], http, [prompt.reader()])
         building = Building(served.settings.name, ask, prompt)
         if ask.stream:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
-from ktcore.errors import FieldError
 from ktcore.server.api.chat import AUTO, Chat, Form
-from ktcore.server.api.openai.messages import MAX_TOOLS, Name, TextPart
+from ktcore.server.api.complaints import UNKNOWN_KIND
+from ktcore.server.api.custom_tools import earlier_call, offered
+from ktcore.server.api.fields import IDLE, REFUSED, Body, Refusals, Refused
+from ktcore.server.api.openai.messages import TextPart, text_of
+from ktcore.server.api.openai.schemas import Effort, Verbosity
+from ktcore.server.api.openai.tools import MAX_TOOLS, Name
 
-INPUT = "input"
-"""The one argument of a custom tool, as the model sees it."""
 
-
-class MessageItem(BaseModel):
+class MessageItem(Body):
     """A turn of the conversation."""
 
     type: Literal["message"] = "message"
@@ -28,12 +29,7 @@ class MessageItem(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text_of(self.content)}
 
 
-def text_of(content: str | list[TextPart]) -> str:
-    """Text, or its parts as one."""
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-class CallItem(BaseModel):
+class CallItem(Body):
     """A call that the assistant made earlier."""
 
     type: Literal["function_call"]
@@ -50,7 +46,7 @@ class CallItem(BaseModel):
         return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
-class CustomCallItem(BaseModel):
+class CustomCallItem(Body):
     """A call of a custom tool that the assistant made earlier: its input is text."""
 
     type: Literal["custom_tool_call"]
@@ -61,12 +57,11 @@ class CustomCallItem(BaseModel):
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates take it."""
-        function = {"name": self.name, "arguments": json.dumps({INPUT: self.input}, ensure_ascii=False)}
-        call = {"id": self.call_id, "type": "function", "function": function}
+        call = earlier_call(self.call_id, self.name, self.input)
         return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
-class ResultItem(BaseModel):
+class ResultItem(Body):
     """What a call has given: a text, or a list of texts."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
@@ -79,13 +74,13 @@ class ResultItem(BaseModel):
         return {"role": "tool", "tool_call_id": self.call_id, "content": text_of(self.output)}
 
 
-class ReasoningItem(BaseModel):
+class ReasoningItem(Body):
     """Thoughts of an earlier turn, which are not repeated."""
 
     type: Literal["reasoning"]
 
 
-class FunctionTool(BaseModel):
+class FunctionTool(Body):
     """A function that the model may call."""
 
     type: Literal["function"]
@@ -99,7 +94,7 @@ class FunctionTool(BaseModel):
         return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type"})}
 
 
-class CustomTool(BaseModel):
+class CustomTool(Body):
     """A tool that takes text: offered as a function with one argument, and called by the kind of its own."""
 
     type: Literal["custom"]
@@ -110,15 +105,10 @@ class CustomTool(BaseModel):
     @property
     def plain(self) -> dict[str, Any]:
         """As chat templates take it; a grammar that the text should follow is told to the model, not enforced."""
-        grammar = (self.format or {}).get("definition")
-        told = "\n\n".join(filter(None, (self.description, grammar and f"The input follows this grammar:\n{grammar}")))
-        properties = {INPUT: {"type": "string"}}
-        parameters = {"type": "object", "properties": properties, "required": [INPUT], "additionalProperties": False}
-        described = {"description": told} if told else {}
-        return {"type": "function", "function": {"name": self.name, **described, "parameters": parameters}}
+        return offered(self.name, self.description, (self.format or {}).get("definition"))
 
 
-class Namespace(BaseModel):
+class Namespace(Body):
     """Functions under a common name."""
 
     type: Literal["namespace"]
@@ -133,7 +123,7 @@ class Namespace(BaseModel):
         return [{"type": "function", "function": {**tool, "name": spelled(self.name, tool["name"])}} for tool in made]
 
 
-class HostedTool(BaseModel):
+class HostedTool(Body):
     """A tool that OpenAI's servers run, or that its own models alone are trained for: this server cannot offer it."""
 
     type: Literal[
@@ -151,14 +141,22 @@ def spelled(namespace: str | None, name: str) -> str:
     return f"{namespace}__{name}" if namespace else name
 
 
-class NamedTool(BaseModel):
+class NamedTool(Body):
     """Demands a call of one tool."""
 
     type: Literal["function", "custom"]
     name: str
 
 
-class Format(BaseModel):
+class AllowedTools(Body):
+    """Leaves some of the tools, of which one may (auto) or must (required) be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class Format(Body):
     """The form of the text."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -180,25 +178,70 @@ class Format(BaseModel):
         return Form("json", {"type": "object"} if self.type == "json_object" else self.made, "text")
 
 
-class TextSettings(BaseModel):
-    """What the text is like."""
+class TextSettings(Body):
+    """What the text is like; the template is told of `verbosity`."""
 
     format: Format | None = None
+    verbosity: Verbosity | None = None
 
 
-class Reasoning(BaseModel):
-    """How much is thought before the answer."""
+class Reasoning(Body):
+    """How much is thought before the answer. Thoughts are told whole, so that there is nothing to summarise."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    idle: ClassVar[Mapping[str, str]] = dict.fromkeys(("summary", "generate_summary"), "thoughts are told whole")
+    refused: ClassVar[Refusals] = {"context": Refused((None, "auto")), "mode": Refused((None, "standard"))}
+
+    effort: Effort | None = None
 
 
-Item = MessageItem | CallItem | CustomCallItem | ResultItem | ReasoningItem
+class StreamOptions(Body):
+    """What a stream tells besides the answer."""
+
+    idle: ClassVar[Mapping[str, str]] = {"include_obfuscation": "noise against listeners, which no answer needs"}
+    refused: ClassVar[Refusals] = dict.fromkeys(
+        ("include_usage", "continuous_usage_stats"), Refused(instead="a response ends with its usage")
+    )
 
 
-class ResponsesAsk(BaseModel):
+def _kind(item: Any) -> Any:
+    return (item.get("type") or "message") if isinstance(item, Mapping) else getattr(item, "type", None)
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[CustomCallItem, Tag("custom_tool_call")]
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ResultItem, Tag("custom_tool_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(
+        _kind,
+        custom_error_type=UNKNOWN_KIND,
+        custom_error_message="should be 'message', 'function_call', 'function_call_output', 'custom_tool_call', "
+        "'custom_tool_call_output' or 'reasoning'",
+    ),
+]
+# What could be told besides of tools that are not offered, of media, and of thoughts, which are not encrypted here.
+Included = Literal[
+    "reasoning.encrypted_content", "web_search_call.action.sources", "web_search_call.results",
+    "code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
+    "message.input_image.image_url",
+]  # fmt: skip
+_KEPT = Refused(instead="nothing is kept: send the whole conversation")
+
+
+class ResponsesAsk(Body):
     """POST /v1/responses."""
 
     model_config = ConfigDict(allow_inf_nan=False)
+    idle: ClassVar[Mapping[str, str]] = IDLE
+    refused: ClassVar[Refusals] = {
+        **REFUSED,
+        "previous_response_id": _KEPT,
+        "conversation": _KEPT,
+        "background": _KEPT,
+        "truncation": Refused((None, "disabled"), "too long prompts are refused"),
+    }
 
     model: str
     input: str | Annotated[list[Item], Field(min_length=1)]
@@ -207,19 +250,17 @@ class ResponsesAsk(BaseModel):
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
     tools: Annotated[list[AnyTool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tool_choice: (
+        Literal["auto", "none", "required"] | Annotated[NamedTool | AllowedTools, Field(discriminator="type")] | None
+    ) = None
     parallel_tool_calls: bool | None = None
     text: TextSettings | None = None
     reasoning: Reasoning | None = None
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    include: list[Included] | None = None
     metadata: dict[str, Any] | None = None
-
-    # what would need a memory of earlier requests, or is not supported
-    previous_response_id: None = None
-    conversation: None = None
-    background: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
-    truncation: Literal["disabled"] | None = None
+    user: Annotated[str, StringConstraints(max_length=1000)] | None = None
 
     @property
     def offered(self) -> list[FunctionTool | CustomTool | Namespace]:
@@ -228,18 +269,10 @@ class ResponsesAsk(BaseModel):
 
     @property
     def functions(self) -> list[dict[str, Any]]:
-        """As chat templates take them.
-
-        Raises:
-            FieldError: two have one name.
-        """
+        """As chat templates take them."""
         made: list[dict[str, Any]] = []
         for tool in self.offered:
             made += tool.plain if isinstance(tool, Namespace) else [tool.plain]
-        names = [tool["function"]["name"] for tool in made]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise FieldError("tools", f"two tools are named {twice!r}")
         return made
 
     def called(self, name: str) -> tuple[str | None, str, bool]:
@@ -258,14 +291,26 @@ class ResponsesAsk(BaseModel):
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
         effort = self.reasoning.effort if self.reasoning else None
         choice = self.tool_choice
+        variables: dict[str, Any] = {}
+        if effort is not None:
+            variables = {"enable_thinking": effort != "none", "reasoning_effort": effort}
+        if self.text is not None and self.text.verbosity is not None:
+            variables["verbosity"] = self.text.verbosity
         return Chat(
             messages=[*system, *said],
             tools=self.functions,
-            choice=choice.name if isinstance(choice, NamedTool) else choice or AUTO,
+            choice=_choice(choice),
+            allowed=[tool.name for tool in choice.tools] if isinstance(choice, AllowedTools) else None,
             several=self.parallel_tool_calls is not False,
             form=self.text.format.form if self.text and self.text.format else None,
-            variables={} if effort is None else {"enable_thinking": effort != "none", "reasoning_effort": effort},
+            variables=variables,
         )
+
+
+def _choice(choice: str | NamedTool | AllowedTools | None) -> str:
+    if isinstance(choice, AllowedTools):
+        return choice.mode
+    return choice.name if isinstance(choice, NamedTool) else choice or AUTO
 
 
 def _merged(items: list[Item]) -> list[dict[str, Any]]:
