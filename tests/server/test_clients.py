@@ -38,11 +38,11 @@ class Server:
 
 
 @contextmanager
-def listening(model: ktcore.Model) -> Iterator[Server]:
+def listening(model: ktcore.Model, **settings: Any) -> Iterator[Server]:
     """A server of a model."""
     listener = socket.create_server(("127.0.0.1", 0))
     with Service(model) as service:
-        app = build_app(service, Settings("tiny", Keys(("right",))))
+        app = build_app(service, Settings("tiny", Keys(("right",)), **settings))
         made = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

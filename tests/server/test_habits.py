@@ -43,7 +43,9 @@ def test_usage_is_null_until_the_last_piece_and_absent_where_nobody_asked(client
     assert [piece["usage"] for piece in pieces] == [None] * len(pieces)
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == 4
-    assert all("usage" not in piece for piece in _events(client("POST", path, json={**ASKS[path], "stream": True}).text))
+    assert all(
+        "usage" not in piece for piece in _events(client("POST", path, json={**ASKS[path], "stream": True}).text)
+    )
 
 
 def test_minus_one_is_a_fresh_seed_and_other_negative_ones_are_kept() -> None:
@@ -54,7 +56,9 @@ def test_minus_one_is_a_fresh_seed_and_other_negative_ones_are_kept() -> None:
 @pytest.mark.parametrize("change", [{"top_p": 0}, {"min_p": 1}])
 def test_filters_at_their_ends_keep_one_token(client: Client, change: dict[str, Any]) -> None:
     greedy = client("POST", PLAIN, json={**ASKS[PLAIN], "temperature": 0}).json()["choices"][0]["text"]
-    assert client("POST", PLAIN, json={**ASKS[PLAIN], "temperature": 2, **change}).json()["choices"][0]["text"] == greedy
+    assert (
+        client("POST", PLAIN, json={**ASKS[PLAIN], "temperature": 2, **change}).json()["choices"][0]["text"] == greedy
+    )
 
 
 def test_nulls_among_ollamas_options_are_its_defaults(client: Client) -> None:

@@ -87,7 +87,8 @@ def test_a_chat_answers_as_the_model_does(opened: Opened) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_a_stream_adds_up_to_the_whole_answer(client: Client, path: str) -> None:
-    ask = {**ASK, "prompt": "Hello", "n": 2, "temperature": 1, "seed": 5}
+    said_by = {"messages": _messages()} if path == CHAT else {"prompt": "Hello"}
+    ask = {"model": "tiny", "max_tokens": 8, **said_by, "n": 2, "temperature": 1, "seed": 5}
     whole = client("POST", path, json=ask).json()
     done = client("POST", path, json={**ask, "stream": True, "stream_options": {"include_usage": True}})
     assert done.headers["content-type"].startswith("text/event-stream")

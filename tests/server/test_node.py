@@ -31,4 +31,4 @@ def test_the_openai_sdk_for_node_works_unmodified(opened: Callable[..., ktcore.M
         words = [node, str(SCRIPT), str(PACKAGES), f"{server.url}/v1", "right"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("passed: ") == 8
+    assert done.stdout.count("passed: ") == 9

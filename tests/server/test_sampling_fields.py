@@ -113,8 +113,11 @@ def _id(model: ktcore.Model, spelled: str | list[int]) -> int:
 
 @pytest.mark.parametrize("path", [CHAT, PLAIN])
 def test_streamed_logprobs_add_up_and_leave_a_stop_string_out(client: Client, path: str) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 24, "temperature": 0, "messages": [], "prompt": PROMPT}
-    ask |= {"messages": [{"role": "user", "content": "Hello"}], "logprobs": True if path == CHAT else 1}
+    ask: dict[str, Any] = {"model": "tiny", "max_tokens": 24, "temperature": 0}
+    if path == CHAT:
+        ask |= {"messages": [{"role": "user", "content": "Hello"}], "logprobs": True}
+    else:
+        ask |= {"prompt": PROMPT, "logprobs": 1}
 
     def text(choice: Any) -> str:
         return choice["message"]["content"] if path == CHAT else choice["text"]

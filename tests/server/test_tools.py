@@ -16,6 +16,7 @@ ollama = pytest.importorskip("ollama", reason="the client is what this tests")
 
 import ktcore  # noqa: E402
 from ktcore.engine.service import Service  # noqa: E402
+from ktcore.server.api.openai.tools import CustomTool  # noqa: E402
 
 from .test_clients import HELLO, Server, listening  # noqa: E402
 
@@ -270,3 +271,75 @@ def test_advice_that_no_request_can_follow_is_not_given(tools: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="anyOf") as error:
         tools.sdk().chat.completions.create(model="tiny", messages=HELLO, extra_body={"guided_json": form})
     assert "coerce_one_of" not in str(error.value)
+
+
+PATCH = {"type": "custom", "custom": {"name": "apply_patch", "description": "Patches files."}}
+PATCHES = '<tool_call>\n{"name": "apply_patch", "arguments": {"input": "*** Begin\\n"}}\n</tool_call>'
+
+
+def test_custom_tools_are_called_with_text_whole_and_streamed_and_come_back(tools: Server) -> None:
+    sdk = tools.sdk()
+    _says(tools.service, PATCHES)
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": [WEATHER, PATCH]}
+    message = sdk.chat.completions.create(**ask).choices[0].message
+    (call,) = message.tool_calls
+    assert (call.type, call.custom.name, call.custom.input) == ("custom", "apply_patch", "*** Begin\n")
+    pieces = [chunk.choices[0].delta for chunk in sdk.chat.completions.create(**ask, stream=True)]
+    streamed = [made for piece in pieces for made in piece.tool_calls or []]
+    assert [made.index for made in streamed] == [0, 0]
+    assert streamed[0].type == "custom"
+    assert "".join(made.custom["input"] for made in streamed) == "*** Begin\n"
+    _says(tools.service, "Done.")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "ok"}
+    again = sdk.chat.completions.create(**{**ask, "messages": [*HELLO, message, result]})
+    assert again.choices[0].message.content == "Done."
+    function = {"name": "apply_patch", "arguments": {"input": "*** Begin\n"}}
+    said = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+    parameters = {
+        "type": "object",
+        "properties": {"input": {"type": "string"}},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
+    offered = {"name": "apply_patch", "description": "Patches files.", "parameters": parameters}
+    expected = tools.service.model.tokenizer.encode_chat(
+        [*HELLO, said, result], tools=[WEATHER, {"type": "function", "function": offered}]
+    )
+    assert again.usage.prompt_tokens == len(expected)
+    _says(tools.service, PATCHES)
+    forced = {"type": "custom", "custom": {"name": "apply_patch"}}
+    (made,) = sdk.chat.completions.create(**ask, tool_choice=forced).choices[0].message.tool_calls
+    assert made.custom.input == "*** Begin\n"
+
+
+def test_a_custom_tools_grammar_is_told_to_the_model() -> None:
+    grammar = {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /x+/"}}
+    made = CustomTool.model_validate({"type": "custom", "custom": {"name": "c", "format": grammar}}).plain
+    assert made["function"]["description"] == "The input follows this grammar:\nstart: /x+/"
+    plain = CustomTool.model_validate({"type": "custom", "custom": {"name": "c", "format": {"type": "text"}}}).plain
+    assert "description" not in plain["function"]
+
+
+def test_allowed_tools_are_those_that_are_offered(tools: Server) -> None:
+    sdk = tools.sdk()
+    named = {"type": "function", "function": {"name": "get_weather"}}
+
+    def allowed(mode: str, *kept: Any) -> dict[str, Any]:
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": list(kept)}}
+
+    ask: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": [WEATHER, NOW], "max_tokens": 200}
+    alone = sdk.chat.completions.create(**{**ask, "tools": [WEATHER]}, temperature=0)
+    some = sdk.chat.completions.create(**ask, tool_choice=allowed("auto", named), temperature=0)
+    assert some.usage.prompt_tokens == alone.usage.prompt_tokens
+    for seed in range(3):
+        must = sdk.chat.completions.create(**ask, tool_choice=allowed("required", named), seed=seed)
+        assert {call.function.name for call in must.choices[0].message.tool_calls} == {"get_weather"}
+    listed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]}
+    flat = [{"type": "function", **tool["function"]} for tool in (WEATHER, NOW)]
+    found = sdk.responses.create(model="tiny", input="x", tools=flat, tool_choice=listed, max_output_tokens=200)
+    assert {item.name for item in found.output if item.type == "function_call"} == {"get_weather"}
+    for wrong in (allowed("auto", {"type": "function", "function": {"name": "other"}}), {"type": "allowed_tools"}):
+        with pytest.raises(openai.BadRequestError):
+            sdk.chat.completions.create(**ask, tool_choice=wrong)
+    with pytest.raises(openai.BadRequestError, match="two tools are named 'now'"):
+        sdk.chat.completions.create(**{**ask, "tools": [NOW, NOW]})

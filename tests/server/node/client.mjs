@@ -114,6 +114,18 @@ const checks = {
     assert.equal(response.output_text, (await sdk.chat.completions.create({ ...ask, max_tokens: 8 })).choices[0].message.content);
   },
 
+  async "what was too late is not asked for again"() {
+    let asked = 0;
+    const counted = (...words) => (asked++, fetch(...words));
+    const patient = new OpenAI({ baseURL, apiKey, fetch: counted });
+    const late = { model, max_tokens: 2000, temperature: 0, timeout: 0.0001 };
+    const { max_tokens, ...rest } = late;
+    await assert.rejects(patient.chat.completions.create({ ...late, messages }), OpenAI.InternalServerError);
+    await assert.rejects(patient.completions.create({ ...late, prompt: "Hello" }), OpenAI.InternalServerError);
+    await assert.rejects(patient.responses.create({ ...rest, input: "Hello" }), OpenAI.InternalServerError);
+    assert.equal(asked, 3);
+  },
+
   async errors() {
     const other = new OpenAI({ baseURL, apiKey: "wrong", maxRetries: 0 });
     await assert.rejects(other.models.list(), OpenAI.AuthenticationError);

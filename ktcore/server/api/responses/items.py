@@ -88,7 +88,8 @@ class Building:
         self.body["incomplete_details"] = None if whole or cancelled else {"reason": "max_output_tokens"}
         self.body["usage"] = {
             "input_tokens": stats.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": stats.cached_tokens},
+            # what a hosted service bills as written to its cache; clients with types want the field
+            "input_tokens_details": {"cached_tokens": stats.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": stats.new_tokens,
             "output_tokens_details": {"reasoning_tokens": min(self._thought_tokens(), stats.new_tokens)},
             "total_tokens": stats.prompt_tokens + stats.new_tokens,

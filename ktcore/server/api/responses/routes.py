@@ -37,7 +37,9 @@ def response_routes(models: Models) -> APIRouter:
         )
         longest = ask.max_output_tokens or served.settings.default_tokens
         output = replace(PLAIN, structure=prompt.structure, shown=prompt.shown)
-        request = engine.Request(prompt.ids, params, longest, (), served.settings.timeout(None), output, ask.user or "")
+        request = engine.Request(
+            prompt.ids, params, longest, (), served.settings.timeout(ask.timeout), output, ask.user or ""
+        )
         answers = served.answers([request], http, [prompt.reader()])
         building = Building(served.settings.name, ask, prompt)
         if ask.stream:

@@ -261,6 +261,7 @@ class ResponsesAsk(Body):
     include: list[Included] | None = None
     metadata: dict[str, Any] | None = None
     user: Annotated[str, StringConstraints(max_length=1000)] | None = None
+    timeout: float | None = Field(None, gt=0, le=1e6)
 
     @property
     def offered(self) -> list[FunctionTool | CustomTool | Namespace]:
