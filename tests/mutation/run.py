@@ -152,12 +152,15 @@ def equivalent() -> list[dict[str, str]]:
 
 
 def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float) -> dict[str, Any]:
-    """Tests that run the mutant's line, quick ones first; where none does, those that run any line of its file."""
+    """Tests that run the mutant's line, quick ones first; where none does, those that run any line of its file.
+
+    What is computed while a file is imported belongs to no test: of a file of values alone, all of the room's are run.
+    """
     lines = record["lines"].get(mutant.file, {})
     # a statement's line, or the one the fault is on
     tests = set(lines.get(str(mutant.line), [])) | set(lines.get(str(mutant.at), []))
     if not tests:
-        tests = {test for some in lines.values() for test in some}
+        tests = {test for some in lines.values() for test in some} or set(record["seconds"]) - set(record["failed"])
     took, chosen, total = record["seconds"], [], 0.0
     for test in sorted(tests, key=lambda t: (took.get(t, 0.0), t)):
         total += took.get(test, 0.0)
