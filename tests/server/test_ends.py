@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import ktcore  # noqa: E402
 from ktcore.dialects.base import Call  # noqa: E402
 from ktcore.dialects.dialect import Dialect, Part  # noqa: E402
-from ktcore.engine.model import Stats  # noqa: E402
 from ktcore.engine.schedule.sequence import Finish  # noqa: E402
+from ktcore.engine.stream import Stats  # noqa: E402
 from ktcore.errors import LogitsError  # noqa: E402
 from ktcore.server.api.ollama.routes import _said  # noqa: E402
 from ktcore.server.api.responses.items import Building  # noqa: E402
