@@ -21,7 +21,7 @@ STEP    := @printf '==> %s\n'
 or_fail  = || { printf '==> failed: %s; the lines above say why\n' '$(1)' >&2; exit 1; }
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint sanitize mutants thorough bench vendors gpu clean model node
+.PHONY: demo dev test lint sanitize mutants thorough bench vendors gpu clean model node
 
 demo: $(STAMP) model
 	$(STEP) "answering: $(PROMPT)"
@@ -29,6 +29,10 @@ demo: $(STAMP) model
 
 model: $(STAMP)
 	@$(BIN)/python -m ktcore.demo $(call or_fail,fetching the demo model)
+
+# The environment for working on ktcore: everything that tests need, the backends editable; runs nothing.
+dev: $(DEV) model
+	$(STEP) "ready: . $(VENV)/bin/activate"
 
 test: $(DEV) model lint sanitize node
 	$(STEP) "tests: a quarter of an hour on two cores"
