@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ktcore.backend.runtime import GraphMode, HostCallbackMode
+from ktcore.engine.prefix.cache import ON_DEVICE
 from ktcore.engine.schedule.sequence import Sequence
 from ktcore.engine.step.decode_graph import SIZES, DecodeGraphs, graph_device
 from ktcore.engine.step.engine import Engine
@@ -69,9 +70,13 @@ class Device(NoDevices):
         if self.refuses is not None:
             raise self.refuses
         assert stream == "a stream"
+        assert self.layer is not None
+        assert len(self.layer.steps) == 1, "the step has run once, so that all it allocates is there"
+        self.layer.steps.clear()
         self.captured += 1
         work()
-        again, out = self.layer.again, work.__closure__  # type: ignore[union-attr]
+        self.layer.steps.clear()
+        again, out = self.layer.again, work.__closure__
         found = next(c.cell_contents for c in out or () if isinstance(c.cell_contents, list))
 
         def replay(stream: Any) -> None:
@@ -121,6 +126,17 @@ def test_a_captured_step_keeps_to_a_page_and_a_state_that_no_sequence_owns() -> 
     assert plain.memory.shape == (3, 1)
 
 
+def test_what_replayed_steps_have_computed_is_shared() -> None:
+    made, device = captured_engine(Pages(), prefix=ON_DEVICE)
+    first = Sequence([1, 2, 3], SamplingParams(temperature=0), 9)
+    run(made, first)
+    assert device.replayed == 8
+    turn = Sequence([*first.tokens, 5], SamplingParams(temperature=0), 2)
+    run(made, turn)
+    assert turn.prefix.reused == 8  # of twelve tokens the last one was never run
+    assert turn.new_tokens == answer([*first.tokens, 5], 2)
+
+
 def step(count: int, tokens: int | None = None) -> StepBatch:
     return StepBatch(
         token_ids=torch.arange(tokens or count),
@@ -142,9 +158,11 @@ def test_steps_of_more_tokens_or_more_sequences_than_any_graph_run_plainly() -> 
     assert found is not None
     assert found.likeliest()[3][0] == 3
     assert len(found.logits) == 32
-    found = made.graphs.scores(step(3))
-    assert found is not None
-    assert (len(found.logits), made.graphs.sizes) == (3, (4, 32))
+    for count in (3, 9):
+        found = made.graphs.scores(step(count))
+        assert found is not None
+        assert len(found.logits) == count
+    assert made.graphs.sizes == (4, 16, 32), "the next powers of two"
 
 
 def test_errors_of_host_experts_come_with_a_replays_scores() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ktcore.engine.prefix.cache import ON_DEVICE, PAGES_A_STEP, PrefixOptions
+from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, ON_DEVICE, PAGES_A_STEP, PrefixOptions
 from ktcore.engine.prefix.disk import DiskTier
 from ktcore.engine.schedule.sequence import Sequence
 from ktcore.engine.step.engine import Engine
@@ -47,6 +48,13 @@ def test_whole_pages_that_prompts_share_are_computed_once() -> None:
     assert ask(made, [*SHARED, 7, *answer([*SHARED, 7], 3)]) == [12], "an answer is shared too, but for its last token"
     assert stats(made) == (11 + 12 + 8 + 11 + 14, 8 + 4 + 12, 0, 0)
     assert made.scheduler.pages.free == made.scheduler.pages.total
+
+
+def test_tiers_are_as_large_as_the_guide_says() -> None:
+    guide = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    for option, size in (("memory", MEMORY_BYTES), ("disk", DISK_BYTES)):
+        (found,) = re.findall(rf"`--prefix-cache-{option}`, (\d+) GiB", guide)
+        assert size == int(found) * 2**30
 
 
 def test_nothing_is_reused_where_nobody_asked_for_it() -> None:

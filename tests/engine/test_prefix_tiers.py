@@ -96,6 +96,16 @@ def test_a_content_is_written_once(tmp_path: Path) -> None:
     assert torch.equal(found, content(1))
 
 
+def test_names_that_begin_alike_are_kept_apart(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, "aa", 10_000)
+    names = [b"\x01" * 15 + bytes([i]) for i in range(3)]
+    for i, one in enumerate(names):
+        tier.put(one, content(i))
+    tier.close()
+    assert tier.dropped == 0
+    assert [int(found[0]) for one in names if (found := tier.get(one)) is not None] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "longer", "head", "version", "another's", "empty"])
 def test_a_damaged_file_is_none_and_goes(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tier = DiskTier(tmp_path, "aa", 10_000)

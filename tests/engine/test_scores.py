@@ -71,6 +71,8 @@ def test_keys_order_as_numbers_and_come_back() -> None:
     values, ids = from_keys(order_keys(row).sort(descending=True).values)
     assert ids[0].tolist() == [6, 2, 3, 7, 0, 1, 8, 4, 5]
     assert torch.equal(values[0], row[0][ids[0]])
+    zeros = torch.tensor([[-0.0, 0.0, -0.0]])  # equals, so in the order of their ids
+    assert from_keys(order_keys(zeros).sort(descending=True).values)[1].tolist() == [[0, 1, 2]]
 
 
 def test_errors_of_the_step_come_with_its_tokens() -> None:
