@@ -67,6 +67,15 @@ def test_nothing_is_reused_where_nobody_asked_for_it() -> None:
 def test_prompts_that_come_together_wait_for_the_one_that_computes_what_they_share() -> None:
     made = engine(prefix=ON_DEVICE, chunk=4)
     assert ask(made, [*SHARED, 7], [*SHARED, 8], [1, 2]) == [0, 8, 0]
+    assert made.scheduler.pages.free == made.scheduler.pages.total
+
+
+def test_a_prompt_that_must_wait_for_room_holds_nothing_meanwhile() -> None:
+    made = engine(context=24, prefix=ON_DEVICE)
+    assert ask(made, [*SHARED, 7]) == [0]
+    # both begin alike; the second waits until the first has ended, and asks again each time
+    assert ask(made, [*SHARED, 8], [*SHARED, 9, *range(6)], new=6) == [8, 8]
+    assert made.scheduler.pages.free == made.scheduler.pages.total
 
 
 def test_logits_of_every_position_are_computed_anew_and_left_for_nobody() -> None:
