@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation import mutants, rooms
+from tests.mutation import mutants, rooms, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,3 +79,28 @@ def test_interpreters_import_the_copy_although_the_packages_are_installed_editab
     code = "import ktcore, ktcore_sim; print(ktcore.COPIED, ktcore_sim.COPIED)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_a_fault_is_shown_to_one_file_of_quick_tests_before_all_others() -> None:
+    record = {"seconds": {"a.py::1": 0.1, "a.py::2": 0.1, "b.py::1": 9.0, "b.py::2": 9.0, "b.py::3": 9.0}}
+    asked = {"file": "x.py", "tests": list(record["seconds"]), "seconds": 30}
+    first, rest = run.waves(record, asked)
+    assert first == asked | {"tests": ["a.py::1", "a.py::2"]}
+    assert rest == asked | {"tests": ["b.py::1", "b.py::2", "b.py::3"]}
+    assert run.waves(record, asked | {"tests": ["a.py::2"]}) == [asked | {"tests": ["a.py::2"]}]
+
+
+def test_survivors_are_found_again_by_their_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ktcore").mkdir()
+    (tmp_path / "ktcore/x.py").write_text("b = 5\na = b < 3\n")
+    last = tmp_path / "last.json"
+    alive = [
+        {"file": "ktcore/x.py", "lines": ["a = b < 3", "a = b <= 3"]},
+        {"file": "ktcore/x.py", "lines": ["a = b > 3", "a = b >= 3"]},
+    ]
+    last.write_text(json.dumps(alive))
+    (found,), excused = run.again(tmp_path, "x", last)
+    assert (found.lines((tmp_path / "ktcore/x.py").read_bytes()), excused) == (("a = b < 3", "a = b <= 3"), 0)
+    assert "gone from ktcore/x.py: a = b > 3  ->  a = b >= 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="has had no run yet"):
+        run.again(tmp_path, "x", tmp_path / "absent.json")
