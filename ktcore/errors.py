@@ -49,6 +49,11 @@ class ContextError(RequestError):
     """A prompt is longer than the context."""
 
 
+class ExpertsError(KtcoreError):
+    """Routed experts on the host failed (`__cause__` has what they raised, where that is known), or the hand-off to
+    them was used wrongly."""
+
+
 class LogitsError(KtcoreError, FloatingPointError):
     """What the model computed for an answer is not a number: the weights are damaged, or a value overflowed."""
 

@@ -68,6 +68,25 @@ def test_work_goes_to_the_streams_of_accelerators_alone(opened: tuple[Devices, l
     assert [r.seen[-1] for r in made] == ["waited", "waited"]
 
 
+def test_what_fails_in_a_step_leaves_no_submission_behind(opened: tuple[Devices, list[Runtime]]) -> None:
+    devices, made = opened
+    devices.runtime("fast:0")
+    seen: list[str] = []
+
+    class HandOff:
+        def abandon(self) -> None:
+            seen.append(made[0].seen[-1])
+
+    devices._hand_offs += [HandOff(), HandOff()]  # type: ignore[list-item]
+    with devices.running():
+        pass
+    assert seen == []
+    with pytest.raises(KeyboardInterrupt), devices.running():
+        raise KeyboardInterrupt
+    # on the engine's stream still, where the submissions are
+    assert seen == ["in stream of fast:0"] * 2
+
+
 def test_closing_closes_each_once(opened: tuple[Devices, list[Runtime]]) -> None:
     devices, made = opened
     for name in ("fast:0", "cpu:0"):

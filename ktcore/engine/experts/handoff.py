@@ -5,6 +5,7 @@ The host thread that launches device work does not block in between, where the r
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,10 +13,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ktcore.backend.lane import Lane, LaneJob
+from ktcore.backend.record import describe
 from ktcore.backend.runtime import DeviceRuntime, HostCallbackMode, Stream
+from ktcore.errors import ExpertsError
 
 Experts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SLOTS = 2
+"""Submissions that may be outstanding: the next block is filled while one is read."""
+SIZES = 16
+"""Numbers of tokens whose views and jobs are kept, a slot."""
 
 
 @runtime_checkable
@@ -54,19 +60,26 @@ class _Block:
 
 @dataclass
 class HandOffTicket:
-    """An outstanding submission and where its result will be."""
+    """An outstanding submission and where its result will be.
+
+    Attributes:
+        slot: the buffers that are its own until it is waited for.
+    """
 
     job: LaneJob
     block: _Block
     device: torch.device
+    slot: int
 
     @property
-    def error(self) -> BaseException | None:
+    def error(self) -> ExpertsError | None:
         """What the experts raised when they last ran."""
         error = self.job.error
-        if not error:
+        if error is None or error == "":
             return None
-        return RuntimeError(f"host experts failed: {error}") if isinstance(error, str) else error
+        found = ExpertsError(f"experts on the host failed: {error if isinstance(error, str) else describe(error)}")
+        found.__cause__ = None if isinstance(error, str) else error
+        return found
 
 
 class HandOff:
@@ -98,7 +111,6 @@ class HandOff:
         self._stream = stream
         self._lane = lane
         self._max_tokens = max_tokens
-        # two slots, so that the next block can be filled while one is read
         self._slots = [
             _Block(
                 hidden=runtime.pinned_buffer((max_tokens, hidden), torch.float32),
@@ -108,8 +120,9 @@ class HandOff:
             )
             for _ in range(SLOTS)
         ]
-        self._blocks: list[dict[int, _Block]] = [{} for _ in range(SLOTS)]
+        self._blocks: list[OrderedDict[int, _Block]] = [OrderedDict() for _ in range(SLOTS)]
         self._turn = 0
+        self._held: list[HandOffTicket | None] = [None] * SLOTS
         self._outstanding: list[HandOffTicket] = []
 
     def __call__(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -120,12 +133,13 @@ class HandOff:
         """Start the experts on x [T, hidden], ids [T, k], weights [T, k], all on the device.
 
         Raises:
-            ValueError: more tokens than the buffers hold.
+            ExpertsError: more tokens than the buffers hold, or more submissions outstanding than there are slots.
         """
         tokens = x.shape[0]
         if tokens > self._max_tokens:
-            raise ValueError(f"{tokens} tokens submitted, the hand-off buffers hold {self._max_tokens}")
-        block = self._next_block(tokens)
+            raise ExpertsError(f"{tokens} tokens submitted, the hand-off buffers hold {self._max_tokens}")
+        slot = self._free_slot()
+        block = self._block(slot, tokens)
         copy, stream = self._runtime.copy_async, self._stream
         copy(block.hidden, x.float(), stream)
         copy(block.ids, ids, stream)
@@ -135,7 +149,8 @@ class HandOff:
             job.start()
         else:
             self._runtime.launch_host(stream, self._lane.start_address, job.address)
-        ticket = HandOffTicket(job, block, x.device)
+        ticket = HandOffTicket(job, block, x.device, slot)
+        self._held[slot] = ticket
         self._outstanding.append(ticket)
         return ticket
 
@@ -143,8 +158,12 @@ class HandOff:
         """The sum, float32 [T, hidden] on the device, complete for whatever the stream runs next.
 
         Raises:
-            Exception: what the experts raised, when it is known already; otherwise `check` raises it.
+            ExpertsError: the experts failed, when that is known already, otherwise `check` raises it; or the ticket was
+                waited for before, or is another hand-off's.
         """
+        if self._held[ticket.slot] is not ticket:
+            raise ExpertsError("a ticket can be waited for once, by the hand-off that gave it")
+        self._held[ticket.slot] = None
         if self._runtime.host_callback is HostCallbackMode.NONE:
             ticket.job.wait()
             self.check()
@@ -156,9 +175,13 @@ class HandOff:
         return out
 
     def check(self) -> None:
-        """Raise what experts raised since the last call; the engine calls it once a step's result is on the host."""
+        """Raise what experts raised since the last call; the engine calls it once a step's result is on the host.
+
+        Raises:
+            ExpertsError: the first failure; the others are gone with it.
+        """
         still = []
-        failed: BaseException | None = None
+        failed: ExpertsError | None = None
         for ticket in self._outstanding:
             if ticket.job.done:
                 failed = failed or ticket.error
@@ -167,6 +190,18 @@ class HandOff:
         self._outstanding = still
         if failed:
             raise failed
+
+    def abandon(self) -> None:
+        """Forget all tickets, after a step that failed: no job runs any more, and what it raised is nobody's affair."""
+        tickets = [*self._outstanding, *(ticket for ticket in self._held if ticket is not None)]
+        if not tickets:
+            return
+        # callbacks that are still to start jobs would find their buffers in use by others
+        self._runtime.synchronize(self._stream)
+        for ticket in tickets:
+            ticket.job.wait()
+        self._outstanding = []
+        self._held = [None] * SLOTS
 
     def take_over(self) -> list[HandOffTicket]:
         """The outstanding tickets, for the owner of a captured graph: a replay runs their jobs again.
@@ -178,12 +213,28 @@ class HandOff:
             ticket.block.job = None
         return taken
 
-    def _next_block(self, tokens: int) -> _Block:
-        slot = self._turn % SLOTS
-        self._turn += 1
-        block = self._blocks[slot].get(tokens)
+    def _free_slot(self) -> int:
+        """The slot that was used least recently of those that no ticket holds."""
+        for turn in range(self._turn, self._turn + SLOTS):
+            slot = turn % SLOTS
+            if self._held[slot] is None:
+                self._turn = turn + 1
+                return slot
+        raise ExpertsError(
+            f"{SLOTS} submissions are outstanding, as many as there are buffers for",
+            "wait for a ticket before the next submission",
+        )
+
+    def _block(self, slot: int, tokens: int) -> _Block:
+        """The slot's first rows, with a job that has run on them: the most recently used sizes are kept."""
+        kept = self._blocks[slot]
+        block = kept.get(tokens)
         if block is None:
-            block = self._blocks[slot][tokens] = self._slots[slot].first(tokens)
+            block = kept[tokens] = self._slots[slot].first(tokens)
+            if len(kept) > SIZES:
+                kept.popitem(last=False)
+        else:
+            kept.move_to_end(tokens)
         return block
 
     def _job(self, block: _Block) -> LaneJob:

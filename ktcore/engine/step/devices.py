@@ -54,12 +54,20 @@ class Devices:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Send torch work of every accelerator to this engine's stream."""
+        """Send torch work of every accelerator to this engine's stream.
+
+        What fails inside leaves no submission to host experts behind.
+        """
         with ExitStack() as stack:
             for device, runtime in self._runtimes.items():
                 if runtime.device.type != "cpu":
                     stack.enter_context(runtime.use_stream(self.stream(device)))
-            yield
+            try:
+                yield
+            except BaseException:
+                for hand_off in self._hand_offs:
+                    hand_off.abandon()
+                raise
 
     def synchronize(self) -> None:
         """Wait for all devices; raises errors that surface late."""
