@@ -1,40 +1,20 @@
-"""The `ktcore` program: builds the commands, and turns errors that a user can meet into one line and an exit code."""
+"""The `ktcore` program: runs a command, and turns errors that a user can meet into one line and an exit code."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
 
-import typer
+if TYPE_CHECKING:
+    from ktcore.errors import KtcoreError
 
-from ktcore import __version__
-from ktcore.cli.commands.bench import bench
-from ktcore.cli.commands.chat import chat
-from ktcore.cli.commands.conformance import app as conformance
-from ktcore.cli.commands.convert import convert
-from ktcore.cli.commands.doctor import doctor
-from ktcore.cli.commands.new_backend import new_backend
-from ktcore.cli.commands.plan import plan
-from ktcore.cli.commands.run import run
-from ktcore.cli.commands.serve import serve
-from ktcore.cli.options import DebugOption, State, VerboseOption
-from ktcore.cli.words import KnowingCommand
-from ktcore.errors import KtcoreError
-
-HELP = """Runs mixture-of-experts language models bigger than your GPU, on whatever accelerator you own.
-
-MODEL is always a GGUF file, or a Hugging Face folder with config.json and *.safetensors.
-
-\b
-  ktcore run model.gguf "Why is the sky blue?"   answer one prompt
-  ktcore chat model.gguf                         hold a conversation
-  ktcore serve model.gguf                        answer clients of the OpenAI API
-  ktcore plan model.gguf --backend cpu           what would run where, and why
-  ktcore convert folder packed                   pack once, load quickly ever after
-  ktcore doctor                                  what this machine offers
-  ktcore bench model.gguf                        how fast it is here
-"""
+INTERRUPTED = 130
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -43,6 +23,21 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the words after `ktcore`; None takes the process's own.
     """
+    # nothing but the standard library is imported above: Ctrl-C before this line is Python's own affair
+    with _interrupted_imports_end_all():
+        try:
+            _run(args)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+
+
+def _run(args: Sequence[str] | None) -> None:
+    import typer
+
+    from ktcore.cli.app import build_app
+    from ktcore.cli.options import State
+    from ktcore.errors import KtcoreError
+
     _tolerant_streams()
     state = State()
     try:
@@ -55,45 +50,38 @@ def main(args: Sequence[str] | None = None) -> None:
 
         show_error(known)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
-def build_app() -> typer.Typer:
-    """The commands. Their heavy imports happen inside of them."""
-    app = typer.Typer(
-        name="ktcore",
-        help=HELP,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_root)
-    for command in (run, chat, serve, plan, convert, doctor, bench, new_backend):
-        app.command(cls=KnowingCommand, no_args_is_help=command is not doctor)(command)
-    app.add_typer(conformance, name="conformance")
-    return app
+@contextmanager
+def _interrupted_imports_end_all() -> Iterator[None]:
+    """Ctrl-C within an import ends the process at once: what is half imported often cannot be imported again."""
+    mine = sys._getframe(2)
 
+    def handler(number: int, frame: FrameType | None) -> None:
+        while frame is not None and frame is not mine:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
 
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=lambda given: _show_version(given), is_eager=True, help="Show it.")
-    ] = False,
-    verbose: VerboseOption = 0,
-    debug: DebugOption = False,
-) -> None:
-    pass
-
-
-def _show_version(given: bool) -> None:
-    if given:
-        sys.stdout.write(f"ktcore {__version__}\n")
-        raise typer.Exit
+    # where the caller has a handler of its own, or has Ctrl-C ignored, it stays so
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _out_of_memory(error: Exception) -> KtcoreError | None:
     """What allocators raise in kinds of their own, as an error for users; None when it is something else."""
+    from ktcore.errors import KtcoreError
+
     text = str(error).splitlines()[0] if str(error) else "no more memory"
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text.lower():
         return KtcoreError(f"out of memory: {text}", "`ktcore plan` tells what is needed; --context changes it most")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import resource
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -66,6 +65,8 @@ class Timer:
 
 def median(rounds: list[Round]) -> Round:
     """The median of each figure."""
+    import statistics
+
     return Round(statistics.median(r.prefill_tok_s for r in rounds), statistics.median(r.decode_tok_s for r in rounds))
 
 

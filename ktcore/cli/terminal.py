@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ktcore.engine.model import Model
     from ktcore.errors import KtcoreError
 
+RENDERING = "transformers.utils.chat_template_utils"
+"""What renders chat templates; its import takes as long as loading a small model."""
 WIDE = 160
 """Columns of a table that goes into a file or a pipe, where nothing tells the width."""
 
@@ -54,6 +56,19 @@ def write(text: str) -> None:
 def write_json(value: Any) -> None:
     """One JSON object."""
     write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def fetched(module: str) -> None:
+    """Import a module beside what is done next: reading weights leaves Python idle. Whoever needs it waits for it."""
+    from importlib import import_module
+    from threading import Thread
+
+    def run() -> None:
+        # what is wrong with it is said where it is needed
+        with suppress(Exception):
+            import_module(module)
+
+    Thread(target=run, name=f"import {module}").start()
 
 
 @contextmanager

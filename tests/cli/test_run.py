@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,23 @@ def test_what_it_runs_on_is_said_once_and_not_to_scripts(ktcore: Run, smollm2_pa
     assert ktcore(*words, "--backend", "cpu").err.count("Runs on cpu:0, ") == 1
     assert "cpu is used" in ktcore(*words).err
     assert ktcore(*words, "--json").err == ""
+
+
+LAZY = """
+import sys
+from ktcore.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as left:
+    assert left.code == 0, left.code
+unwanted = "transformers gguf sympy triton llguidance fastapi uvicorn openai torch._dynamo torch._inductor"
+print(*sorted(set(unwanted.split()) & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+def test_an_answer_to_a_plain_prompt_imports_nothing_that_it_does_not_need(smollm2_path: Path) -> None:
+    words = ("run", str(smollm2_path), STORY, "--raw", "-n", "1", "--json", "--backend", "cpu")
+    environment = {**os.environ, "KTCORE_PLUGINS": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LAZY, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +49,8 @@ def bench(
       ktcore bench model.gguf --threads 8 --json
       ktcore bench model.gguf --quality --rules fewer-experts.yaml --text book.txt
     """
+    import statistics
+
     from ktcore.cli import measure
     from ktcore.cli.terminal import opened, write_json
 

@@ -41,10 +41,12 @@ def chat(
     \b
       ktcore chat model.gguf --system "You are a patient teacher."
     """
-    from ktcore.cli.terminal import note, opened
+    from ktcore.cli.terminal import RENDERING, fetched, note, opened
 
     draw = sampling.given()
     shape = templating.given()
+    if model.exists():
+        fetched(RENDERING)
     with opened(model, **loading.given()) as (loaded, _):
         if loaded.tokenizer.chat_template is None and templating.template is None:
             raise TokenizerError(f"{model} has no chat template", "use `ktcore run`, or an instruction-tuned model")

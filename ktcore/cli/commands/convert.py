@@ -61,20 +61,25 @@ def convert(
             raise RequestError("give a folder to write to", "ktcore convert MODEL FOLDER")
         _verify(model)
         return
-    from ktcore.cli.terminal import loading_bar, write_json
+    from ktcore.cli.terminal import loading_bar, note, write_json
+    from ktcore.engine.load.convert import PARTIAL
     from ktcore.engine.load.convert import convert as run
 
-    with loading_bar(f"packing {model.name}") as progress:
-        done = run(
-            model,
-            folder,
-            experts=experts,
-            **vars(source),
-            threads=threads,
-            keep_dense=keep_dense,
-            dry_run=dry_run,
-            progress=progress,
-        )
+    try:
+        with loading_bar(f"packing {model.name}") as progress:
+            done = run(
+                model,
+                folder,
+                experts=experts,
+                **vars(source),
+                threads=threads,
+                keep_dense=keep_dense,
+                dry_run=dry_run,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        note(f"stopped: the same command goes on with what {folder}{PARTIAL} holds")
+        raise
     if verify and not dry_run:
         _verify(folder, quiet=as_json)
     if as_json:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import keyword
 import re
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
-from string import Template
 from typing import Annotated
 
 import typer
@@ -48,6 +44,8 @@ def write_package(name: str, target: Path) -> Path:
         raise KtcoreError(f"'{name}' cannot name a backend: {taken}", "take another name")
     if target.exists():
         raise KtcoreError(f"{target} exists already", "give another folder with --to")
+    from string import Template
+
     words = {"name": name, "package": f"ktcore_{name}", "title": name.title().replace("_", "")}
     # everything is filled in before the first file is written
     texts = {path: Template(text).substitute(words) for path, text in _templates().items()}
@@ -63,6 +61,10 @@ def write_package(name: str, target: Path) -> Path:
 
 def _taken(name: str) -> str | None:
     """Who has the name, or its package's, already."""
+    import importlib.util
+    import keyword
+    from importlib.metadata import entry_points
+
     from ktcore.backend.discovery import RESERVED
     from ktcore.backend.hookspecs import ENTRY_POINT_GROUP
 

@@ -44,7 +44,7 @@ def run(
       ktcore run model.gguf "Once upon a time" --raw -n 100 --seed 7
     """
     from ktcore.cli.measure import speeds
-    from ktcore.cli.terminal import note, opened, write, write_json
+    from ktcore.cli.terminal import RENDERING, fetched, note, opened, write, write_json
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
@@ -55,6 +55,8 @@ def run(
     if raw and shape:
         raise RequestError("a chat template's options need the chat template, which --raw leaves out", "drop --raw")
     draw = sampling.given()
+    if not raw and model.exists():
+        fetched(RENDERING)
     with opened(model, **loading.given()) as (loaded, load_s):
         stream = _answer(loaded, text, system, raw, max_new_tokens, draw, shape)
         stream.check()  # what is wrong with the prompt is said alone

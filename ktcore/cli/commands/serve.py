@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,6 +178,8 @@ def _tls(cert: Path | None, key: Path | None) -> dict[str, str]:
         return {}
     if cert is None or key is None:
         raise RequestError("HTTPS needs both --tls-cert and --tls-key")
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(cert, key)
@@ -194,6 +194,8 @@ def _origins(given: list[str]) -> tuple[str, ...]:
     Raises:
         RequestError: one is none; "*" would open the server to every page that anyone visits.
     """
+    import re
+
     for origin in given:
         if not re.fullmatch(r"https?://[^/\s*]+", origin):
             raise RequestError(f"--cors-origin {origin!r} is no origin", "write it like https://chat.example:8443")
