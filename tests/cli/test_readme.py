@@ -68,8 +68,7 @@ def test_the_readmes_commands_work_as_typed(
     typed: list[list[str]], ktcore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path / "work" / "clone")
-    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
-    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, **_: setattr(server, "started", True))
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     for program, *words in typed:
         if program == "make":
