@@ -100,6 +100,30 @@ def test_pages_whose_place_was_needed_come_back_from_main_memory() -> None:
     assert len(made.prefix.memory) == 0
 
 
+def test_nothing_is_reused_behind_a_page_that_is_gone() -> None:
+    prompt = [*range(16), 7]
+    made = engine(context=24, prefix=MEMORY)
+    first = Sequence(list(prompt), GREEDY, 1)
+    run(made, first)
+    assert ask(made, list(range(50, 70)), new=4) == [0]  # takes every page
+    del made.prefix.memory._held[first.prefix.digests[1]]
+    assert ask(made, prompt) == [4]
+
+
+@pytest.mark.parametrize(("memory", "disk"), [(2**20, False), (0, True), (2**20, True)])
+def test_what_every_tier_has_is_not_copied_again(
+    memory: int, disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = engine(prefix=PrefixOptions(memory, tmp_path if disk else None))
+    ask(made, [*SHARED, 7], new=1)
+    assert made.settle() is False
+    if made.prefix.disk is not None:
+        made.prefix.disk.close()  # all is written
+    monkeypatch.setattr(made.prefix._transfer, "read_pages", lambda pages: pytest.fail(f"{pages} are copied again"))
+    ask(made, [*SHARED, 7], new=1)
+    assert made.prefix.leaving == 0
+
+
 @pytest.mark.parametrize("memory", [0, 2**20])
 def test_pages_on_disk_outlive_the_engine(memory: int, tmp_path: Path) -> None:
     options = PrefixOptions(memory=memory, folder=tmp_path)

@@ -152,8 +152,9 @@ class PrefixCache:
             return
         extend_digests(note.digests, sequence.tokens, self._pages.page_size)
         wanted: list[bytes] = []
-        if self.disk is None or self._readers is None:
+        if self.disk is None:
             return
+        assert self._readers is not None
         for name in note.digests[: self.limit(sequence)]:
             known = self._pages.has(name) or name in self.memory
             if not known and name not in self.disk:
