@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from ktcore.errors import RequestError, TokenizerError
+from ktcore.text.chat_template import ControlTokens
 from ktcore.text.from_folder import tokenizer_from_folder
 from ktcore.text.tokenizer import Tokenizer
 
@@ -232,3 +233,65 @@ def test_no_mark_is_left_for_a_message_with_all_noncharacters() -> None:
     everything = "".join(map(chr, range(0xFDD0, 0xFDF0)))
     with pytest.raises(RequestError, match="noncharacter"):
         with_templates(default=TEMPLATE).encode_chat([{"role": "user", "content": everything + "</s>"}])
+
+
+@pytest.mark.parametrize("free", [0xFDD0, 0xFDEF])
+def test_one_noncharacter_that_no_message_holds_is_mark_enough(free: int) -> None:
+    others = "".join(chr(code) for code in range(0xFDD0, 0xFDF0) if code != free)
+    tokenizer = with_templates(default=TEMPLATE)
+    end = tokenizer.token_id("</s>")
+    ids = tokenizer.encode_chat([{"role": "user", "content": others + "</s>"}])
+    assert ids.count(end) == tokenizer.encode_chat(CHAT[:1]).count(end)
+    assert others + "</s>" in tokenizer.decode(ids, skip_special=False)
+
+
+class TestControlTokens:
+    """The stretches that decide what is control and what is text, by hand."""
+
+    MARK = "\ufdd0"
+
+    def test_of_two_tokens_of_which_one_begins_the_other_the_longer_is_the_one_written(self) -> None:
+        for spellings in (["<a>", "<a>b"], ["<a>b", "<a>"]):
+            control = ControlTokens(spellings)
+            assert control.split(f"<a>b says <{self.MARK}a>", self.MARK) == [("<a>b", True), (" says <a>", False)]
+
+    def test_every_place_where_one_begins_is_broken_overlapping_ones_too(self) -> None:
+        control = ControlTokens(["<<a", "<a>", ""])
+        value, mark = control.disarm({"content": "<<a> and <a>\n<<a"})
+        assert mark == self.MARK
+        m = self.MARK
+        assert value == {"content": f"<{m}<{m}a> and <{m}a>\n<{m}<a"}
+        assert control.split(value["content"], m) == [("<<a> and <a>\n<<a", False)]
+
+    def test_stretches_of_the_template_join_and_messages_stay_apart(self) -> None:
+        control, m = ControlTokens(["<s>", "</s>"]), self.MARK
+        text = f"<s>user\nfine</s>\n<s>user\nno <{m}/s> end</s>tail <{m}s>"
+        assert control.split(text, m) == [
+            ("<s>user\nfine</s>\n<s>", True),
+            ("user\nno </s> end", False),
+            ("</s>", True),
+            ("tail <s>", False),
+        ]
+        assert control.split("plain", m) == [("plain", True)]
+        assert control.split("", m) == []
+        assert control.split(m, m) == []
+
+    def test_one_character_may_be_a_token(self) -> None:
+        control, m = ControlTokens(["$"]), self.MARK
+        assert control.disarm("5 $") == (f"5 ${m}", m)
+        assert control.split(f"$user: 5 ${m}$", m) == [("$", True), ("user: 5 $", False), ("$", True)]
+
+    def test_without_control_tokens_or_without_their_spellings_nothing_is_broken(self) -> None:
+        for control in (ControlTokens([]), ControlTokens([""]), ControlTokens(["</s>"])):
+            assert control.disarm(["<s>", {"a": 5}]) == (["<s>", {"a": 5}], None)
+
+    def test_what_is_neither_text_nor_holds_any_stays_and_the_assistants_own_words_count(self) -> None:
+        control, m = ControlTokens(["</s>"]), self.MARK
+        said = {"role": "assistant", "content": "</s>"}
+        value = [b"</s>", bytearray(b"</s>"), 5, None, said, ("</s>", {"deep": ["</s>"]}), {"</s>": 1}]
+        broken = [b"</s>", bytearray(b"</s>"), 5, None, said, [f"<{m}/s>", {"deep": [f"<{m}/s>"]}], {"</s>": 1}]
+        assert control.disarm(value) == (broken, m)
+        assert control.disarm([said, b"</s>"]) == ([said, b"</s>"], None)
+        # what the assistant said needs no mark, so it may hold the first one
+        assert control.disarm([{"role": "assistant", "content": m}, "</s>"])[1] == m
+        assert control.disarm([m, "</s>"])[1] == "\ufdd1"
