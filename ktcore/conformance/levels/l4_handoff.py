@@ -14,6 +14,7 @@ from ktcore.backend.runtime import HostCallbackMode
 from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.operator import normal
 from ktcore.engine.experts.handoff import HandOff
+from ktcore.errors import ExpertsError
 
 HIDDEN, TOP_K, MOST = 64, 4, 48
 ROUNDS = 25
@@ -149,7 +150,7 @@ def _error(ctx: Context) -> None:
         try:
             ctx.target.get(hand(*_there(ctx, block)))
             hand.check()
-        except RuntimeError as error:
+        except (ExpertsError, RuntimeError) as error:
             ctx.require("expert 3" in str(error), f"another error came back: {error}")
         else:
             ctx.fail("the experts raised, and nobody learned of it")
