@@ -12,6 +12,7 @@ from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, PrefixOptions
 from ktcore.engine.schedule.pace import STRETCH
 from ktcore.errors import RequestError
 from ktcore.placement.memory import parse_bytes
+from ktcore.server.api.complaints import complaint
 from ktcore.server.http.settings import MAX_BODY
 
 
@@ -124,16 +125,15 @@ def read_config(path: Path) -> ServeConfig:
     try:
         return ServeConfig.model_validate(given)
     except ValidationError as error:
-        raise _told(path, error) from error
+        raise _told(path, error, given) from error
 
 
-def _told(path: Path, error: ValidationError) -> RequestError:
-    first = error.errors()[0]
-    # a union's branches are pydantic's own words, not places in the file
-    where = [str(part) for part in first["loc"] if "[" not in str(part)]
-    place = ".".join(where)
-    if first["type"] == "extra_forbidden":
+def _told(path: Path, error: ValidationError, given: Any) -> RequestError:
+    told = error.errors(include_url=False)
+    place, message = complaint(told, given)
+    where = [str(part) for part in told[0]["loc"]]
+    if told[0]["type"] == "extra_forbidden":
         kind: type[BaseModel] = ModelConfig if len(where) > 1 and where[0] == "models" else ServeConfig
         known = ", ".join(sorted(kind.model_fields))
-        return RequestError(f"{path}: {place} is not known", f"known there: {known}")
-    return RequestError(f"{path}: {place}: {first['msg']}", "docs/serving.md lists what may stand there")
+        return RequestError(f"{path}: {'.'.join(where)} is not known", f"known there: {known}")
+    return RequestError(f"{path}: {place}: {message}", "docs/serving.md lists what may stand there")

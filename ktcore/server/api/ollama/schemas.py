@@ -30,6 +30,8 @@ _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 class OllamaBody(Body):
     """A request of Ollama's, or an object in one: what is null is not there, as in Go."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     @model_validator(mode="before")
     @classmethod
     def _nulls_are_defaults(cls, given: Any) -> Any:
@@ -39,7 +41,6 @@ class OllamaBody(Body):
 class Options(OllamaBody):
     """Sampling, with Ollama's own defaults; `num_predict` below 0 is as long as the context allows."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
     idle: ClassVar[Mapping[str, str]] = OPTIONS_IDLE
     refused: ClassVar[Refusals] = OPTIONS_REFUSED
 
