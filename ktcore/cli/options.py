@@ -45,7 +45,7 @@ def parse_memory(text: str) -> int:
         typer.BadParameter: it is not a size, or has no unit.
     """
     size = parse_size(text)
-    if size < _LEAST_MEMORY and text.strip().isdigit():
+    if size < _LEAST_MEMORY and text.strip()[-1].isdigit():
         raise typer.BadParameter(f"{text} alone is a number of bytes; say {text}GiB, or {text}MiB")
     return size
 
