@@ -7,7 +7,6 @@ import inspect
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,16 +25,6 @@ from ktcore.cli.words import ADVICE, ALIASES
 from .conftest import Run
 
 COMMANDS = ("run", "chat", "serve", "plan", "convert", "doctor", "bench", "new-backend")
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """What --verbose does to the process's logging is taken back."""
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.fixture
