@@ -6,11 +6,12 @@ from ktcore.graph.decoder import rms_eps
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.graph.rotary import rope_node
-from ktcore.graph.settings import Settings
 from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import Pairing
+
+KV_HEADS = ("num_key_value_heads", "attention.head_count_kv")
 
 
 def gqa_node(
@@ -21,8 +22,8 @@ def gqa_node(
     *,
     qk_norm: bool = False,
     post_norm: bool = False,
-    partial: float = 1.0,
-    window: int | None = None,
+    partial: bool = False,
+    window: int = 0,
     chunk: int = 0,
     gate: bool = False,
     unit_norm: bool = False,
@@ -35,9 +36,8 @@ def gqa_node(
         pairing: of the stored q and k rows; None for layers without position embedding.
         qk_norm: RMSNorm over each head of q and k.
         post_norm: RMSNorm over the branch's result.
-        partial: part of a head that the family rotates where its checkpoint does not say; below 1, checkpoints may
-            say something else.
-        window: tokens a query sees, 0 for all; None reads it from config.json as most families mean it.
+        partial: checkpoints of the family may rotate a head's beginning only.
+        window: tokens a query sees, 0 for all; `ktcore.graph.windows` reads it.
         chunk: a query sees keys of its own chunk of so many positions; 0 for all.
         gate: the query projection holds, head by head, rows of q and then rows of an output gate.
         unit_norm: RMSNorm without weights over each head of q and k, after the position embedding.
@@ -49,16 +49,17 @@ def gqa_node(
     s = make.settings
     hidden = s.integer("hidden_size", "embedding_length")
     heads = s.integer("num_attention_heads", "attention.head_count", layer=layer)
-    kv_heads = s.integer("num_key_value_heads", "attention.head_count_kv", heads, layer=layer)
+    kv_heads = s.integer(*KV_HEADS, derived=heads, layer=layer)
     if not 0 < kv_heads <= heads or heads % kv_heads:
-        raise s.error(f"{heads} attention heads cannot share {kv_heads} key heads")
-    dim = s.integer("head_dim", "attention.key_length", hidden // heads)
-    rotary = s.integer("", "rope.dimension_count", dim)
-    if s.integer("", "attention.value_length", dim) != dim or (rotary != dim and partial == 1.0) or rotary > dim:
+        raise s.error(f"{heads} attention heads cannot share {kv_heads} key heads", s.about(KV_HEADS))
+    even = hidden // heads
+    dim = s.integer("head_dim", "attention.key_length", derived=even)
+    rotary = s.integer("", "rope.dimension_count", without=dim, derived=dim)
+    value = s.integer("", "attention.value_length", without=dim, derived=even)
+    if value != dim or (rotary != dim and not partial) or rotary > dim:
         raise s.error("key, value and rotary widths differ, which this architecture is not known to do")
     eps = rms_eps(make)
     sinks = make.names.knows(f"{name}.sinks")
-    window = _window(make, layer) if window is None else window
     if gate:
         q, gate_node = _gated_query(make, name, hidden, heads, dim)
         k, v = (make.linear(f"{name}.{role}", hidden, kv_heads * dim) for role in ("k", "v"))
@@ -120,43 +121,3 @@ def _projections(make: NodeMaker, name: str, hidden: int, q_rows: int, kv_rows: 
         make.row_span(f"{name}.{role}", whole, hidden, (ends[role] - n, ends[role]), total) for role, n in rows.items()
     )
     return q, k, v
-
-
-def _window(make: NodeMaker, layer: int) -> int:
-    """Sliding window of a layer, as the class of each family in transformers 5 reads its configuration."""
-    s = make.settings
-    family = "" if s.gguf else s.architecture
-    if family == "llama":
-        return 0  # the class knows no window, whatever another family's key left behind says
-    if family == "mistral":
-        # of all layers, 4096 where the key is absent and none where it is null; there is no switch
-        named = "sliding_window" in s.config
-        return s.integer("sliding_window", "", 0 if named else 4096, least=0)
-    if family in ("qwen2", "qwen3", "qwen3_moe"):
-        return _switched_window(s, layer)
-    window = s.integer("sliding_window", "attention.sliding_window", 0, least=0)
-    if not window or not s.get("use_sliding_window", "", not s.architecture.startswith("qwen")):
-        return 0
-    marked = marked_sliding(s, layer)
-    if marked is not None:
-        return window if marked else 0
-    return window if layer >= s.integer("max_window_layers", "", 0, least=0) else 0
-
-
-def _switched_window(s: Settings, layer: int) -> int:
-    """Qwen: off unless `use_sliding_window` says otherwise; dense models slide from `max_window_layers` (28) on."""
-    if not s.get("use_sliding_window", "", False):
-        return 0
-    window = s.integer("sliding_window", "", 0 if "sliding_window" in s.config else 4096, least=0)
-    if s.architecture == "qwen3_moe":
-        return window
-    marked = marked_sliding(s, layer)
-    if marked is not None:
-        return window if marked else 0
-    return window if layer >= s.integer("max_window_layers", "", 28, least=0) else 0
-
-
-def marked_sliding(s: Settings, layer: int) -> bool | None:
-    """Whether `layer_types` of hub configs gives the layer a window; None where it is absent or empty."""
-    kinds = s.sequence("layer_types")
-    return (layer < len(kinds) and kinds[layer] == "sliding_attention") if kinds else None

@@ -34,7 +34,7 @@ EXPERTS = re.compile(r"\.experts\.|_exps\.|\.ffn_(?:gate|up|down)\.\d+\.")
 def check_settings(settings: Settings) -> None:
     """Raises ArchitectureError when the configuration asks for something that no family here does."""
     for hf, gguf in UNREAD:
-        value = settings.get(hf, gguf, None)
+        value = settings.given(hf, gguf)
         if value is not None and value is not False and value not in (0, 1):
             raise settings.error(
                 f"{gguf if settings.gguf else hf} is {value!r}, which architecture '{settings.architecture}' "

@@ -22,7 +22,7 @@ def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) 
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
     layers = settings.integer("num_hidden_layers", "block_count") - settings.integer(
-        "", "nextn_predict_layers", 0, least=0
+        "", "nextn_predict_layers", least=0, without=0
     )
     vocab = _vocab(make)
     table = make.ref("embed", (vocab, hidden))
@@ -50,12 +50,12 @@ def _vocab(make: NodeMaker) -> int:
     # GGUF files need not say; the table's height is what counts
     tensor = make.settings.checkpoint.tensors.get(make.names.of("embed") + ".weight")
     rows = tensor.shape[0] if tensor is not None else 0
-    return rows if make.settings.gguf else make.settings.integer("vocab_size", "", rows)
+    return rows if make.settings.gguf else make.settings.integer("vocab_size", "")
 
 
 def _head(make: NodeMaker, vocab: int, hidden: int, embed: Node) -> Node:
     # a head of its own counts whatever is said of tying, as in transformers 5 and llama.cpp: fine-tunes come so
-    tied = make.settings.gguf or make.settings.get("tie_word_embeddings", "", False)
+    tied = make.settings.flag("tie_word_embeddings", "", without=True)
     if make.has("head") or not tied:
         return make.linear("head", hidden, vocab)
     table = embed.weights["weight"]

@@ -22,17 +22,22 @@ DELTA_NET: NameTable = {
 }
 
 
+KEY_HEADS = ("linear_num_key_heads", "ssm.group_count")
+
+
 def delta_net_node(make: NodeMaker, name: str) -> Node:
     """One layer's branch."""
     s = make.settings
     hidden = s.integer("hidden_size", "embedding_length")
-    key_heads = s.integer("linear_num_key_heads", "ssm.group_count")
+    key_heads = s.integer(*KEY_HEADS)
     value_heads = s.integer("linear_num_value_heads", "ssm.time_step_rank")
     key = s.integer("linear_key_head_dim", "ssm.state_size")
-    inner = s.integer("", "ssm.inner_size", value_heads * s.integer("linear_value_head_dim", "", key))
+    inner = s.integer("", "ssm.inner_size", without=value_heads * s.integer("linear_value_head_dim", "", without=key))
     width = s.integer("linear_conv_kernel_dim", "ssm.conv_kernel", least=2)
     if value_heads % key_heads or inner % value_heads:
-        raise s.error(f"{value_heads} value heads of {inner} values cannot share {key_heads} key heads")
+        raise s.error(
+            f"{value_heads} value heads of {inner} values cannot share {key_heads} key heads", s.about(KEY_HEADS)
+        )
     value = inner // value_heads
     channels = 2 * key_heads * key + inner
     qkv, z = _qkv_z(make, name, hidden, (key_heads, key, inner // key_heads))

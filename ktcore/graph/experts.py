@@ -12,6 +12,12 @@ from ktcore.ops.moe import ClampedGLU, ExpertsSpec, MoESpec, RouterSpec
 from ktcore.weights.formats import get_format
 from ktcore.weights.ref import RowSlice, WeightRef
 
+CHOICE = (
+    ("num_experts_per_tok", "expert_used_count"),
+    ("n_group", "expert_group_count"),
+    ("topk_group", "expert_group_used_count"),
+)
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -94,7 +100,8 @@ def _shared_gate(make: NodeMaker, name: str, hidden: int) -> Node:
 def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
     if not 0 < r.top_k <= r.experts or r.experts % r.groups or not 0 < r.groups_kept <= r.groups:
         raise make.settings.error(
-            f"cannot choose {r.top_k} of {r.experts} experts in {r.groups_kept} of {r.groups} groups"
+            f"cannot choose {r.top_k} of {r.experts} experts in {r.groups_kept} of {r.groups} groups",
+            make.settings.about(*CHOICE),
         )
     weights = {"weight": make.ref(name, (r.experts, hidden))}
     if r.choice_bias:

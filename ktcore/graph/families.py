@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ktcore.graph.architectures.deepseek_v3 import build_deepseek
+from ktcore.graph.architectures.deepseek_v3 import build_deepseek2, build_deepseek_v2, build_deepseek_v3
 from ktcore.graph.architectures.glm4 import build_glm4
 from ktcore.graph.architectures.glm4_moe import build_glm4_moe
 from ktcore.graph.architectures.gpt_oss import build_gpt_oss
-from ktcore.graph.architectures.llama import build_llama, build_phi3, build_qwen2, build_qwen3
+from ktcore.graph.architectures.llama import build_llama, build_mistral, build_phi3, build_qwen2, build_qwen3
 from ktcore.graph.architectures.llama4 import build_llama4
 from ktcore.graph.architectures.mixtral import build_mixtral
 from ktcore.graph.architectures.qwen2_moe import build_qwen2_moe
@@ -22,7 +22,7 @@ Builder = Callable[[Settings], Graph]
 
 HF_ARCHITECTURES: dict[str, Builder] = {
     "llama": build_llama,
-    "mistral": build_llama,
+    "mistral": build_mistral,
     "qwen2": build_qwen2,
     "qwen3": build_qwen3,
     "phi3": build_phi3,
@@ -31,9 +31,9 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "qwen2_moe": build_qwen2_moe,
     "qwen3_moe": build_qwen3_moe,
     "glm4_moe": build_glm4_moe,
-    "deepseek_v2": build_deepseek,
-    "deepseek_v3": build_deepseek,
-    "kimi_k2": build_deepseek,
+    "deepseek_v2": build_deepseek_v2,
+    "deepseek_v3": build_deepseek_v3,
+    "kimi_k2": build_deepseek_v3,
     "qwen3_next": build_qwen3_next,
     "llama4": build_llama4,
     "llama4_text": build_llama4,
@@ -50,7 +50,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "qwen2moe": build_qwen2_moe,
     "qwen3moe": build_qwen3_moe,
     "glm4moe": build_glm4_moe,
-    "deepseek2": build_deepseek,
+    "deepseek2": build_deepseek2,
     "qwen3next": build_qwen3_next,
     "llama4": build_llama4,
     "gpt-oss": build_gpt_oss,

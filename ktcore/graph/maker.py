@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ktcore.errors import ArchitectureError
+from ktcore.graph.defaults import ALWAYS
 from ktcore.graph.names import NameTable, TensorNames, layer_of
 from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
@@ -35,6 +36,14 @@ class NodeMaker:
     def has(self, name: str, suffix: str = ".weight") -> bool:
         """Whether the checkpoint holds the tensor of a node."""
         return self.names.knows(name) and self.settings.checkpoint.holds(self.names.of(name) + suffix)
+
+    def biased(self, name: str) -> bool:
+        """Whether a projection has a bias: the tensors tell, and where there are none the configuration."""
+        settings = self.settings
+        if not settings.checkpoint.weightless:
+            return self.has(name, ".bias")
+        key = settings.defaults.biases.get(name.rsplit(".", 1)[-1])
+        return key == ALWAYS or (key is not None and settings.flag(key, ""))
 
     def ref(self, name: str, shape: tuple[int, ...], suffix: str = ".weight", *, fold: bool = False) -> WeightRef:
         """The weight of a node.
@@ -98,7 +107,7 @@ class NodeMaker:
         """A projection; its bias is used when the checkpoint holds one."""
         weight = self.ref(name, (out_features, in_features))
         weights = {"weight": weight}
-        if self.has(name, ".bias"):
+        if self.biased(name):
             weights["bias"] = self.ref(name, (out_features,), ".bias")
         return self.node(name, LinearSpec(in_features, out_features, weight.format, "bias" in weights), weights)
 
@@ -110,7 +119,7 @@ class NodeMaker:
         """A projection that is stored as several slices of the rows of the tensor `whole`, one after another."""
         weight = self.ref(whole, (rows, in_features)).pick_rows(*slices)
         weights = {"weight": weight}
-        if self.has(whole, ".bias"):
+        if self.biased(whole):
             weights["bias"] = self.ref(whole, (rows,), ".bias").pick_rows(*slices)
         spec = LinearSpec(in_features, weight.shape[0], weight.format, "bias" in weights)
         return self.node(name, spec, weights)
@@ -148,7 +157,7 @@ class NodeMaker:
 
     def activation(self) -> str:
         """The activation of MLPs and experts; GGUF files do not say, every family here uses SiLU."""
-        name = self.settings.get("hidden_act", "", "silu")
+        name = self.settings.get("hidden_act", "", without="silu")
         if not isinstance(name, str) or name not in ACTIVATIONS:
             raise self.settings.error(f"activation {name!r} is unknown", f"known: {', '.join(ACTIVATIONS)}")
         return name

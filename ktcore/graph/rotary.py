@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from ktcore.graph.defaults import Defaults
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
@@ -12,6 +12,12 @@ from ktcore.ops.rope import Pairing, RopeScaling, RopeSpec, yarn_mscale
 from ktcore.weights.ref import WeightRef
 
 DIVISORS = "rope_freqs.weight"
+OUTSIDE = ("rope_theta", "partial_rotary_factor")
+TRAINED = "original_max_position_embeddings"
+FAST, SLOW = 32.0, 1.0  # YaRN's betas
+# of the sections of all families, null and absent alike: what `_compute_yarn_parameters` of transformers takes
+NULL = {"beta_fast": FAST, "beta_slow": SLOW, "mscale": 0.0, "mscale_all_dim": 0.0, "attention_factor": None}
+ABSENT = dict.fromkeys(NULL) | {"truncate": True}
 
 
 def rope_node(
@@ -21,55 +27,78 @@ def rope_node(
     pairing: Pairing,
     *,
     log_multiplier: bool = False,
-    partial: float = 1.0,
+    partial: bool = False,
     truncate: bool = True,
 ) -> Node:
     """The rope part of an attention.
 
     Args:
-        dim: head width; checkpoints may rotate its beginning only (`partial_rotary_factor`, `rope.dimension_count`).
+        dim: head width.
         pairing: what the *stored* weights expect; see the families.
-        partial: the part that rotates where the checkpoint does not say.
         log_multiplier: the GGUF architecture keeps YaRN's magnitude in `yarn_log_multiplier`.
+        partial: checkpoints of the family may rotate a head's beginning only (`partial_rotary_factor`).
         truncate: `RopeScaling.truncate` of GGUF files, which do not hold it.
     """
     settings = make.settings
     weights: dict[str, WeightRef] = {}
     if settings.gguf:
-        theta = settings.number("", "rope.freq_base", 10000.0, positive=True)
-        dim = min(dim, settings.integer("", "rope.dimension_count", int(dim * partial)))
+        theta = settings.number("", "rope.freq_base", positive=True)
+        dim = min(dim, settings.integer("", "rope.dimension_count", derived=dim))
         if DIVISORS in settings.checkpoint.tensors:
             # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
             make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))
             weights["freq_factors"] = WeightRef.of(settings.checkpoint, DIVISORS)
         scaling = None if weights else _gguf_scaling(settings, log_multiplier, truncate)
     else:
-        section = Settings(settings.checkpoint, rope_parameters(settings))
-        theta = section.number("rope_theta", "", 10000.0, positive=True)
-        dim = int(dim * min(section.number("partial_rotary_factor", "", partial), 1.0))
-        scaling = _hf_scaling(section)
+        section = rope_section(settings)
+        theta = section.number("rope_theta", "", positive=True)
+        dim = int(dim * _rotated(section, partial))
+        scaling = _hf_scaling(settings, section)
     if dim < 2 or dim % 2 or theta == 1.0:
         raise settings.error(f"rotary position embedding of width {dim} and base {theta} is not possible")
     return make.node(name, RopeSpec(dim, theta, pairing, scaling, bool(weights)), weights)
 
 
-def rope_parameters(settings: Settings) -> dict[str, Any]:
-    """The rotary settings of a config.json in the merged form of transformers 5, from either form."""
+def rope_section(settings: Settings) -> Settings:
+    """The rotary settings of a config.json in the merged form of transformers 5, from either form.
+
+    As `convert_rope_params_to_dict` and `standardize_rope_params` of its modeling_rope_utils.py have it: `rope_scaling`
+    or else `rope_parameters` counts as a whole; base and rotated part may stand outside, and count where the section
+    has none; the trained context counts first where it stands outside.
+
+    Raises:
+        ArchitectureError: no object, or settings a kind of layer.
+    """
     config = settings.config
-    merged = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
-    for section in ("rope_scaling", "rope_parameters"):
-        value = config.get(section) or {}
-        if not isinstance(value, Mapping):
-            raise settings.error(f"{section} is {value!r}, an object is needed")
-        merged.update(value)
-    merged["rope_type"] = merged.get("rope_type") or merged.get("type") or "default"
-    if not merged.get("original_max_position_embeddings"):
-        original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-        merged["original_max_position_embeddings"] = original
-    return merged
+    found = config.get("rope_scaling") or config.get("rope_parameters")
+    if found is None:
+        found = settings.defaults.hub.get("rope_parameters", {})
+    if not isinstance(found, Mapping) or any(isinstance(value, Mapping) for value in found.values()):
+        raise settings.error(f"rope settings are {found!r}, an object of plain values is needed")
+    merged = {key: config[key] for key in OUTSIDE if key in config} | dict(found)
+    merged.setdefault("rope_type", found.get("type", "default"))
+    if TRAINED in config:
+        merged[TRAINED] = config[TRAINED]
+    elif "max_position_embeddings" in config:
+        merged.setdefault(TRAINED, config["max_position_embeddings"])
+    own = {key: value for key, value in settings.defaults.hub.items() if key in OUTSIDE}
+    return settings.within(merged, Defaults(hub={**ABSENT, **own}, null=NULL))
 
 
-def _hf_scaling(s: Settings) -> RopeScaling | None:
+def _rotated(section: Settings, partial: bool) -> float:
+    """The part of a head that rotates."""
+    if partial:
+        return min(section.number("partial_rotary_factor", ""), 1.0)
+    if section.given("partial_rotary_factor") not in (None, 1):
+        raise section.error(
+            f"partial_rotary_factor is {section.given('partial_rotary_factor')!r}, which architecture "
+            f"'{section.architecture}' is not known to have",
+            "its model code rotates whole heads; leave the key out if that is meant",
+        )
+    return 1.0
+
+
+def _hf_scaling(settings: Settings, s: Settings) -> RopeScaling | None:
     kind = s.get("rope_type", "")
     if kind == "default":
         return None
@@ -79,31 +108,32 @@ def _hf_scaling(s: Settings) -> RopeScaling | None:
         return RopeScaling(
             "llama3",
             s.number("factor", "", positive=True),
-            s.integer("original_max_position_embeddings", ""),
+            s.integer(TRAINED, ""),
             low_freq_factor=s.number("low_freq_factor", "", positive=True),
             high_freq_factor=s.number("high_freq_factor", "", positive=True),
         )
     if kind != "yarn":
         raise s.error(f"rope type {kind!r} is not supported", "supported: default, linear, llama3, yarn")
-    original = s.integer("original_max_position_embeddings", "")
-    stretched = Settings(s.checkpoint).integer("max_position_embeddings", "")
-    factor = s.get("attention_factor", "", None)
+    original = s.integer(TRAINED, "")
+    # null stands for the ratio of the two contexts, while absent is an error: so in transformers
+    named = s.given("factor") is not None or "factor" not in s.config
+    factor = s.get("attention_factor", "")
     return RopeScaling(
         "yarn",
-        s.number("factor", "", stretched / original, positive=True),
+        s.number("factor", "", positive=True) if named else settings.integer("max_position_embeddings", "") / original,
         original,
         # 0 counts as absent in all of these
-        beta_fast=s.number("beta_fast", "", 32.0) or 32.0,
-        beta_slow=s.number("beta_slow", "", 1.0) or 1.0,
-        mscale=s.number("mscale", "", 0.0),
-        mscale_all_dim=s.number("mscale_all_dim", "", 0.0),
+        beta_fast=s.number("beta_fast", "") or FAST,
+        beta_slow=s.number("beta_slow", "") or SLOW,
+        mscale=s.number("mscale", ""),
+        mscale_all_dim=s.number("mscale_all_dim", ""),
         attention_factor=None if factor is None else s.number("attention_factor", ""),
-        truncate=bool(s.get("truncate", "", True)),
+        truncate=s.flag("truncate", ""),
     )
 
 
 def _gguf_scaling(settings: Settings, log_multiplier: bool, truncate: bool) -> RopeScaling | None:
-    kind = settings.get("", "rope.scaling.type", "linear" if _gguf_factor(settings) != 1.0 else "none")
+    kind = settings.get("", "rope.scaling.type")
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
@@ -112,14 +142,14 @@ def _gguf_scaling(settings: Settings, log_multiplier: bool, truncate: bool) -> R
     if kind == "linear":
         return RopeScaling("linear", factor) if factor != 1.0 else None
     # stored is 0.1 * mscale_all_dim; mscale itself is not stored, and every released model has both equal
-    mscale = settings.number("", "rope.scaling.yarn_log_multiplier", 0.0) / 0.1 if log_multiplier else 0.0
-    extra = settings.number("", "rope.scaling.attn_factor", 1.0)
+    mscale = settings.number("", "rope.scaling.yarn_log_multiplier") / 0.1 if log_multiplier else 0.0
+    extra = settings.number("", "rope.scaling.attn_factor")
     return RopeScaling(
         "yarn",
         factor,
-        settings.integer("", "rope.scaling.original_context_length", settings.integer("", "context_length")),
-        beta_fast=settings.number("", "rope.scaling.yarn_beta_fast", 32.0, positive=True),
-        beta_slow=settings.number("", "rope.scaling.yarn_beta_slow", 1.0, positive=True),
+        settings.integer("", "rope.scaling.original_context_length", derived=settings.integer("", "context_length")),
+        beta_fast=settings.number("", "rope.scaling.yarn_beta_fast", positive=True),
+        beta_slow=settings.number("", "rope.scaling.yarn_beta_slow", positive=True),
         mscale=mscale,
         mscale_all_dim=mscale,
         attention_factor=extra * yarn_mscale(factor, 1.0) if extra != 1.0 else None,
@@ -129,4 +159,4 @@ def _gguf_scaling(settings: Settings, log_multiplier: bool, truncate: bool) -> R
 
 def _gguf_factor(settings: Settings) -> float:
     # 0 means "not set", and old files have the second key
-    return settings.number("", "rope.scaling.factor", settings.number("", "rope.scale_linear", 1.0)) or 1.0
+    return settings.number("", "rope.scaling.factor", derived=settings.number("", "rope.scale_linear")) or 1.0

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from ktcore.errors import ArchitectureError
+from ktcore.graph.defaults import DERIVED, EMPTY, LLAMA_CPP, Defaults
 from ktcore.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from ktcore.graph.mixed import OtherExperts
 
-T = TypeVar("T")
-_REQUIRED: Any = object()
+_NONE: Any = object()
 
 
 class Settings:
     """Configuration of one checkpoint.
+
+    What an absent key means is never said where it is read: it stands in the family's `Defaults`, or the key is needed.
 
     Attributes:
         checkpoint: where it comes from.
@@ -25,6 +27,7 @@ class Settings:
         gguf: True for GGUF files, False for Hugging Face folders.
         architecture: `general.architecture` or `model_type`.
         experts: routed experts of another checkpoint, which take the place of this one's; or None.
+        defaults: what absent keys mean, and null.
     """
 
     def __init__(
@@ -32,9 +35,11 @@ class Settings:
         checkpoint: Checkpoint,
         section: Mapping[str, Any] | None = None,
         experts: OtherExperts | None = None,
+        defaults: Defaults = EMPTY,
     ) -> None:
         self.checkpoint = checkpoint
         self.experts = experts
+        self.defaults = defaults
         if section is not None and not isinstance(section, Mapping):
             raise ArchitectureError(f"{checkpoint.path}: {section!r} stands where an object of settings belongs")
         self.config = checkpoint.config if section is None else section
@@ -45,55 +50,95 @@ class Settings:
             raise ArchitectureError(f"{checkpoint.path}: '{key}' is missing, so the architecture is unknown")
         self.architecture = name
 
-    @overload
-    def get(self, hf: str, gguf: str, *, layer: int | None = None) -> Any: ...
-    @overload
-    def get(self, hf: str, gguf: str, default: T, *, layer: int | None = None) -> Any | T: ...
-    def get(self, hf: str, gguf: str, default: Any = _REQUIRED, *, layer: int | None = None) -> Any:
-        """The value of a hyper-parameter; null counts as absent.
+    def under(self, defaults: Defaults) -> Settings:
+        """The same settings, read with the table of a family."""
+        return Settings(self.checkpoint, self.config, self.experts, defaults)
+
+    def within(self, section: Any, defaults: Defaults | None = None) -> Settings:
+        """Settings of a section (an object in config.json); ArchitectureError when it is something else."""
+        if section is None:
+            raise self.error("null stands where an object of settings belongs")
+        return Settings(self.checkpoint, section, self.experts, self.defaults if defaults is None else defaults)
+
+    def get(self, hf: str, gguf: str, *, without: Any = _NONE, derived: Any = _NONE, layer: int | None = None) -> Any:
+        """The value of a hyper-parameter, or what the family's table says of its absence.
 
         Args:
             hf: name in config.json, or several with "|" between them; "" when it does not exist there.
             gguf: GGUF key without the architecture's prefix, or ""; some writers store an array with a value a layer.
+            without: what holds in the kind of checkpoint that has no such key at all.
+            derived: the value that follows from other keys, where the table says `DERIVED`.
             layer: which item of such an array to take.
 
         Raises:
-            ArchitectureError: absent, and there is no default.
+            ArchitectureError: absent or null, and the family's table has nothing for it.
         """
-        keys = [f"{self.architecture}.{gguf}"] if self.gguf else hf.split("|")
-        if (gguf if self.gguf else hf) == "":
-            return self._absent(hf or gguf, default)
-        for key in keys:
+        if not (gguf if self.gguf else hf):
+            return _handed(without, f"'{hf or gguf}' is read without saying what holds where it does not exist")
+        names = [gguf] if self.gguf else hf.split("|")
+        for name in names:
+            key = f"{self.architecture}.{name}" if self.gguf else name
             value = self.config.get(key)
-            if value is not None:
-                return self._item(key, value, layer)
-        return self._absent(" or ".join(keys), default)
+            if value is None and (self.gguf or key not in self.config):
+                continue
+            return self._null(name, derived) if value is None else self._item(key, value, layer)
+        return self._absent(names, derived)
 
-    def integer(self, hf: str, gguf: str, default: int = _REQUIRED, *, least: int = 1, layer: int | None = None) -> int:
+    def given(self, hf: str, gguf: str = "") -> Any:
+        """The value when the configuration holds one, else None."""
+        return self.config.get(f"{self.architecture}.{gguf}" if self.gguf else hf)
+
+    def integer(
+        self,
+        hf: str,
+        gguf: str,
+        *,
+        least: int = 1,
+        without: int = _NONE,
+        derived: int = _NONE,
+        layer: int | None = None,
+    ) -> int:
         """A whole number of at least `least`; ArchitectureError when it is missing or something else."""
-        value = self.get(hf, gguf, default, layer=layer)
+        value = self.get(hf, gguf, without=without, derived=derived, layer=layer)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.error(f"{hf or gguf} is {value!r}, a whole number of at least {least} is needed")
+            raise self.error(f"{self._name(hf, gguf)} is {value!r}, a whole number of at least {least} is needed")
         return value
 
-    def number(self, hf: str, gguf: str, default: float = _REQUIRED, *, positive: bool = False) -> float:
+    def number(
+        self, hf: str, gguf: str, *, positive: bool = False, without: float = _NONE, derived: float = _NONE
+    ) -> float:
         """A finite number, not negative, and with `positive` not zero; ArchitectureError otherwise."""
-        value = self.get(hf, gguf, default)
+        value = self.get(hf, gguf, without=without, derived=derived)
         fine = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
         if not fine or value > 1e300 or (positive and value == 0):
-            raise self.error(f"{hf or gguf} is {value!r}, a number {'above 0' if positive else 'from 0 up'} is needed")
+            needed = "above 0" if positive else "from 0 up"
+            raise self.error(f"{self._name(hf, gguf)} is {value!r}, a number {needed} is needed")
         return float(value)
 
+    def flag(self, hf: str, gguf: str, *, without: bool = _NONE) -> bool:
+        """True or false; ArchitectureError when it is missing or something else."""
+        value = self.get(hf, gguf, without=without)
+        if not isinstance(value, bool):
+            raise self.error(f"{self._name(hf, gguf)} is {value!r}, true or false is needed")
+        return value
+
     def sequence(self, hf: str) -> Sequence[Any]:
-        """An array of config.json, empty when it is absent; ArchitectureError when it is something else."""
-        value: Any = self.get(hf, "", [])
+        """An array of config.json, empty in GGUF; ArchitectureError when it is missing or something else."""
+        value: Any = self.get(hf, "", without=[])
         if not isinstance(value, list):
             raise self.error(f"{hf} is {value!r}, an array is needed")
         return value
 
+    def about(self, *keys: tuple[str, str]) -> str:
+        """A hint that names settings, each by its name in config.json and its GGUF key."""
+        return f"see {', '.join(self._name(*pair) for pair in keys)}, or what stands for it where it is absent"
+
     def error(self, message: str, hint: str | None = None) -> ArchitectureError:
         """An error that names the checkpoint; the caller raises it."""
         return ArchitectureError(f"{self.checkpoint.path}: {message}", hint)
+
+    def _name(self, hf: str, gguf: str) -> str:
+        return gguf if self.gguf else hf
 
     def _item(self, key: str, value: Any, layer: int | None) -> Any:
         if layer is None or isinstance(value, (str, int, float)):
@@ -102,7 +147,33 @@ class Settings:
             raise self.error(f"{key} has {len(value)} items, none for layer {layer}")
         return value[layer]
 
-    def _absent(self, keys: str, default: Any) -> Any:
-        if default is _REQUIRED:
+    def _absent(self, names: Sequence[str], derived: Any) -> Any:
+        table = {**LLAMA_CPP, **self.defaults.gguf} if self.gguf else self.defaults.hub
+        if names[0] not in table:
+            keys = f"{self.architecture}.{names[0]}" if self.gguf else " or ".join(names)
             raise self.error(f"'{keys}' is missing, which architecture '{self.architecture}' needs")
-        return default
+        value = table[names[0]]
+        if value is None:
+            return self._null(names[0], derived)
+        return _derived(names[0], value, derived)
+
+    def _null(self, name: str, derived: Any) -> Any:
+        if name not in self.defaults.null:
+            optional = name in self.defaults.hub
+            raise self.error(
+                f"'{name}' is null, which means nothing to architecture '{self.architecture}'",
+                "leave the key out for its usual value, or give one" if optional else "give a value",
+            )
+        return _derived(name, self.defaults.null[name], derived)
+
+
+def _derived(name: str, value: Any, derived: Any) -> Any:
+    if value is not DERIVED:
+        return value
+    return _handed(derived, f"the table says that '{name}' is derived, but its reader hands nothing over")
+
+
+def _handed(value: Any, complaint: str) -> Any:
+    if value is _NONE:
+        raise TypeError(complaint)  # of a builder, not of a checkpoint
+    return value

@@ -22,8 +22,6 @@ MAX_TENSORS = 200_000
 INTEGERS = ("gptq", "awq", "auto-round")
 """Methods whose config.json alone says bits and groups."""
 ROUTERS = (".gate.weight", ".router.weight")
-ALWAYS_BIASED = frozenset({"qwen2", "qwen2_moe"})
-"""Families whose q, k and v have biases although their config.json has no key for it."""
 
 
 class BareCheckpoint(Checkpoint):
@@ -35,6 +33,8 @@ class BareCheckpoint(Checkpoint):
     Attributes:
         unplanned: the quantisation method that config.json names where it is not known what it means; else "".
     """
+
+    weightless = True
 
     def __init__(self, path: Path, config: Mapping[str, Any], weights: str | None = None) -> None:
         section = config.get("quantization_config")
@@ -57,9 +57,6 @@ class BareCheckpoint(Checkpoint):
         if self._section.get("quant_method") in INTEGERS and self._section.keys() & {"dynamic", "extra_config"}:
             make = extra_overrides if self._section["quant_method"] == "auto-round" else dynamic_overrides
             self._overrides = make(f"{path}: quantization_config", self._section)
-
-    def holds(self, name: str) -> bool:
-        return name in self.tensors or (name.endswith(".bias") and self._biased(name.split(".")[-2]))
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         if len(self._tensors) >= MAX_TENSORS:
@@ -90,14 +87,6 @@ class BareCheckpoint(Checkpoint):
             return None
         said = {**self._section, **own}
         return get_format(f"INT{said.get('bits')}_G{said.get('group_size')}")
-
-    def _biased(self, projection: str) -> bool:
-        kind = self.config.get("model_type")
-        if projection in ("q_proj", "k_proj", "v_proj"):
-            return bool(self.config.get("qkv_bias", self.config.get("attention_bias", kind in ALWAYS_BIASED)))
-        if projection == "o_proj":
-            return bool(self.config.get("attention_bias")) and not str(kind).startswith("glm4")
-        return False
 
 
 def _released(section: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -49,12 +49,14 @@ class Checkpoint(ABC):
         config: GGUF key-value metadata, or config.json, as plain Python values. Long arrays (vocabularies) are
             sequences that decode themselves on first use.
         tensors: name to :class:`TensorInfo`, in file order.
+        weightless: there is a configuration only; it says what tensors there would be.
     """
 
     path: Path
     kind: str
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    weightless: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -26,6 +26,7 @@ class JoinedCheckpoint(Checkpoint):
     def __init__(self, base: Checkpoint, experts: Checkpoint) -> None:
         self.path, self.kind, self.config = base.path, base.kind, base.config
         self.base, self.experts = base, experts
+        self.weightless = base.weightless
         named = {PREFIX + name: replace(info, name=PREFIX + name) for name, info in experts.tensors.items()}
         # a view, since a base without weights learns of its tensors only while the graph is built
         self.tensors: Mapping[str, TensorInfo] = ChainMap(base.tensors, named)  # type: ignore[arg-type]

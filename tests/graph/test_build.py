@@ -306,7 +306,7 @@ def test_dense_layers_among_sparse_ones() -> None:
     [
         ({"model_type": "bert"}, r"'bert' is not supported\n.*llama.*qwen3_moe"),
         ({"model_type": None}, "'model_type' is missing"),
-        ({"hidden_size": None}, "'hidden_size' is missing"),
+        ({"hidden_size": None}, "'hidden_size' is null"),
         ({"num_attention_heads": "32"}, "num_attention_heads is '32'"),
         ({"num_key_value_heads": 7}, "32 attention heads cannot share 7"),
         ({"hidden_act": "xielu"}, "activation 'xielu' is unknown"),

@@ -32,7 +32,7 @@ def mla_node(make: NodeMaker, name: str) -> Node:
     """One layer's attention branch."""
     s = make.settings
     z = _sizes(s)
-    pairing: Pairing = "interleaved" if s.get("rope_interleave", "", True) else "half"
+    pairing: Pairing = "interleaved" if s.flag("rope_interleave", "", without=True) else "half"
     rope = rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True)
     key = z.nope + z.rope
     up, split = _up_projection(make, name, z)
@@ -67,19 +67,25 @@ def mla_node(make: NodeMaker, name: str) -> Node:
 
 def _sizes(s: Settings) -> _Sizes:
     # newer GGUF files describe the absorbed form in key_length and value_length, and the plain one under _mla
-    key = s.integer("", "attention.key_length_mla", s.integer("", "attention.key_length", 0, least=0), least=0)
-    rope = s.integer("qk_rope_head_dim", "rope.dimension_count")
+    hidden = s.integer("hidden_size", "embedding_length")
+    heads = s.integer("num_attention_heads", "attention.head_count")
+    key, value = (_plain_width(s, role, hidden // heads) for role in ("key", "value"))
+    rope = s.integer("qk_rope_head_dim", "rope.dimension_count", derived=key)
     return _Sizes(
-        hidden=s.integer("hidden_size", "embedding_length"),
-        heads=s.integer("num_attention_heads", "attention.head_count"),
+        hidden=hidden,
+        heads=heads,
         nope=key - rope if s.gguf else s.integer("qk_nope_head_dim", ""),
         rope=rope,
-        value=s.integer(
-            "v_head_dim", "attention.value_length_mla", s.integer("", "attention.value_length", 0, least=0)
-        ),
+        value=value if s.gguf else s.integer("v_head_dim", ""),
         latent=s.integer("kv_lora_rank", "attention.kv_lora_rank"),
-        q_rank=s.integer("q_lora_rank", "attention.q_lora_rank", 0, least=0),
+        q_rank=s.integer("q_lora_rank", "attention.q_lora_rank", least=0),
     )
+
+
+def _plain_width(s: Settings, role: str, even: int) -> int:
+    """GGUF's width of a head's keys or values; 0 for hub folders, which have it under other names."""
+    absorbed = s.integer("", f"attention.{role}_length", without=0, derived=even, least=0)
+    return s.integer("", f"attention.{role}_length_mla", without=0, derived=absorbed, least=0)
 
 
 def _up_projection(make: NodeMaker, name: str, z: _Sizes) -> tuple[dict[str, WeightRef], bool]:

@@ -10,17 +10,25 @@ from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
 
 SOFTMAX, SIGMOID = 1, 2  # `expert_gating_func` in GGUF
+METHODS = {"softmax": ("greedy", "group_limited_greedy"), "sigmoid": ("noaux_tc",)}
+DEEPSEEK_GGUF = {
+    "leading_dense_block_count": 0,
+    "expert_group_count": 0,
+    "expert_group_used_count": 0,
+    "expert_weights_norm": False,
+}
+"""What llama.cpp takes where a file of DeepSeek's or GLM's lacks these keys."""
 
 
 def deepseek_ffn(make: NodeMaker) -> Branch:
     """Makes a layer's branch: an MLP in the first layers, experts in the others."""
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
-    dense_layers = settings.integer("first_k_dense_replace", "leading_dense_block_count", 0, least=0)
-    if settings.integer("moe_layer_freq", "", 1) != 1:
+    dense_layers = settings.integer("first_k_dense_replace", "leading_dense_block_count", least=0)
+    if settings.integer("moe_layer_freq", "", without=1) != 1:
         raise settings.error("moe_layer_freq is not 1: experts in every second layer are not supported")
     routing = _routing(make, dense_layers)
-    shared = settings.integer("n_shared_experts", "expert_shared_count", 0, least=0)
+    shared = settings.integer("n_shared_experts", "expert_shared_count", least=0)
 
     def ffn(name: str, layer: int) -> Node:
         if layer < dense_layers:
@@ -35,15 +43,10 @@ def deepseek_ffn(make: NodeMaker) -> Branch:
 def _routing(make: NodeMaker, first_sparse: int) -> Routing:
     s = make.settings
     sigmoid = _sigmoid(s)
-    method = s.get("topk_method", "", "noaux_tc" if sigmoid else "group_limited_greedy")
-    if method not in ("greedy", "group_limited_greedy", "noaux_tc"):
-        raise s.error(f"topk_method {method!r} is unknown", "known: greedy, group_limited_greedy, noaux_tc")
-    groups = s.integer("n_group", "expert_group_count", 0, least=0) or 1
-    kept = s.integer("topk_group", "expert_group_used_count", 0, least=0) or groups
-    if method == "greedy":
-        groups = kept = 1
+    groups, kept = _groups(s, "sigmoid" if sigmoid else "softmax")
     # transformers ignores norm_topk_prob for V2, and no released V2 sets it
-    renormalise = s.architecture != "deepseek_v2" and bool(s.get("norm_topk_prob", "expert_weights_norm", not s.gguf))
+    renormalise = s.architecture != "deepseek_v2" and s.flag("norm_topk_prob", "expert_weights_norm")
+    scale = s.number("routed_scaling_factor", "expert_weights_scale")
     return Routing(
         experts=s.integer("n_routed_experts|num_local_experts|num_experts", "expert_count"),
         top_k=s.integer("num_experts_per_tok", "expert_used_count"),
@@ -54,21 +57,33 @@ def _routing(make: NodeMaker, first_sparse: int) -> Routing:
         group_score="top2_sum" if sigmoid else "max",
         renormalise=renormalise,
         renorm_eps=1e-20,
-        # GGUF converters leave it out, or write 0, where there is none
-        scale=s.number("routed_scaling_factor", "expert_weights_scale", 1.0) or 1.0,
+        # converters to GGUF write 0 where there is none
+        scale=scale or 1.0 if s.gguf else scale,
     )
+
+
+def _groups(s: Settings, score: str) -> tuple[int, int]:
+    """Groups of experts, and how many of them are kept."""
+    if s.gguf:
+        groups = s.integer("", "expert_group_count", least=0) or 1
+        return groups, s.integer("", "expert_group_used_count", least=0) or groups
+    method = s.get("topk_method", "")
+    if method not in METHODS[score]:
+        raise s.error(f"topk_method {method!r} is unknown beside {score} scores", f"known: {', '.join(METHODS[score])}")
+    if method == "greedy":
+        return 1, 1
+    return s.integer("n_group", ""), s.integer("topk_group", "")
 
 
 def _sigmoid(s: Settings) -> bool:
     if s.gguf:
-        # DeepSeek-V2's files came before the key, GLM's after it
-        absent = SOFTMAX if s.architecture == "deepseek2" else SIGMOID
-        function = s.integer("", "expert_gating_func", 0, least=0) or absent
+        # DeepSeek-V2's files came before the key, GLM's after it; 0 counts as absent
+        function = s.integer("", "expert_gating_func", least=0) or s.defaults.gguf["expert_gating_func"]
         if function not in (SOFTMAX, SIGMOID):
             raise s.error(f"expert_gating_func {function} is unknown", "known: 1 (softmax), 2 (sigmoid)")
-        return function == SIGMOID
+        return bool(function == SIGMOID)
     # configs saved by transformers do not hold scoring_func: its class decides
-    name = s.get("scoring_func", "", "softmax" if s.architecture == "deepseek_v2" else "sigmoid")
+    name = s.get("scoring_func", "")
     if name not in ("softmax", "sigmoid"):
         raise s.error(f"scoring_func {name!r} is unknown", "known: softmax, sigmoid")
     return bool(name == "sigmoid")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from ktcore.graph.attention import gqa_node
 from ktcore.graph.decoder import decoder_graph, rms_eps
+from ktcore.graph.defaults import DERIVED, Defaults
 from ktcore.graph.experts import Routing, moe_node
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import ATTENTION, MOE, NameTable
 from ktcore.graph.node import Graph, Node
 from ktcore.graph.settings import Settings
+from ktcore.graph.windows import every_window
+from ktcore.ops.rope import Pairing
 
 HUB: NameTable = {
     "ffn.router": ("block_sparse_moe.gate", "ffn_gate_inp"),
@@ -23,9 +26,25 @@ OLD_GGUF: NameTable = {
 }
 """Files from before expert tensors were stacked."""
 
+DEFAULTS = Defaults(
+    hub={
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "rope_theta": 1e6,
+        "num_key_value_heads": 8,
+        "head_dim": None,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+    },
+    null={"head_dim": DERIVED, "sliding_window": 0},
+)
+"""Of `MixtralConfig`."""
+
 
 def build_mixtral(settings: Settings) -> Graph:
     """`mixtral` of hub folders; GGUF calls it `llama`, too, and permutes q and k likewise."""
+    settings = settings.under(DEFAULTS)
     make = NodeMaker(settings, {**ATTENTION, **MOE, **_names(settings)})
     hidden = settings.integer("hidden_size", "embedding_length")
     routing = Routing(
@@ -35,7 +54,8 @@ def build_mixtral(settings: Settings) -> Graph:
     )
 
     def attention(name: str, layer: int) -> Node:
-        return gqa_node(make, name, layer, "interleaved" if settings.gguf else "half")
+        pairing: Pairing = "interleaved" if settings.gguf else "half"
+        return gqa_node(make, name, layer, pairing, window=every_window(settings))
 
     def ffn(name: str, layer: int) -> Node:
         width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ktcore.graph.architectures.qwen3_moe import has_experts
 from ktcore.graph.attention import gqa_node
 from ktcore.graph.decoder import decoder_graph, rms_eps
+from ktcore.graph.defaults import DERIVED, Defaults
 from ktcore.graph.delta_net import DELTA_NET, delta_net_node
 from ktcore.graph.experts import Routing, moe_node
 from ktcore.graph.maker import NodeMaker
@@ -15,9 +16,44 @@ from ktcore.graph.settings import Settings
 # GGUF's name of the norm before the FFN sounds like one after attention
 NAMES: NameTable = {"ffn.norm": ("post_attention_layernorm", "post_attention_norm")}
 
+DEFAULTS = Defaults(
+    hub={
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "attention_bias": False,
+        "layer_types": None,
+        "full_attention_interval": 4,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "mlp_only_layers": None,
+        "decoder_sparse_step": 1,
+        "num_experts_per_tok": 10,
+        "norm_topk_prob": True,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+    },
+    null={"layer_types": [], "mlp_only_layers": []},
+    gguf={
+        "expert_weights_norm": True,
+        "expert_feed_forward_length": DERIVED,
+        "expert_shared_feed_forward_length": DERIVED,
+    },
+    biases=dict.fromkeys("qkvo", "attention_bias"),
+)
+"""Of `Qwen3NextConfig` in transformers, and of `qwen3next` in llama.cpp."""
+
 
 def build_qwen3_next(settings: Settings) -> Graph:
     """`qwen3_next` of hub folders, whose norms are zero-centred; `qwen3next` of GGUF files, whose are not."""
+    settings = settings.under(DEFAULTS)
     make = NodeMaker(
         settings,
         {**ATTENTION, **MOE, **SHARED_EXPERT, **DELTA_NET, **NAMES},
@@ -27,21 +63,21 @@ def build_qwen3_next(settings: Settings) -> Graph:
     routing = Routing(
         experts=settings.integer("num_experts|num_local_experts", "expert_count"),
         top_k=settings.integer("num_experts_per_tok", "expert_used_count"),
-        renormalise=bool(settings.get("norm_topk_prob", "expert_weights_norm", True)),
-        scale=settings.number("", "expert_weights_scale", 1.0) or 1.0,
+        renormalise=settings.flag("norm_topk_prob", "expert_weights_norm"),
+        scale=settings.number("", "expert_weights_scale", without=1.0) or 1.0,
     )
 
     def attention(name: str, layer: int) -> Node:
         if _linear(make, name, layer):
             return delta_net_node(make, name)
-        return gqa_node(make, name, layer, "half", qk_norm=True, partial=0.25, window=0, gate=True)
+        return gqa_node(make, name, layer, "half", qk_norm=True, partial=True, gate=True)
 
     def ffn(name: str, layer: int) -> Node:
+        dense = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
         if not has_experts(make, name, layer):
-            width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
-            return make.mlp(name, hidden, width, eps=rms_eps(make))
-        width = settings.integer("moe_intermediate_size", "expert_feed_forward_length")
-        shared = settings.integer("shared_expert_intermediate_size", "expert_shared_feed_forward_length", width)
+            return make.mlp(name, hidden, dense, eps=rms_eps(make))
+        width = settings.integer("moe_intermediate_size", "expert_feed_forward_length", derived=dense // routing.top_k)
+        shared = settings.integer("shared_expert_intermediate_size", "expert_shared_feed_forward_length", derived=dense)
         return moe_node(make, name, hidden, width, rms_eps(make), routing, shared, shared_gate=True)
 
     return decoder_graph(make, "qwen3_next", attention, ffn)
@@ -53,7 +89,7 @@ def _linear(make: NodeMaker, name: str, layer: int) -> bool:
         return make.has(f"{name}.conv")
     kinds = make.settings.sequence("layer_types")
     if not kinds:
-        return (layer + 1) % make.settings.integer("full_attention_interval", "", 4) != 0
+        return (layer + 1) % make.settings.integer("full_attention_interval", "") != 0
     kind = kinds[layer] if layer < len(kinds) else None
     if kind not in ("linear_attention", "full_attention"):
         raise make.settings.error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ktcore.graph.attention import gqa_node
 from ktcore.graph.decoder import decoder_graph, rms_eps
+from ktcore.graph.defaults import Defaults
 from ktcore.graph.experts import Experts, Routing, moe_node
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import ATTENTION, MOE, NameTable
@@ -19,9 +20,13 @@ NAMES: NameTable = {
 SIGMOID = 2  # `expert_gating_func` in GGUF
 PERIOD = 4  # GGUF files do not hold the layouts: every fourth layer, the first one included, is the odd one out
 
+DEFAULTS = Defaults(gguf={"attention.sliding_window": 0, "expert_gating_func": SIGMOID})
+"""Of `smallthinker` in llama.cpp. transformers has no class for it, so its config.json must say everything."""
+
 
 def build_smallthinker(settings: Settings) -> Graph:
     """`smallthinker` of both kinds of checkpoint."""
+    settings = settings.under(DEFAULTS)
     make = NodeMaker(settings, {**ATTENTION, **MOE, **NAMES})
     hidden = settings.integer("hidden_size", "embedding_length")
     routing = Routing(
@@ -34,7 +39,7 @@ def build_smallthinker(settings: Settings) -> Graph:
     width = settings.integer("moe_ffn_hidden_size", "expert_feed_forward_length")
 
     def attention(name: str, layer: int) -> Node:
-        window = settings.integer("sliding_window_size", "attention.sliding_window", 0, least=0)
+        window = settings.integer("sliding_window_size", "attention.sliding_window", least=0)
         rotary, sliding = _layout(settings, layer, window)
         return gqa_node(make, name, layer, "half" if rotary else None, window=window if sliding else 0)
 
@@ -56,10 +61,10 @@ def _layout(s: Settings, layer: int, window: int) -> tuple[bool, bool]:
 
 def _softmax(s: Settings) -> bool:
     if s.gguf:
-        function = s.integer("", "expert_gating_func", SIGMOID, least=0)
+        function = s.integer("", "expert_gating_func", least=0) or SIGMOID
         if function not in (1, SIGMOID):
             raise s.error(f"expert_gating_func {function} is unknown", "known: 1 (softmax), 2 (sigmoid)")
         return function != SIGMOID
-    if s.get("moe_enable_secondary_experts", "", False) or s.get("use_qk_norm", "", False):
+    if s.given("moe_enable_secondary_experts") or s.given("use_qk_norm"):
         raise s.error("secondary experts and norms of q and k, which no released SmallThinker has, are not supported")
-    return bool(s.get("moe_primary_router_apply_softmax", "", False))
+    return s.flag("moe_primary_router_apply_softmax", "")
