@@ -79,9 +79,11 @@ class Settings:
         for name in names:
             key = f"{self.architecture}.{name}" if self.gguf else name
             value = self.config.get(key)
-            if value is None and (self.gguf or key not in self.config):
-                continue
-            return self._null(name, derived) if value is None else self._item(key, value, layer)
+            if value is not None:
+                return self._item(key, value, layer)
+        # GGUF has no null
+        if not self.gguf and any(name in self.config for name in names):
+            return self._null(next(name for name in names if name in self.config), derived)
         return self._absent(names, derived)
 
     def given(self, hf: str, gguf: str = "") -> Any:
