@@ -202,7 +202,9 @@ class Registry:
         if found:
             names = " and ".join(r.name for r in found)
             return host.name, f"{names} is marked experimental and taken only when it is named, so {host.name} is used."
-        return host.name, f"No accelerator is available, so {host.name} is used."
+        absent = [r for r in self.accelerators() if r not in found and not (r.spec is not None and r.spec.simulated)]
+        why = "; ".join(f"{r.name} is {r.state.value}: {r.reason.partition(';')[0]}" for r in absent)
+        return host.name, f"No accelerator is available{f' ({why})' if why else ''}, so {host.name} is used."
 
     def rule_paths(self) -> tuple[Path, ...]:
         """Folders with rule files that plugins bring."""

@@ -240,7 +240,11 @@ def test_auto_takes_an_accelerator_only_when_there_is_no_doubt(plugins: PluginFa
     plugins.good("hostish", accelerator=False)
     assert discover().choose() == ("hostish", "No accelerator is available, so hostish is used.")
     plugins.good("absent", probe="return Probe(False, 'none')")
-    assert discover().choose()[0] == "hostish"
+    plugins.add("torn", "raise RuntimeError('no kernels; and more')")
+    name, reason = discover().choose()
+    assert name == "hostish"
+    assert "(absent is unavailable: none; torn is broken: " in reason
+    assert "no kernels), so hostish is used." in reason
     plugins.good("alpha")
     assert discover().choose() == ("alpha", "alpha is the one available accelerator (one card).")
     plugins.good("beta")
