@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 HEAVY = (
@@ -72,6 +73,10 @@ def main() -> None:
     for name in HEAVY:
         with contextlib.suppress(ImportError):
             __import__(name)
+    for plugin in entry_points(group="pytest11"):
+        if not plugin.module.startswith("ktcore"):
+            with contextlib.suppress(ImportError):
+                __import__(plugin.module)
     early = sorted(name for name in sys.modules if name.split(".")[0] == "ktcore")
     if early:
         sys.exit(f"mutation: {early[0]} was imported before there was a mutant")
