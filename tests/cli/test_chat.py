@@ -12,6 +12,7 @@ import pytest
 
 from ktcore.cli.conversation import Conversation
 from ktcore.cli.interrupt import noticing_interrupts
+from ktcore.engine.stream import Stats
 from ktcore.errors import RequestError
 
 from .conftest import Run
@@ -50,7 +51,7 @@ class FakeStream:
 
     def __init__(self, presses: int) -> None:
         self.presses = presses
-        self.stats = SimpleNamespace(new_tokens=3, decode_tok_s=1.0)
+        self.stats = Stats(5, 0, 3, 0.5, 2.0)
 
     def __iter__(self) -> Iterator[str]:
         yield "one "
@@ -64,6 +65,42 @@ def talk(ktcore: Run, monkeypatch: pytest.MonkeyPatch, model: FakeModel, *lines:
     monkeypatch.setattr("ktcore.engine.model.load", lambda path, **options: model)
     words = ("chat", "model.gguf", "-n", 4, *(("--system", system) if system else ()))
     return ktcore(*words, stdin="".join(f"{line}\n" for line in lines))
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_speeds_and_the_hint_of_help_are_for_people(ktcore: Run, monkeypatch: pytest.MonkeyPatch, tty: bool) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: tty, raising=False)
+    done = talk(ktcore, monkeypatch, FakeModel(), "Hello")
+    assert ("prefill 5 tokens at 10.0 tok/s, decode 3 tokens at 1.0 tok/s" in done.err) is tty
+    assert "/help lists the commands" not in done.err
+
+
+def test_what_renders_templates_is_fetched_for_a_model_that_is_there(
+    ktcore: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fetched: list[str] = []
+    model = FakeModel()
+    model.tokenizer.chat_template = None
+    monkeypatch.setattr("ktcore.cli.terminal.fetched", fetched.append)
+    monkeypatch.setattr("ktcore.engine.model.load", lambda path, **options: model)
+    there = tmp_path / "model.gguf"
+    there.touch()
+    assert "has no chat template" in ktcore("chat", there).err
+    assert fetched == ["transformers.utils.chat_template_utils"]
+    assert ktcore("chat", there, "--template", "{{ messages }}").code == 0
+    assert len(fetched) == 2
+    ktcore("chat", "absent.gguf")
+    assert len(fetched) == 2
+    monkeypatch.setattr("ktcore.engine.model.load", missing)
+    ktcore("run", there, "Hi")
+    assert len(fetched) == 3
+    ktcore("run", there, "Hi", "--raw")
+    ktcore("run", "absent.gguf", "Hi")
+    assert len(fetched) == 3
+
+
+def missing(path: Path, **options: Any) -> None:
+    raise RequestError("not now")
 
 
 def contents(messages: list[dict[str, str]]) -> list[str]:
@@ -89,6 +126,13 @@ def test_commands(ktcore: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ["Again", "one two three", "More"],
     ]
     assert done.err.count("/system TEXT") == 2
+    said = done.err.splitlines()
+    assert said[0] == model.taken
+    assert said[1:4] == [
+        "The conversation is forgotten.",
+        "The system message is set.",
+        "There is no system message now.",
+    ]
     assert "/nonsense is no command" in done.err
 
 

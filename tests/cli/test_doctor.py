@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import ktcore as package
 
 from .conftest import Run
 from .test_errors import FAR, install
@@ -20,6 +23,13 @@ def test_json_describes_the_machine(ktcore: Run) -> None:
     assert set(found) == KEYS
     assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     machine = found["machine"]
+    assert (found["ktcore"], found["executable"]) == (package.__version__, sys.executable)
+    assert machine["cpu"]
+    assert machine["os"].startswith("Linux ") or sys.platform != "linux"
+    (host,) = found["backends"]
+    assert (host["state"], host["accelerator"], host["traceback"]) == ("loaded", False, None)
+    assert host["declared"]
+    assert host["requirements"]
     assert machine["logical_cpus"] == len(os.sched_getaffinity(0))
     assert 0 < machine["physical_cores"] <= machine["logical_cpus"]
     assert 0 < machine["memory_available_bytes"] <= machine["memory_bytes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,40 @@ def test_somebody_who_listens_in_between_is_named(capsys: pytest.CaptureFixture[
     with bound(door) as sockets, another(("127.0.0.1", port)), pytest.raises(RequestError, match="is taken"):
         listen(app, sockets, door)  # type: ignore[arg-type]
     assert "serving on" not in capsys.readouterr().err
+
+
+def test_the_server_is_told_how_long_answers_may_take_and_keeps_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Config:
+        def __init__(self, app: Any, **given: Any) -> None:
+            seen.update(given, app=app)
+
+    class Server:
+        started = False
+
+        def __init__(self, config: Any) -> None: ...
+
+        def run(self, sockets: Any) -> None:
+            seen["sockets"] = sockets
+            seen["ended by"] = signal.getsignal(signal.SIGTERM)
+
+    monkeypatch.setattr("uvicorn.Config", Config)
+    monkeypatch.setattr("uvicorn.Server", Server)
+    before = signal.getsignal(signal.SIGTERM)
+    door = Door("here", 9, tls={"ssl_certfile": "c"}, drain=7)
+    with pytest.raises(SystemExit) as left:
+        listen("app", "sockets", door)  # type: ignore[arg-type]
+    assert left.value.code == 1  # it could not begin
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(SystemExit) as left:
+        seen.pop("ended by")(15, None)
+    assert left.value.code == 0
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+    where = {"host": "here", "port": 9, "ssl_certfile": "c", "timeout_graceful_shutdown": 7}
+    assert seen == {"app": "app", "sockets": "sockets", **quiet, **where}
+    Server.started = True
+    listen("app", "sockets", door)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

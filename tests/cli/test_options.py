@@ -60,6 +60,8 @@ def test_help_is_what_no_words_and_h_give(ktcore: Any) -> None:
         done = ktcore(*words)
         assert "Usage: ktcore" in done.out + done.err, words
     assert "auto takes the accelerator" in ktcore("run", "--help").out.replace("│", "").replace("\n", "")
+    assert "Draw among" not in ktcore().out
+    assert "draw the matrix" in ktcore("conformance").out
     assert "[bold]" not in ktcore("run", "--help").out
     assert "Usage" not in ktcore("doctor", "--json").out
 

@@ -273,6 +273,11 @@ def test_a_table_in_a_file_is_wide_and_one_on_a_terminal_as_it_is(monkeypatch: p
     assert terminal.console().width == terminal.WIDE == 160
     monkeypatch.setenv("COLUMNS", "70")
     assert terminal.console().width == 70
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr(sys, "stdout", Screen(True))
+    assert terminal.console().width < terminal.WIDE
+    monkeypatch.setattr(sys, "stderr", Screen(True))
+    assert terminal.console(stderr=True).stderr
 
 
 def test_errors_and_notes_stay_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
