@@ -16,6 +16,8 @@ openai = pytest.importorskip("openai", reason="the SDK is what this tests")
 ollama = pytest.importorskip("ollama", reason="the client is what this tests")
 
 import ktcore  # noqa: E402
+from ktcore.errors import FieldError  # noqa: E402
+from ktcore.server.api.embeddings import _own_pooling  # noqa: E402
 
 from .test_clients import Server, listening  # noqa: E402
 
@@ -79,3 +81,16 @@ def test_the_ollama_client_gets_the_same(server: Server) -> None:
     assert list(client.embeddings("tiny", TEXTS[0]).embedding) == pytest.approx(whole, abs=1e-6)
     with pytest.raises(ollama.ResponseError):
         client.embed("tiny", "y" * 3000, truncate=False)
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [(None, "mean"), (-1, "mean"), (0, "mean"), (1, "mean"), (3, "last")])
+def test_a_gguf_file_says_what_its_model_was_trained_for(kind: int | None, pooling: str) -> None:
+    config = {"general.architecture": "llama", **({} if kind is None else {"llama.pooling_type": kind})}
+    assert _own_pooling(config) == pooling
+    assert _own_pooling({}) == "mean"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(2, "'cls'"), (4, "'rank'"), (9, "9")])
+def test_a_pooling_that_is_not_known_is_refused_and_not_replaced(kind: int, name: str) -> None:
+    with pytest.raises(FieldError, match=name):
+        _own_pooling({"general.architecture": "llama", "llama.pooling_type": kind})

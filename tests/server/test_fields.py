@@ -48,6 +48,7 @@ LEAST: dict[str, dict[str, Any]] = {
     PLAIN: {"model": "tiny", "prompt": "x", "max_tokens": 3},
     "/v1/responses": {"model": "tiny", "input": "x"},
     "/v1/embeddings": {"model": "tiny", "input": "x"},
+    "/tokenize": {"prompt": "x"},
     "/api/generate": {"model": "tiny", "prompt": "x"},
     "/api/chat": {"model": "tiny", "messages": SAY},
 }

@@ -31,8 +31,9 @@ from ktcore.text.tokenizer import Tokenizer
 MAX_INPUTS = 2048
 # As many are under way at once: the queue is for other callers too.
 _AT_ONCE = 8
-# How GGUF files name the pooling that a model was trained for.
-_GGUF_POOLING = {1: MEAN, 3: LAST}
+# How GGUF files name the pooling that a model was trained for (llama.cpp's llama_pooling_type); -1 and 0 name none.
+_GGUF_POOLING = {-1: MEAN, 0: MEAN, 1: MEAN, 3: LAST}
+_GGUF_OTHERS = {2: "cls", 4: "rank"}
 
 Text = Annotated[str, Field(min_length=1)]
 Ids = Annotated[list[Id], Field(min_length=1)]
@@ -121,7 +122,7 @@ async def _vectors(
     served: Served, prompts: list[list[int]], http: Request, pooling: str | None, dimensions: int | None
 ) -> list[torch.Tensor]:
     """A vector of unit length for each prompt."""
-    output = Output(pool=pooling or _own_pooling(served))
+    output = Output(pool=pooling or _own_pooling(served.model.checkpoint.config))
     greedy, timeout = SamplingParams(temperature=0), served.settings.timeout(None)
     requests = [engine.Request(ids, greedy, 0, timeout_s=timeout, output=output) for ids in prompts]
     made: list[torch.Tensor] = []
@@ -135,9 +136,17 @@ async def _vectors(
     return [torch.nn.functional.normalize(vector[:dimensions], dim=0) for vector in made]
 
 
-def _own_pooling(served: Served) -> str:
-    config = served.model.checkpoint.config
-    return _GGUF_POOLING.get(config.get(f"{config.get('general.architecture')}.pooling_type", 1), MEAN)
+def _own_pooling(config: Mapping[str, Any]) -> str:
+    """The pooling that a model was trained for, by its header.
+
+    Raises:
+        FieldError: it is one that is not known here.
+    """
+    kind = config.get(f"{config.get('general.architecture')}.pooling_type", 1)
+    if kind not in _GGUF_POOLING:
+        told = f"the model was trained for pooling {_GGUF_OTHERS.get(kind, kind)!r}, which is not supported"
+        raise FieldError("pooling", told, "say mean or last to have that")
+    return _GGUF_POOLING[kind]
 
 
 def _encode(tokenizer: Tokenizer, given: Any) -> list[list[int]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from ktcore.server.api.body import read
-from ktcore.server.api.fields import Body
+from ktcore.server.api.fields import Body, Refusals, Refused
 from ktcore.server.http.errors import json_response
 from ktcore.server.models.registry import Models
 
@@ -19,6 +19,14 @@ Id = Annotated[int, Field(ge=0, lt=2**31)]
 
 class TokenizeAsk(Body):
     """POST /tokenize; without `model` the first one."""
+
+    # vLLM's and llama.cpp's
+    refused: ClassVar[Refusals] = {
+        **dict.fromkeys(("return_token_strs", "with_pieces"), Refused()),
+        **dict.fromkeys(("messages", "content"), Refused(instead="the text is prompt")),
+        "add_special": Refused((None, True), "it is add_special_tokens"),
+        "parse_special": Refused((None, True)),
+    }
 
     prompt: str
     add_special_tokens: bool = True
