@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -112,6 +114,8 @@ def listen(app: FastAPI, sockets: list[socket.socket], door: Door) -> None:
         **door.tls,  # type: ignore[arg-type]
     )
     server = Server(config)
+    told = logging.getLogger("uvicorn.error")
+    told.addFilter(_not_cancelled)
     # uvicorn drains on SIGTERM, then raises it again for the handler that was there before
     before = signal.signal(signal.SIGTERM, ended)
     freeze()
@@ -123,8 +127,15 @@ def listen(app: FastAPI, sockets: list[socket.socket], door: Door) -> None:
         raise _unusable(door, error) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+        told.removeFilter(_not_cancelled)
     if not server.started:
         sys.exit(1)
+
+
+def _not_cancelled(record: logging.LogRecord) -> bool:
+    """Not of answers that end because the server does: a second Ctrl-C, or the end of their time, is no fault."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, asyncio.CancelledError) or record.getMessage().rstrip().endswith("CancelledError"))
 
 
 def _tell(door: Door) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -132,6 +134,28 @@ def test_the_server_is_told_how_long_answers_may_take_and_keeps_quiet(monkeypatc
     assert seen == {"app": "app", "sockets": "sockets", **quiet, **where}
     Server.started = True
     listen("app", "sockets", door)  # type: ignore[arg-type]
+
+
+def test_an_answer_that_ends_with_the_server_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    told = logging.getLogger("uvicorn.error")
+
+    class Server:
+        started = True
+
+        def __init__(self, config: Any) -> None: ...
+
+        def run(self, sockets: Any) -> None:
+            told.error("Exception in ASGI application", exc_info=asyncio.CancelledError())
+            told.error("Traceback …\nasyncio.exceptions.CancelledError\n")
+            told.error("Exception in ASGI application", exc_info=ValueError("x"))
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.ERROR, "uvicorn.error"):
+        patch.setattr("uvicorn.Config", lambda app, **given: None)
+        patch.setattr("uvicorn.Server", Server)
+        listen("app", "sockets", Door("here", 9))  # type: ignore[arg-type]
+        assert len(caplog.records) == 1
+        told.error("CancelledError")
+        assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(
