@@ -79,11 +79,12 @@ def test_errors_of_the_step_come_with_its_tokens() -> None:
     def fail() -> None:
         raise RuntimeError("an expert failed")
 
-    answer = Sequence([1], SamplingParams(temperature=0), 4)
-    for kind in (Scores, _Distant):
-        with pytest.raises(RuntimeError, match="an expert failed"):
-            draw(sample, [answer], kind(_logits(1, 0), fail))
-    assert answer.tokens == [1]
+    for params in _params(seed=1):
+        answer = Sequence([1], params, 4)
+        for kind in (Scores, _Distant):
+            with pytest.raises(RuntimeError, match="an expert failed"):
+                draw(sample, [answer], kind(_logits(1, 0), fail))
+        assert answer.tokens == [1]
 
 
 def test_logits_that_are_no_numbers_are_an_error_from_candidates_too() -> None:
