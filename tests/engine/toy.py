@@ -39,6 +39,8 @@ class Pages:
         return [self.memory]
 
     def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        assert step.block_table.dtype == torch.int32, "as `StepBatch` promises"
+        assert ((step.block_table >= -1) & (step.block_table < len(self.memory))).all()
         self.memory.view(-1)[step.slots()] = step.token_ids
         sums = []
         for i in range(step.sequences):
