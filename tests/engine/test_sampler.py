@@ -71,6 +71,13 @@ def test_no_more_is_fetched_than_an_answer_needs(given: dict[str, Any], fetched:
     assert sequence.error is None
 
 
+@pytest.mark.parametrize("more", [{"guide": lambda: Form(5, 6)}, {"top_logprobs": lambda: 0}])
+def test_a_form_and_logprobs_need_the_whole_row(more: dict[str, Any]) -> None:
+    scores = Distant(rows(17))
+    draw(sample, [Sequence([1], GREEDY, 4, **{key: make() for key, make in more.items()})], scores)
+    assert scores.seen == [("rows", [0])]  # type: ignore[attr-defined]
+
+
 def test_each_answer_gets_its_own_row_whatever_the_others_need() -> None:
     scores = Distant(rows(11, 22, 33, 44))
     params = [SamplingParams(1.0, top_k=1), SamplingParams(0, repetition_penalty=1.1), GREEDY, SamplingParams(1.0, 1)]

@@ -40,6 +40,7 @@ class Pages:
 
     def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
         assert step.block_table.dtype == torch.int32, "as `StepBatch` promises"
+        assert step.context_lens == tuple((step.positions[[end - 1 for end in step.q_start[1:]]] + 1).tolist())
         assert ((step.block_table >= -1) & (step.block_table < len(self.memory))).all()
         self.memory.view(-1)[step.slots()] = step.token_ids
         sums = []
