@@ -213,6 +213,13 @@ models:
 """
 
 
+def test_a_models_memory_is_a_size_or_sizes_by_device(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    for given, memory in (("2GiB", 2**31), ("{cpu: 1GiB, 'sim:1': 5}", {"cpu": 2**30, "sim:1": 5})):
+        file.write_text(CONFIG.replace("context: 512", f"context: 512, memory: {given}"))
+        assert read_config(file).models["small"].loading(tmp_path)["memory"] == memory
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -39,7 +39,7 @@ class ModelConfig(BaseModel):
     experts_from: Annotated[Path, Field(strict=False)] | None = None
     threads: int | None = Field(None, ge=1)
     context: int | None = Field(None, ge=1)
-    memory: Size | None = None
+    memory: Size | dict[str, Size] | None = None
     packed_cache: Annotated[Path, Field(strict=False)] | None = None
     graphs: bool = True
     prefix_cache: Annotated[Path, Field(strict=False)] | None = None
