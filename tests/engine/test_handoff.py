@@ -22,6 +22,9 @@ HIDDEN, TOP_K = 8, 2
 class _NoCallbacks(HostRuntime):
     host_callback = HostCallbackMode.NONE
 
+    def launch_host(self, *args: object) -> None:
+        raise NotImplementedError("no host callbacks")
+
 
 class _Failing(RuntimeError):
     pass
@@ -161,6 +164,32 @@ def test_what_a_failed_step_left_is_forgotten_once_its_jobs_have_ended(runtime: 
         torch.testing.assert_close(hand_off(*block), _weighted(*block))
     hand_off.check()
     hand_off.abandon()
+
+
+def test_without_callbacks_waiting_raises_what_the_experts_raised(lane: ThreadLane) -> None:
+    def experts(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        raise _Failing("at once")
+
+    hand_off = _hand_off(experts, _NoCallbacks(), lane)
+    ticket = hand_off.submit(*_block(3))
+    with pytest.raises(ExpertsError, match="at once"):
+        hand_off.wait(ticket)
+    hand_off.check()
+
+
+def test_abandoning_waits_for_the_stream_before_the_jobs_and_for_nothing_when_there_is_none(lane: ThreadLane) -> None:
+    log: list[object] = []
+
+    class Logged(HostRuntime):
+        def synchronize(self, what: object = None) -> None:
+            log.append(what)
+
+    hand_off = _hand_off(_weighted, Logged(), lane)
+    hand_off.abandon()
+    assert log == []
+    hand_off.submit(*_block(3))
+    hand_off.abandon()
+    assert log == [hand_off._stream]
 
 
 def test_a_ticket_that_check_has_seen_is_still_abandoned(runtime: HostRuntime, lane: ThreadLane) -> None:
