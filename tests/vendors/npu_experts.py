@@ -207,5 +207,9 @@ class ExpertOperators:
 
 
 def _first_highest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Where the highest of each row are; of equals the first, as AscendC's Sort32, which these operators use, takes."""
+    """Where the highest of each row are, of equals the first.
+
+    AscendC's page of Sort32, by which these operators sort 32 values at a time, says that of equal scores the one with
+    the lower index comes first. What MrgSort does with equals of two queues its page leaves open: not verified.
+    """
     return values.argsort(dim=-1, descending=True, stable=True)[:, :count]

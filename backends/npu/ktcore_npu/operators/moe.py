@@ -4,7 +4,9 @@
 routed_scaling_factor, eps) -> (y, expert_idx int32, out)`: at most 2048 experts; norm_type 1 is a sigmoid whose chosen
 values are always renormalised, 0 a softmax whose are not; group_select_mode 1 sums a group's two best, 0 takes its
 best; more than 2 experts a group, and groups aligned to 32 within 2048. `npu_moe_gating_top_k_softmax(x, finished, k)
--> (y, expert_idx int32, row_idx)`: k at most 1024, not renormalised. (op-plugin, pages of these names.)
+-> (y, expert_idx int32, row_idx)`: k at most 1024, not renormalised. (op-plugin, pages of these names.) Neither page
+says which of equal experts is chosen. Among 32 neighbours it is the lowest, as AscendC's page of Sort32 has it; over
+more of them, and what becomes of a bias of -inf, is not verified. A model that depends on it takes `reference.router`.
 """
 
 from __future__ import annotations
