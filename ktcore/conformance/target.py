@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class Loaded:
         answered_by: implementation ids of it and its parts.
         caches: what holds KV pages, with the page sizes it takes.
         states: what holds recurrent states.
+        on_stream: enters the stream that the module is called on.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Loaded:
     answered_by: list[str] = field(default_factory=list)
     caches: list[tuple[CacheOwner, tuple[int, ...]]] = field(default_factory=list)
     states: list[StateOwner] = field(default_factory=list)
+    on_stream: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def page_sizes(self) -> tuple[int, ...]:
@@ -46,8 +49,16 @@ class Loaded:
 
     def allocate(self, pages: int, page_size: int) -> None:
         """Make room in every cache inside."""
-        for cache, _ in self.caches:
-            cache.allocate_pages(pages, page_size)
+        # a cache that fills its pages on another stream may do so when the first keys are there already
+        with self.on_stream():
+            for cache, _ in self.caches:
+                cache.allocate_pages(pages, page_size)
+
+    def allocate_states(self, slots: int) -> None:
+        """Make room in every recurrent state inside."""
+        with self.on_stream():
+            for state in self.states:
+                state.allocate_states(slots)
 
 
 class Target:
@@ -180,7 +191,7 @@ class Target:
         weights: Mapping[str, Weight],
         options: Mapping[str, Any] | None,
     ) -> Loaded:
-        whole = Loaded(chosen.id, None, self._precision(chosen, spec), [chosen.id])
+        whole = Loaded(chosen.id, None, self._precision(chosen, spec), [chosen.id], on_stream=self._on_stream)
         children: dict[str, Module] = {}
         if not chosen.fused:
             for role, part in spec.children().items():
@@ -199,6 +210,9 @@ class Target:
         if isinstance(whole.module, StateOwner):
             whole.states.append(whole.module)
         return whole
+
+    def _on_stream(self) -> AbstractContextManager[None]:
+        return self.runtime.use_stream(self.stream)
 
     def _precision(self, chosen: Implementation, spec: Spec) -> Precision:
         """Declared by the backend for its own; a reference is torch in float32, which is batch dependent."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from ktcore.backend import Implementation, LoadRequest
 from ktcore.conformance.case import Case
 from ktcore.conformance.levels import all_cases
 from ktcore.conformance.runner import run_case, run_cases
 from ktcore.conformance.status import Status
+from ktcore.ops import AttentionSpec
 
 from .sim import sim_target
 from .sim_mutants import SIM_MUTANTS, SimMutant
@@ -68,3 +72,19 @@ def test_a_strided_result_comes_back_whole(dtype: torch.dtype, one_thread: None)
         made = torch.arange(24, dtype=dtype, device=runtime.device).view(4, 6)
     assert target.get(made[:, :2]).tolist() == [[0, 1], [6, 7], [12, 13], [18, 19]]
     target.close()
+
+
+def test_pages_are_filled_before_the_first_keys_come(cases: dict[str, Case], one_thread: None) -> None:
+    """The reference's cache zeroes its pages: on the stream of the keys, however busy the default one is."""
+
+    def load(right: Implementation, request: LoadRequest) -> Any:
+        from ktcore_sim.runtime import SimStream
+
+        request.runtime.launch_python(SimStream(0, 0), lambda: time.sleep(0.3), (), "busy")
+        return right.load(request)
+
+    target = sim_target(changes={AttentionSpec: load}, delay_us=0.0)
+    result = run_case(target, cases["L3.attention.chunk"])
+    target.close()
+    assert result.status is Status.PASS_FALLBACK, result.reason
+    assert "kv_cache" in result.reason

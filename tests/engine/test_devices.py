@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from ktcore.engine.experts.split import DeferralChain
 from ktcore.engine.step.devices import Devices
+from ktcore.engine.step.runner import LoadedModel
 
 
 class Runtime:
@@ -121,3 +123,28 @@ def test_closing_closes_each_once(opened: tuple[Devices, list[Runtime]]) -> None
         assert (lane.closed, [r.seen for r in made]) == (1, [["closed"]] * 2)  # type: ignore[attr-defined]
     assert not devices.hands_off
     devices.check()
+
+
+def test_memory_is_allocated_on_the_stream_of_the_steps(opened: tuple[Devices, list[Runtime]]) -> None:
+    """Whoever fills it there is done before the first step writes into it."""
+    devices, made = opened
+    devices.runtime("fast:0")
+    seen = made[0].seen
+
+    class Owner:
+        def allocate_pages(self, pages: int, page_size: int) -> None:
+            seen.append(f"{pages} pages of {page_size}")
+
+        def allocate_states(self, slots: int) -> None:
+            seen.append(f"{slots} states")
+
+    parts: dict[str, Any] = dict.fromkeys(("embed", "norm", "head", "sampler"))
+    owner: Any = Owner()
+    model = LoadedModel(
+        **parts, layers=(), early=frozenset(), caches=(owner,), states=(owner,), devices=devices,
+        deferred=DeferralChain(),
+    )  # fmt: skip
+    model.allocate_pages(7, 16)
+    model.allocate_states(3)
+    inside, outside = "in stream of fast:0", "out of stream of fast:0"
+    assert seen == ["stream", inside, "7 pages of 16", outside, inside, "3 states", outside]

@@ -103,6 +103,4 @@ def _copied(ctx: Context) -> None:
 
 def _allocate(ctx: Context, loaded: Loaded, slots: int) -> None:
     ctx.require(bool(loaded.states), f"{loaded.id} holds no recurrent states")
-    with ctx.target.runtime.use_stream(ctx.target.stream):
-        for state in loaded.states:
-            state.allocate_states(slots)
+    loaded.allocate_states(slots)

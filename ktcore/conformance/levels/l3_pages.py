@@ -66,9 +66,7 @@ def _goes_on(ctx: Context, spec: Spec, truth: Truth, memory: Memory) -> None:
     for loaded in ctx.target.load(ctx, spec, weights):
         size = first_page_size(ctx, loaded) if loaded.caches else 16
         plan = replace(scattered(((BEGIN,), (MORE,)), size, ctx.rng("pages")), slots=(1,))
-        with ctx.target.runtime.use_stream(ctx.target.stream):
-            for state in loaded.states:
-                state.allocate_states(3)
+        loaded.allocate_states(3)
         run_sequences(ctx, loaded, replace(plan, steps=plan.steps[:1]), [x])
         kept = [ctx.target.get(tensor) for tensor in memory(ctx, loaded)]
         got = run_sequences(ctx, loaded, plan, [x], skip=1, before=partial(_restore, ctx, loaded, memory, kept))[0]
@@ -78,9 +76,7 @@ def _goes_on(ctx: Context, spec: Spec, truth: Truth, memory: Memory) -> None:
 
 def _restore(ctx: Context, loaded: Loaded, memory: Memory, kept: Sequence[torch.Tensor]) -> None:
     """Spoil the memory, then copy what was kept into it."""
-    for state in loaded.states:
-        with ctx.target.runtime.use_stream(ctx.target.stream):
-            state.allocate_states(3)
+    loaded.allocate_states(3)
     for there, held in zip(memory(ctx, loaded), kept, strict=True):
         ctx.target.restore(there, held)
 

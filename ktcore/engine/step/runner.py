@@ -85,13 +85,16 @@ class LoadedModel:
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Make room for `pages` KV pages in every cache."""
-        for cache in self.caches:
-            cache.allocate_pages(pages, page_size)
+        # a cache may fill them: on the stream of the steps, or that could happen after the first of them
+        with self.running():
+            for cache in self.caches:
+                cache.allocate_pages(pages, page_size)
 
     def allocate_states(self, slots: int) -> None:
         """Make room for `slots` sequences in every recurrent state."""
-        for state in self.states:
-            state.allocate_states(slots)
+        with self.running():
+            for state in self.states:
+                state.allocate_states(slots)
 
     def close(self) -> None:
         """Release the devices."""
