@@ -34,9 +34,11 @@ model: $(STAMP)
 dev: $(DEV) model
 	$(STEP) "ready: . $(VENV)/bin/activate"
 
-test: $(DEV) model lint sanitize node
-	$(STEP) "tests: a quarter of an hour on two cores"
-	@$(BIN)/pytest -n 2 --dist loadfile $(call or_fail,tests)
+# Each of the first four is one process most of the time: two at once. The longest files begin (tests/conftest.py).
+test: $(DEV)
+	@$(MAKE) --no-print-directory -j 2 model sanitize lint node
+	$(STEP) "tests: some eight minutes on two cores"
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(call or_fail,tests)
 
 lint: $(DEV)
 	$(STEP) "lint and types: a minute or two, seconds when run again"
@@ -49,10 +51,11 @@ lint: $(DEV)
 sanitize: $(DEV)
 	@$(BIN)/python tests/sanitize/run.py $(call or_fail,sanitizers)
 
-# What every day draws a few of: more seeds of delays and of mixed requests, every sanitized instruction set.
+# What every day draws a few of: more seeds of delays and of mixed requests, thousands of tokens for perplexity, every
+# sanitized instruction set.
 thorough: $(DEV) model
-	$(STEP) "many seeds, then every instruction set under sanitizers: an hour on two cores"
-	KTCORE_TEST_SEEDS=20 $(BIN)/pytest tests/parity/test_hybrid.py tests/server/test_service.py
+	$(STEP) "many seeds and tokens, then every instruction set under sanitizers: an hour on two cores"
+	KTCORE_TEST_SEEDS=20 KTCORE_TEST_WINDOWS=8 $(BIN)/pytest tests/parity/test_hybrid.py tests/parity/test_perplexity.py tests/server/test_service.py
 	$(BIN)/python tests/sanitize/run.py --all
 
 # Small faults drawn from a room, and whether its tests notice them: docs/mutation-testing.md.
@@ -102,10 +105,8 @@ $(STAMP): $(BUILD_INPUTS) | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): $(STAMP) $(SIM_INPUTS)
-	$(STEP) "installing what tests need: a minute"
-	@$(PIP) install --quiet --no-build-isolation --editable ".[dev]" $(call or_fail,installing what tests need)
-	$(STEP) "installing the backends, sim with C++ of its own: a minute or two"
-	@$(foreach v,$(PLUGINS),$(PIP) install --quiet --no-build-isolation --no-deps --editable ./$(v) $(call or_fail,installing $(v)) &&) true
+	$(STEP) "installing what tests need and the backends, sim with C++ of its own: two minutes"
+	@$(PIP) install --quiet --no-build-isolation "ktcore[dev]" $(foreach v,$(PLUGINS),--editable ./$(v)) $(call or_fail,installing what tests need)
 	@touch $@
 
 $(NODE): tests/server/node/package.json tests/server/node/package-lock.json

@@ -17,6 +17,33 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+LONG = (
+    "vendors/test_simulated.py",
+    "parity/test_perplexity.py",
+    "triton_kernels/test_operators.py",
+    "plugins/test_stranger.py",
+    "parity/test_hybrid.py",
+    "server/test_service.py",
+    "sim/test_operators.py",
+    "triton_kernels/test_experts.py",
+    "vendors/test_w4a16.py",
+    "parity/test_smollm2.py",
+    "triton_kernels/test_attention.py",
+    "sim/test_memory.py",
+    "conformance/test_commands.py",
+    "conformance/test_plain.py",
+    "parity/test_prefix.py",
+    "server/test_models.py",
+)
+"""Files of ten seconds and more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first: with two workers, each with whole files, neither ends on one alone."""
+    rank = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The one real model the tests use. Fetching it is the build's job: a test run alone downloads nothing."""

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from ktcore.cli.commands.conformance import app
@@ -37,18 +36,27 @@ def test_pytest_runs_the_chosen_cases_of_the_host_backend_and_writes_a_report(tm
     assert "L2.linear.Q8_0.7x512x100" not in run.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "needs --backend NAME"),
-        (("--backend", "cqu"), "backend 'cqu' is unknown"),
-        (("--backend", "cpu", "--case", "L2.liner"), "no case is called 'L2.liner'"),
-    ],
-)
-def test_a_wrong_word_is_one_error(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    run = kit(tmp_path, *arguments)
-    assert run.returncode != 0
-    assert message in run.stdout + run.stderr
+WRONG = {
+    "needs --backend NAME": [],
+    "backend 'cqu' is unknown": ["--backend", "cqu"],
+    "no case is called 'L2.liner'": ["--backend", "cpu", "--case", "L2.liner"],
+}
+ONE_AFTER_ANOTHER = """
+import json, sys, pytest
+for words in json.loads(sys.argv[1]):
+    print("ended with", int(pytest.main(["-p", "ktcore.conformance.plugin", "--pyargs", "ktcore.conformance", *words])))
+    print("====", flush=True)
+"""
+
+
+def test_a_wrong_word_is_one_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(list(WRONG.values()))]
+    run = subprocess.run(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200, check=False
+    )
+    for message, said in zip(WRONG, run.stdout.split("====")[:-1], strict=True):
+        assert message in said
+        assert "ended with 4" in said  # pytest's usage error
 
 
 def test_compare_ends_with_1_when_something_got_worse(tmp_path: Path) -> None:

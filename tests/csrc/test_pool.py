@@ -37,7 +37,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_the_environment_decides_in_a_fresh_process() -> None:
-    for isa in _native.isa_supported():
+    for isa in ("scalar", _native.isa_supported()[-1]):
         code = "from ktcore_cpu import _native; print(_native.isa_selected())"
         environment = os.environ | {"KTCORE_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
         out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -29,6 +29,12 @@ class Tiny:
         with torch.no_grad():
             return self.model.generate(prompts, max_new_tokens=new_tokens, do_sample=False, eos_token_id=None)
 
+    def likeliest(self, tokens: list[int]) -> list[int]:
+        """The token that transformers finds likeliest after each: in one pass, where generate() takes one for each."""
+        with torch.no_grad():
+            found: list[int] = self.model(torch.tensor([tokens])).logits[0].argmax(-1).tolist()
+        return found
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:

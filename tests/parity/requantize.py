@@ -86,6 +86,18 @@ def ours(path: Path, ids: list[int], rules: Path | None = None) -> float:
         return perplexity(model.logits, ids)
 
 
+def native_logits(path: Path, ids: list[int], rules: Path | None = None) -> torch.Tensor:
+    """What the native kernels answer after each of `ids`, at most a window of them: float32 [tokens, vocab]."""
+    with ktcore.load(path, backend="cpu", rules=rules, context=WINDOW) as model:
+        return model.logits(ids)
+
+
+def divergence(of: torch.Tensor, by: torch.Tensor) -> float:
+    """Mean Kullback-Leibler divergence in nats of the answers `by` from the answers `of`."""
+    expected, found = of.double().log_softmax(-1), by.double().log_softmax(-1)
+    return float((expected.exp() * (expected - found)).sum(-1).mean())
+
+
 def theirs(path: Path, ids: list[int], integers: str | None = None, layers: range | None = None) -> float:
     """Perplexity of `ids` in transformers in float32, on weights dequantised by the gguf package.
 

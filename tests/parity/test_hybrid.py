@@ -146,11 +146,12 @@ def test_a_plan_that_cannot_fit_fails_before_weights_are_read(tiny: Callable[[st
         ktcore.load(t.folder, backend="sim", memory=200_000, context=256)
 
 
+@pytest.mark.parametrize("delayed", MODES[-1:], indirect=True)  # it has no experts, so that the host is never called
 def test_the_demo_model_gives_the_hosts_tokens(smollm2_path: Path, delayed: Callable[[int], None]) -> None:
     delayed(5)
     prompts = ["The capital of France is", "def fibonacci(n):"]
     with ktcore.load(smollm2_path, backend="cpu", rules="reference", context=256) as model:
-        expected = model.generate(prompts, max_new_tokens=12, temperature=0)
+        expected = model.generate(prompts, max_new_tokens=8, temperature=0)
     with ktcore.load(smollm2_path, backend="sim", context=256) as model:
-        assert model.generate(prompts, max_new_tokens=12, temperature=0) == expected
+        assert model.generate(prompts, max_new_tokens=8, temperature=0) == expected
         _assert_clean(model)

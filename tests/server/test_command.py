@@ -18,6 +18,7 @@ pytest.importorskip("uvicorn", reason="needs the extra `server`")
 pytest.importorskip("fastapi", reason="needs the extra `server`")
 httpx = pytest.importorskip("httpx", reason="the test's HTTP client")
 
+from ktcore.cli.main import main  # noqa: E402
 from ktcore.errors import RequestError  # noqa: E402
 from ktcore.server.http.settings import read_keys  # noqa: E402
 
@@ -73,12 +74,19 @@ def test_the_command_serves_and_drains(folders: dict[str, Path], tmp_path: Path)
     assert "Traceback" not in err
 
 
-def test_other_machines_need_a_key(folders: dict[str, Path]) -> None:
-    done = subprocess.run(
-        [*COMMAND, str(folders["moe"]), "--host", "0.0.0.0"], capture_output=True, text=True, env=ENV, check=False
-    )
-    assert done.returncode == 1
-    assert "--api-key-file" in done.stderr
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What `ktcore serve` says on stderr where it ends before it serves."""
+    with pytest.raises(SystemExit) as left:
+        main(["serve", *map(str, words)])
+    assert left.value.code not in (0, None)
+    return capsys.readouterr().err
+
+
+def test_other_machines_need_a_key(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KTCORE_PLUGINS", "cpu")
+    assert "--api-key-file" in refusal(capsys, folders["moe"], "--host", "0.0.0.0")
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_text("# none\n"), lambda p: p.write_text("a b\n")])

@@ -27,7 +27,7 @@ from ktcore.server.http.settings import Settings  # noqa: E402
 from ktcore.server.models.facts import planned_facts  # noqa: E402
 from ktcore.server.models.registry import Bounds, Models, entry_of  # noqa: E402
 
-from .test_command import free_port  # noqa: E402
+from .test_command import free_port, refusal  # noqa: E402
 from .test_service import wait_for  # noqa: E402
 
 LOADING = {"backend": "cpu", "rules": "reference", "context": 512}
@@ -243,14 +243,14 @@ def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, change: tuple[st
     assert str(file) in caught.value.message
 
 
-def test_the_command_serves_a_file(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_serves_a_file(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text(CONFIG.replace("PATH", str(folders["dense"])))
     port = free_port()
     command = [sys.executable, "-m", "ktcore.cli.main", "serve", "--config", str(file)]
-    refused = subprocess.run([*command, "--context", "99"], capture_output=True, text=True)
-    assert refused.returncode != 0
-    assert "--context cannot go with --config" in refused.stderr
+    assert "--context cannot go with --config" in refusal(capsys, "--config", file, "--context", 99)
     with subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE, text=True) as process:
         try:
             ends = time.monotonic() + 60

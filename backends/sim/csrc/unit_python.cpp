@@ -1,0 +1,3 @@
+// Compiled as one: what Python calls.
+#include "bindings.cpp"
+#include "python_task.cpp"
