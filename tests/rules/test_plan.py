@@ -141,6 +141,26 @@ def test_explain_tells_the_rule_and_every_rejected_implementation(plan: Planner,
     assert "rejected  host1.attention: no kernel for Q4_1 [rule 'a' (rules0.yaml:3)]" in text
 
 
+def test_explain_tells_options_taken_and_unused_and_parts_covered_only_where_there_are_some(
+    plan: Planner, rest: str
+) -> None:
+    rules = rule(
+        "{name: a, match: {op: linear, format: Q8_0}, use: [accel.linear, host1.linear], options: {activations: f32}}\n"
+        "{name: b, match: {op: attention}, use: host1.attention}"
+    )
+    made = plan(llama(1), rules, rest)
+    lines = made.explain("head").splitlines()
+    assert "  options   activations=f32" in lines
+    assert not any(line.startswith(("  unused", "  covers", "  experts", "  quantised")) for line in lines)
+    text = made.explain("layers.0.attn")
+    assert "  covers    layers.0.attn.q, layers.0.attn.k, " in text
+    assert "  options" not in text
+    both = "[accel.attention, host1.attention]"
+    text = plan(llama(1), rules.replace("host1.attention", both), rest, backend="accel").explain("head")
+    assert "  unused    options that accel.linear does not know: activations" in text
+    assert "\n  options " not in text
+
+
 def test_explain_of_a_covered_part_names_its_owner(plan: Planner, rest: str) -> None:
     text = plan(llama(1), FUSED, rest).explain("layers.0.attn.q")
     assert "is run by layers.0.attn as a whole, with host1.attention" in text

@@ -50,6 +50,13 @@ def test_conditions(plan: Planner, rest: str, match: str, nodes: set[str]) -> No
     assert {name for name, choice in made.choices.items() if "'mine'" in choice.rule} == nodes
 
 
+@pytest.mark.parametrize("match", ["{op: linear, family: [qwen3_moe, gpt_oss]}", "{op: linear, layers: 9-}"])
+def test_a_rule_for_other_models_takes_nothing(plan: Planner, rest: str, match: str) -> None:
+    other = rule(f"{{name: theirs, match: {match}, use: host1.linear, optional: true}}")
+    made = plan(llama(1), other, rest)
+    assert not [name for name, choice in made.choices.items() if "'theirs'" in choice.rule]
+
+
 def test_a_feature_is_asked_of_the_device_that_the_rule_names(plan: Planner, rest: str) -> None:
     on = rule("{name: fp8, match: {op: linear, name: head, feature: 'fp8:e4m3fn'}, use: accel.linear, device: accel}")
     assert plan(llama(), on, rest).choices["head"].device == "accel:0"
