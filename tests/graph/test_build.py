@@ -312,6 +312,17 @@ def test_dense_layers_among_sparse_ones() -> None:
         ({"hidden_act": "xielu"}, "activation 'xielu' is unknown"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope type 'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "'low_freq_factor' is missing"),
+        ({"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "an object of plain values is needed"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, which architecture 'llama' is not known to"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', true or false is needed"),
+        ({"model_type": "llama4"}, "'text_config' is missing"),
+        ({"model_type": "llama4", "text_config": None}, "'text_config' is null"),
+        ({"model_type": "phi3"}, "rope type 'llama3' is not supported"),
+        ({"model_type": "deepseek_v2", "topk_method": "noaux_tc"}, "topk_method 'noaux_tc' is unknown beside softmax"),
+        (
+            {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 16},
+            "layer 0 a sliding window, but it has no width\n.*use_sliding_window",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_read(config: dict[str, Any], message: str) -> None:

@@ -208,6 +208,19 @@ def test_a_file_without_output_weight_has_a_tied_head() -> None:
     assert graph.head.weights == graph.embed.weights
 
 
+def test_absent_rotary_keys_are_those_of_llama_cpp() -> None:
+    """Its `load_hparams`: base 10000, the whole head, no scaling; also where hub folders would rotate half a head."""
+    shapes = {name.replace("ffn_gate", "ffn_up"): shape for name, shape in _llama().items() if "ffn_up" not in name}
+    for i in range(2):
+        shapes[f"blk.{i}.ffn_up.weight"] = (2 * 96, H)
+        shapes |= {f"blk.{i}.{name}.weight": (H,) for name in ("post_attention_norm", "post_ffw_norm")}
+    glm = {key.replace("llama.", "glm4."): value for key, value in LLAMA.items()} | {"general.architecture": "glm4"}
+    for config, stored in ((LLAMA, _llama()), (glm, shapes)):
+        rope = build_graph(Headers("gguf", config, stored)).node("layers.0.attn.rope").spec
+        assert isinstance(rope, RopeSpec)
+        assert (rope.dim, rope.theta, rope.scaling) == (16, 10000.0, None)
+
+
 def test_frequency_divisors_are_found_without_a_key() -> None:
     graph = build_graph(Headers("gguf", LLAMA, _llama() | {"rope_freqs.weight": (8,)}))
     assert graph.node("layers.1.attn.rope").weights["freq_factors"].shape == (8,)
