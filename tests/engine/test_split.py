@@ -79,3 +79,26 @@ def test_a_reduced_router_drops_the_weakest_choices_only(keep: int, threshold: f
         kept = [c for c in order if weights[t, c] >= threshold * weights[t].max()][: keep or TOP_K]
         expected = [int(ids[t, c]) if c in kept else -1 for c in range(TOP_K)]
         assert got[t].tolist() == expected
+
+
+def test_what_is_deferred_or_dropped_is_no_expert_in_split_halves_either() -> None:
+    """Ids of no expert are -1 and nothing else: the halves look their own numbers up by them."""
+    resident, others = [1, EXPERTS - 1], [e for e in range(EXPERTS) if e not in (1, EXPERTS - 1)]
+    chain = DeferralChain()
+
+    def split() -> SplitExperts:
+        return SplitExperts(_Experts(resident), _Experts(others), resident, EXPERTS, HOST)
+
+    layers = [DeferredExperts(split(), split(), chain, defer=1, last=last) for last in (False, True)]
+    plain_chain, plain = DeferralChain(), _Experts()
+    expected = [DeferredExperts(plain, plain, plain_chain, defer=1, last=last) for last in (False, True)]
+    for seed, (layer, reference) in enumerate(zip(layers, expected, strict=True)):
+        torch.testing.assert_close(layer(*_routing(seed)), reference(*_routing(seed)))
+    x, ids, weights = _routing()
+    for router in (
+        ReducedRouter(lambda x: (ids, weights), keep=1),
+        ReducedRouter(lambda x: (ids, weights), threshold=1.0),
+    ):
+        kept, _ = router(x)
+        assert set(kept[kept < 0].tolist()) == {-1}
+        torch.testing.assert_close(split()(x, kept, weights), plain(x, kept, weights))
