@@ -102,3 +102,28 @@ def test_what_is_deferred_or_dropped_is_no_expert_in_split_halves_either() -> No
         kept, _ = router(x)
         assert set(kept[kept < 0].tolist()) == {-1}
         torch.testing.assert_close(split()(x, kept, weights), plain(x, kept, weights))
+
+
+def test_a_reduced_router_keeps_what_is_at_its_bounds_and_of_equals_the_first() -> None:
+    ids = torch.arange(64)[None]
+    equal = torch.full((1, 64), 0.25)
+    kept, _ = ReducedRouter(lambda x: (ids, equal), keep=3)(torch.empty(0))
+    assert kept[0].tolist() == [0, 1, 2] + [-1] * 61
+    # a share that is reached is enough, and without bounds nothing is dropped
+    halves = torch.tensor([[1.0, 0.5, 0.25]])
+    at_the_share, _ = ReducedRouter(lambda x: (ids[:, :3], halves), threshold=0.5)(torch.empty(0))
+    assert at_the_share[0].tolist() == [0, 1, -1]
+    everything, _ = ReducedRouter(lambda x: (ids[:, :3], halves))(torch.empty(0))
+    assert everything[0].tolist() == [0, 1, 2]
+
+
+def test_each_half_is_told_its_own_numbers_and_minus_one_for_the_rest() -> None:
+    seen: list[list[int]] = []
+
+    def half(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        seen.append(ids[0].tolist())
+        return x
+
+    split = SplitExperts(half, half, [4, 1], EXPERTS, HOST)
+    split(torch.ones(1, HIDDEN), torch.tensor([[4, 0, 1, 5, -1]]), torch.ones(1, 5))
+    assert sorted(seen) == sorted([[0, -1, 1, -1, -1], [-1, 0, -1, 3, -1]])
