@@ -45,7 +45,7 @@ ONE_AFTER_ANOTHER = """
 import json, sys, pytest
 for words in json.loads(sys.argv[1]):
     print("ended with", int(pytest.main(["-p", "ktcore.conformance.plugin", "--pyargs", "ktcore.conformance", *words])))
-    print("====", flush=True)
+    print("NEXT", flush=True)
 """
 
 
@@ -54,7 +54,7 @@ def test_a_wrong_word_is_one_error(tmp_path: Path) -> None:
     run = subprocess.run(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200, check=False
     )
-    for message, said in zip(WRONG, run.stdout.split("====")[:-1], strict=True):
+    for message, said in zip(WRONG, run.stdout.split("NEXT")[:-1], strict=True):
         assert message in said
         assert "ended with 4" in said  # pytest's usage error
 

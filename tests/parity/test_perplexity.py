@@ -55,7 +55,7 @@ def test_every_affine_gguf_format(smollm2_path: Path, tensors: dict[str, F32], i
     first = ids[:WINDOW]
     unrounded = native_logits(path, first, exact)
     assert perplexity(lambda window: unrounded, first) == pytest.approx(theirs(path, first), rel=2e-4)
-    assert divergence(unrounded, native_logits(path, first)) <= 3e-3
+    assert divergence(unrounded, native_logits(path, first)) <= 4e-3  # 0.0025 over half of these
     if len(ids) > WINDOW:
         assert ours(path, ids) == pytest.approx(ours(path, ids, exact), rel=0.005)
 
