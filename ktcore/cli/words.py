@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -146,8 +147,6 @@ class KnowingCommand(TyperCommand):
         if advice is not None:
             raise _refused(ctx, name, advice.format(command=ctx.info_name))
         if name.startswith("--"):
-            from difflib import get_close_matches
-
             near = get_close_matches(dashed, [*own, *ALIASES], n=3, cutoff=0.7)
             near = list(dict.fromkeys(ALIASES.get(word, word) for word in near))
             known = [word for word in near if word in own]

@@ -26,7 +26,7 @@ try:
     main(sys.argv[1:])
 except SystemExit as left:
     assert left.code == 0, left.code
-unwanted = {"torch", "transformers", "numpy", "gguf", "pluggy", "psutil", "ssl", "difflib"}
+unwanted = {"torch", "transformers", "numpy", "gguf", "pluggy", "psutil", "ssl"}
 heavy = {name.split(".")[0] for name in sys.modules} & unwanted
 assert not heavy, heavy
 """
