@@ -66,6 +66,16 @@ def test_decoding_sequences_go_before_a_newcomers_prompt() -> None:
     assert batch.step.positions.tolist() == [3, 0, 1, 2, 3, 4]
 
 
+def test_prompts_share_what_a_step_may_take() -> None:
+    scheduler = _scheduler(32, 4, chunk=6)
+    sequences = [_sequence(4, 1) for _ in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert (batch.sequences, batch.counts) == (tuple(sequences[:2]), (4, 2))
+
+
 def test_slots_follow_the_block_table() -> None:
     scheduler = _scheduler(8, 4, chunk=64)
     a, b = _sequence(5, 1), _sequence(6, 1)

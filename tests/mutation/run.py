@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def measure(copy: Path, options: argparse.Namespace) -> float:
             code = 0
         else:
             path.write_bytes(mutant.apply(source))
-            code = next((found for wave in waves(record, asked) if (found := worker.ask(wave)) != 0), 0)
+            code = verdict(worker.ask(wave) for wave in waves(record, asked))
             path.write_bytes(source)
         if code == NOT_THE_MUTANT:
             sys.exit(f"mutation: {mutant.file} was not imported from the copy")
@@ -168,6 +169,16 @@ def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float) -> dic
             break
         chosen.append(test)
     return {"file": mutant.file, "tests": chosen, "seconds": 30 + 4 * min(total, seconds)}
+
+
+def verdict(codes: Iterable[Any]) -> Any:
+    """The first that is no 0. Tests that never imported the faulty file say nothing, unless none imported it."""
+    seen = []
+    for code in codes:
+        if code not in (0, NOT_THE_MUTANT):
+            return code
+        seen.append(code)
+    return 0 if 0 in seen else NOT_THE_MUTANT
 
 
 def waves(record: dict[str, Any], asked: dict[str, Any]) -> list[dict[str, Any]]:

@@ -90,6 +90,14 @@ def test_a_fault_is_shown_to_one_file_of_quick_tests_before_all_others() -> None
     assert run.waves(record, asked | {"tests": ["a.py::2"]}) == [asked | {"tests": ["a.py::2"]}]
 
 
+@pytest.mark.parametrize(
+    ("codes", "found"),
+    [((0,), 0), ((0, 1), 1), ((90, 1), 1), ((90, 0), 0), ((0, 90), 0), ((90, 90), 90), (("timeout", 0), "timeout")],
+)
+def test_tests_that_never_saw_the_fault_say_nothing_of_it(codes: tuple[object, ...], found: object) -> None:
+    assert run.verdict(iter(codes)) == found
+
+
 def test_survivors_are_found_again_by_their_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ktcore").mkdir()
     (tmp_path / "ktcore/x.py").write_text("b = 5\na = b < 3\n")
