@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 
 import torch
 
 from ktcore.conformance.case import Case, Check, Context
+from ktcore.conformance.expectations import Precision
 from ktcore.conformance.levels.l0_packaging import installed_entry_point
-from ktcore.conformance.levels.tiny_models import FAMILIES, TinyModel, tiny_model
+from ktcore.conformance.levels.tiny_models import FAMILIES, TinyModel, own_logits, tiny_model
+from ktcore.conformance.tolerance import TYPICAL_FACTOR
 from ktcore.engine.model import Model, load
 from ktcore.engine.schedule.sequence import Sequence
 from ktcore.ops.sampling import SamplingParams
@@ -18,7 +20,8 @@ from ktcore.ops.sampling import SamplingParams
 NEW_TOKENS = 12
 CONTEXT = 512
 LOGITS_OFF = 0.02
-"""Root mean square error of a token's logits, of their standard deviation."""
+"""Root mean square error of a token's logits, of their standard deviation. `TYPICAL_FACTOR` times torch's own
+where that is more, in the lowest precision that an implementation of the plan declares."""
 SHARE = 0.9
 
 
@@ -73,12 +76,25 @@ def _eight(family: str, ctx: Context) -> None:
 def _logits(family: str, ctx: Context) -> None:
     with loaded(ctx, family) as (tiny, model):
         got = model.logits(tiny.long_prompt).double()
-        rows = (got - tiny.long_logits).pow(2).mean(1).sqrt() / tiny.long_logits.std()
-        # a token whose last expert hangs by a hair may get another one: the rest shows what the arithmetic is worth
-        off = float(rows.quantile(SHARE))
-        ctx.keep_worst("error", off / LOGITS_OFF)
+        off, bound = _off(got, tiny), LOGITS_OFF
+        precision = reduce(Precision.merged, _declared(ctx, model))
+        if precision.compute != "float32":
+            own = own_logits(family, ctx.seed, precision.compute)
+            bound = max(bound, TYPICAL_FACTOR * _off(own, tiny))
+        ctx.keep_worst("error", off / bound)
         text = f"{1 - SHARE:.0%} of the tokens have logits off by {off:.3g} of their standard deviation, or more"
-        ctx.require(off < LOGITS_OFF, text)
+        ctx.require(off < bound, f"{text}; {bound:.3g} is allowed with products in {precision.compute}")
+
+
+def _declared(ctx: Context, model: Model) -> list[Precision]:
+    choices = model.plan.choices.values()
+    return [ctx.target.expectations.precision_of(c.implementation.id, c.node.spec.formats()) for c in choices]
+
+
+def _off(got: torch.Tensor, tiny: TinyModel) -> float:
+    rows = (got - tiny.long_logits).pow(2).mean(1).sqrt() / tiny.long_logits.std()
+    # a token whose last expert hangs by a hair may get another one: the rest shows what the arithmetic is worth
+    return float(rows.quantile(SHARE))
 
 
 def _again(family: str, ctx: Context) -> None:

@@ -54,6 +54,15 @@ def tiny_model(family: str, seed: int) -> Iterator[TinyModel]:
         yield TinyModel(Path(folder), prompts, long_prompt, long_logits)
 
 
+@lru_cache(maxsize=4)
+def own_logits(family: str, seed: int, dtype: str) -> torch.Tensor:
+    """Logits float64 [tokens, vocab] of the long prompt as torch itself computes the whole model in a precision."""
+    model = _make(family, seed).to(getattr(torch, dtype))
+    with torch.no_grad():
+        out: torch.Tensor = model(torch.tensor([_answers(family, seed)[1]])).logits[0]
+    return out.double()
+
+
 def _make(family: str, seed: int) -> Any:
     from transformers import AutoModelForCausalLM
 
