@@ -13,6 +13,7 @@ import pytest
 import torch
 from ktcore_triton.affine import affine_bank, affine_bytes, affine_weight
 from ktcore_triton.operators import implementations
+from ktcore_triton.operators.moe import refused_formats
 
 from ktcore.backend import Capabilities, Unsupported
 from ktcore.conformance.case import Case
@@ -21,6 +22,7 @@ from ktcore.conformance.runner import run_case
 from ktcore.conformance.status import Status
 from ktcore.conformance.target import Target
 from ktcore.ops.linear import LinearSpec
+from ktcore.ops.moe import ExpertsSpec
 
 from .shared_target import shared_target
 from .stored import random_rows
@@ -130,3 +132,13 @@ def test_an_absent_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Triton is not installed" in answer.reason
     # a plan for a device that is not here does not ask for it
     assert not isinstance(linear.supports(LinearSpec(64, 64, "Q8_0"), Capabilities("any", "device")), Unsupported)
+
+
+@pytest.mark.parametrize("role", ["gate", "down"])
+def test_experts_with_columns_in_orders_of_their_own_are_refused(role: str) -> None:
+    """GPTQ's activation order: the kernel reads its input as it comes."""
+    ordered = "INT4_G32_ORDERED"
+    wide, down = (ordered, "INT4_G32") if role == "gate" else ("INT4_G32", ordered)
+    refused = refused_formats(ExpertsSpec(256, 256, 8, 2, "silu", wide, wide, down))
+    assert refused == f"experts in {ordered}: each has columns in an order of its own, which the kernel does not follow"
+    assert refused_formats(ExpertsSpec(256, 256, 8, 2, "silu", "INT4_G32", "INT4_G32", "INT4_G32")) == ""

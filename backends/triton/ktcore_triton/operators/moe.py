@@ -11,6 +11,7 @@ from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsuppo
 from ktcore.backend.branches import MOE, moe_branch
 from ktcore.backend.loading import compute_dtype, on_device
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
+from ktcore.weights import get_format
 from ktcore_triton.affine import AffineWeight, affine_bank, affine_bytes, supported
 from ktcore_triton.operators.base import FLOAT_BYTES, TritonImplementation
 
@@ -125,7 +126,12 @@ def refused_formats(spec: ExpertsSpec) -> str:
     if spec.gate_format != spec.up_format:
         return f"gate in {spec.gate_format} and up in {spec.up_format}, which must be of one format"
     unfit = [name for name in (spec.gate_format, spec.down_format) if not supported(name)]
-    return f"experts in {unfit[0]}: the kernel takes formats with scales in groups" if unfit else ""
+    if unfit:
+        return f"experts in {unfit[0]}: the kernel takes formats with scales in groups"
+    ordered = [name for name in (spec.gate_format, spec.down_format) if get_format(name).ordered]
+    if ordered:
+        return f"experts in {ordered[0]}: each has columns in an order of its own, which the kernel does not follow"
+    return ""
 
 
 def banks(request: LoadRequest, dense: bool = False) -> tuple[AffineWeight, AffineWeight, AffineWeight]:
