@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ktcore
-from ktcore.engine.load.asked import read_memory
+from ktcore.engine.load.asked import check_asked, read_memory
 from ktcore.engine.load.room import check_room
 from ktcore.engine.prefix.cache import PrefixOptions
 from ktcore.errors import BackendError, PlanError, RequestError
@@ -69,6 +69,32 @@ def test_the_package_shows_its_public_names_and_nothing_else() -> None:
 def test_arguments_of_another_type_are_named(model: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         ktcore.load(**({"path": model} | given))
+
+
+ASKED: dict[str, Any] = {
+    "path": "model.gguf", "rules": None, "experts_from": None, "packed_cache": None, "backend": "auto",
+    "threads": None, "context": None, "progress": None, "graphs": True, "prefix": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"path": Path("model.gguf"), "rules": "reference", "experts_from": Path("other"), "packed_cache": "cache"},
+        {"threads": 1, "context": 1, "graphs": False},
+        {"progress": lambda name, done, total: None, "prefix": PrefixOptions()},
+    ],
+)
+def test_arguments_of_the_right_type_pass(given: dict[str, Any]) -> None:
+    check_asked(**(ASKED | given))
+
+
+def test_a_value_is_shown_whole_up_to_a_lines_length() -> None:
+    for name, shown in (("x" * 58, repr("x" * 58)), ("x" * 59, "'" + "x" * 56 + "...")):
+        with pytest.raises(RequestError) as caught:
+            check_asked(**(ASKED | {"threads": name}))
+        assert caught.value.message == f"threads cannot be {shown} (str)"
 
 
 def test_a_backend_that_is_none_is_answered_with_near_names(model: Path) -> None:

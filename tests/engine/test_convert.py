@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,11 @@ import torch
 from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
 import ktcore
-from ktcore.engine.load.convert import convert
+from ktcore.engine.load.convert import LOCK, SPARE, convert, publish
 from ktcore.errors import CheckpointError, RuleError
 from ktcore.weights.packed.container import MANIFEST, PARTS, read_manifest
 from ktcore.weights.packed.reader import verify
-from ktcore.weights.packed.writer import PartWriter
+from ktcore.weights.packed.writer import JOURNAL, PartWriter
 
 from .tiny_sources import llama_gguf, tiny_moe
 
@@ -272,7 +276,6 @@ def test_a_full_disk_is_a_clean_error_and_can_be_gone_on_from(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
-    import os
 
     plain, calls = os.pwrite, iter(range(1000))
 
@@ -299,3 +302,70 @@ def test_a_dry_run_writes_nothing(source: Path, tmp_path: Path) -> None:
     done = convert(source, tmp_path / "packed", experts="int4_g64", backend="cpu", dry_run=True)
     assert list(tmp_path.iterdir()) == []
     assert 0 < done.packed_bytes < done.source_bytes
+    assert (done.kept_bytes, done.resumed_bytes, done.errors) == (0, 0, None)
+
+
+def test_what_an_earlier_run_has_written_counts_as_room(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = convert(source, tmp_path / "packed", backend="cpu", dry_run=True).packed_bytes
+    needed = math.ceil(planned * SPARE)
+    partial = tmp_path / "packed.partial"
+    partial.mkdir()
+    (partial / PARTS).write_bytes(bytes(1000))
+
+    def locked(path: Path) -> None:
+        raise Killed
+
+    monkeypatch.setattr("ktcore.engine.load.convert.write_lock", locked)
+    for free, ends in ((needed - 1001, CheckpointError), (needed - 1000, Killed)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined, misc]
+        with pytest.raises(ends):
+            convert(source, tmp_path / "packed", backend="cpu")
+
+
+def test_a_folder_that_another_process_finished_meanwhile_is_left_alone(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def waited(path: Path) -> Iterator[None]:
+        (tmp_path / "packed").mkdir()
+        yield
+
+    monkeypatch.setattr("ktcore.engine.load.convert.write_lock", waited)
+    with pytest.raises(CheckpointError, match=r"exists already\n  another process has finished it"):
+        convert(source, tmp_path / "packed", backend="cpu")
+    assert not list((tmp_path / "packed").iterdir())
+
+
+def test_parts_are_on_the_disk_before_the_manifest_says_that_they_are_there(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    monkeypatch.setattr(PartWriter, "flush", lambda self: order.append("parts"))
+    monkeypatch.setattr("ktcore.engine.load.convert.publish", lambda *args: order.append("published"))
+    convert(source, tmp_path / "packed", backend="cpu")
+    assert order == ["parts", "published"]
+
+
+def test_publishing_leaves_no_scaffolding_and_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial, opened = tmp_path / "a.partial", set[int]()
+    partial.mkdir()
+    for name in (JOURNAL, LOCK, PARTS):
+        (partial / name).write_text("x")
+    plain_open, plain_close = os.open, os.close
+
+    def opens(*args: Any, **more: Any) -> int:
+        opened.add(descriptor := plain_open(*args, **more))
+        return descriptor
+
+    def closes(descriptor: int) -> None:
+        opened.discard(descriptor)
+        plain_close(descriptor)
+
+    monkeypatch.setattr(os, "open", opens)
+    monkeypatch.setattr(os, "close", closes)
+    publish(partial, tmp_path / "a", {"files": {}})
+    assert opened == set()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted([MANIFEST, PARTS])
+    assert not partial.exists()

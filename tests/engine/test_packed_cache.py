@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import ktcore
+from ktcore.engine.step.runner import LoadedModel
 from ktcore.errors import CheckpointError
 from ktcore.weights.packed.container import MANIFEST, PARTS
 from ktcore.weights.packed.parts import Fill, Part
@@ -129,7 +133,10 @@ def test_other_rules_have_an_entry_of_their_own(tmp_path: Path) -> None:
 
 LOAD = """
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 import ktcore
 with ktcore.load(Path(sys.argv[1]), backend="cpu", threads=1, packed_cache=sys.argv[2]) as model:
     print(model.logits(range(3, 40))[-1].tolist())
@@ -149,3 +156,38 @@ def test_a_cache_that_cannot_be_written_is_a_clean_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         logits(tiny_moe(tmp_path / "model"), tmp_path / "file" / "cache")
+
+
+def test_a_bad_entry_is_removed_only_by_who_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, cache = tiny_moe(tmp_path / "model"), tmp_path / "cache"
+    logits(source, cache)
+    (entry(cache) / MANIFEST).unlink()
+    there = []
+
+    @contextmanager
+    def locked(path: Path, waiting: Any) -> Iterator[None]:
+        there.append(entry(cache).exists())
+        yield
+
+    monkeypatch.setattr("ktcore.engine.load.packed_cache.write_lock", locked)
+    logits(source, cache)
+    assert there == [True]
+    assert (entry(cache) / MANIFEST).exists()
+
+
+def test_parts_are_on_the_disk_before_an_entry_is_published_and_one_that_cannot_be_closes_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    flush, close = PartWriter.flush, LoadedModel.close
+
+    def fails(*args: object) -> None:
+        order.append("publish")
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr(PartWriter, "flush", lambda self: (order.append("parts"), flush(self)))
+    monkeypatch.setattr(LoadedModel, "close", lambda self: (order.append("closed"), close(self)))
+    monkeypatch.setattr("ktcore.engine.load.packed_cache.publish", fails)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        logits(tiny_moe(tmp_path / "model"), tmp_path / "cache")
+    assert order == ["parts", "publish", "closed"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ktcore.engine.experts.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
+from ktcore.engine.experts.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts, _numbering
 
 EXPERTS, HIDDEN, TOP_K, TOKENS = 6, 4, 3, 9
 HOST = torch.device("cpu")
@@ -127,3 +127,9 @@ def test_each_half_is_told_its_own_numbers_and_minus_one_for_the_rest() -> None:
     split = SplitExperts(half, half, [4, 1], EXPERTS, HOST)
     split(torch.ones(1, HIDDEN), torch.tensor([[4, 0, 1, 5, -1]]), torch.ones(1, 5))
     assert sorted(seen) == sorted([[0, -1, 1, -1, -1], [-1, 0, -1, 3, -1]])
+
+
+def test_the_table_of_numbers_ends_with_the_entry_of_no_expert() -> None:
+    """An id that is above it is an error, not another expert that is absent."""
+    table = _numbering([2, 0], 3, HOST)
+    assert (table.tolist(), table.dtype) == ([1, -1, 0, -1], torch.int64)
