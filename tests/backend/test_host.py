@@ -6,6 +6,7 @@ import ctypes
 
 import torch
 
+from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.host import HostRuntime
 
 
@@ -32,3 +33,10 @@ def test_copies_events_and_callbacks_are_done_when_they_return() -> None:
 def test_memory_is_that_of_the_machine() -> None:
     memory = HostRuntime().memory()
     assert 0 < memory.free <= memory.total
+
+
+def test_capabilities_are_those_given_or_the_hosts_memory() -> None:
+    given = Capabilities("made", "card")
+    assert HostRuntime(given).capabilities() is given
+    plain = HostRuntime().capabilities()
+    assert (plain.backend, plain.live, plain.memory_bytes) == ("host", True, HostRuntime().memory().total)

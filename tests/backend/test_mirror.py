@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from ktcore.backend.host import HostRuntime
-from ktcore.backend.mirror import Mirrors, mirrored
+from ktcore.backend.mirror import Mirrors, mirrored, upload
 from ktcore.backend.runtime import Stream
 from ktcore.ops.batch import StepBatch
 
@@ -52,3 +55,30 @@ def test_a_step_of_another_shape_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"table@cpu is \[1, 3\] in this step, \[1, 2\] when captured"):
         mirrors.fill(wide, runtime.new_stream())
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_the_host_does_not_wait_for_a_copy_out_of_pinned_memory(captured: bool) -> None:
+    asked: list[Any] = []
+
+    class Staged(SimpleNamespace):
+        def copy_(self, host: torch.Tensor) -> None:
+            asked.append(host.tolist())
+
+        def to(self, device: str, non_blocking: bool = False) -> str:
+            asked.append((device, non_blocking))
+            return "there"
+
+    def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Staged:
+        asked.append((shape, dtype))
+        return Staged()
+
+    runtime: Any = SimpleNamespace(pinned_buffer=pinned, device="far:0")
+    now = step(5, Mirrors() if captured else None)
+    assert mirrored(runtime, now, "positions", lambda s: s.positions) == "there"
+    assert asked == [((1,), torch.int64), [5], ("far:0", True)]
+    # and all layers share it
+    assert mirrored(runtime, now, "positions", lambda s: s.positions) == "there"
+    assert len(asked) == 3
+    assert upload(runtime, torch.ones(2, dtype=torch.int32)) == "there"
+    assert asked[3:] == [((2,), torch.int32), [1, 1], ("far:0", True)]

@@ -115,6 +115,11 @@ def test_a_probe_that_hangs_is_given_up(plugins: PluginFactory, discover: Discov
     assert registry.records()[0].verdict is record.verdict
 
 
+def test_a_probe_is_waited_for(plugins: PluginFactory, discover: Discover) -> None:
+    plugins.good("alpha", probe="import time; time.sleep(0.05); return Probe(True, 'one card', 1)")
+    assert state(discover(), "alpha") == (BackendState.LOADED, "one card")
+
+
 @pytest.mark.parametrize(
     ("probe", "message"),
     [

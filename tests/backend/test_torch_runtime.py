@@ -110,3 +110,15 @@ def test_without_a_graph_class_there_is_no_capture(module: Module) -> None:
         run.capture(run.new_stream(), lambda: None)
     with pytest.raises(NotImplementedError, match="no host callbacks"):
         run.launch_host(run.new_stream(), 0, 0)
+
+
+def test_copies_do_not_hold_up_the_host(module: Module) -> None:
+    asked: list[Any] = []
+
+    class Target:
+        def copy_(self, source: str, non_blocking: bool = False) -> None:
+            asked.append((source, non_blocking, list(module.log)))
+
+    target: Any = Target()
+    runtime(module).copy_async(target, "source", Stream(module.log, torch.device("cpu")))  # type: ignore[arg-type]
+    assert asked == [("source", True, ["enter"])]
