@@ -61,3 +61,12 @@ def test_equals_a_search_over_the_whole_text(text: str, stop: list[str]) -> None
             assert out == text[: min(starts)]
             return
     assert out == text
+
+
+@pytest.mark.parametrize("stop", [[], ["END"]])
+def test_characters_of_stop_strings_and_behind_them_are_counted(stop: list[str]) -> None:
+    builder = TextBuilder(_Letters(), stop)  # type: ignore[arg-type]
+    text = "hello END x"
+    for count, letter in enumerate(text, 1):
+        builder.push(ord(letter))
+        assert builder.received == count

@@ -89,6 +89,23 @@ def test_metaspace_is_sentencepiece() -> None:
     assert (known(a), known.leading_spaces) == (b" ", 1)
 
 
+@pytest.mark.parametrize(
+    ("decoder", "token"),
+    [
+        (decoders.ByteLevel(), "a漢Ġ"),  # a letter that stands for no byte: the token is its own spelling
+        (decoders.ByteLevel(), "aĠé"),
+        (decoders.Replace("▁", " "), "<0x41>"),
+        (decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()]), "<0x41>"),
+        (decoders.Sequence([decoders.ByteFallback()]), "<0x41>"),
+        (decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()]), "▁<0x41"),
+    ],
+)
+def test_odd_spellings_are_read_as_the_library_reads_them(decoder: decoders.Decoder, token: str) -> None:
+    backend = Backend(BPE(vocab={token: 0}, merges=[]))
+    backend.decoder = decoder
+    assert TokenBytes(backend, "folder")(0).decode(errors="replace") == backend.decode([0])
+
+
 @pytest.mark.parametrize("decoder", [decoders.Strip(" ", 0, 1), decoders.Strip("_", 1, 0)])
 def test_what_is_stripped_elsewhere_than_before_the_text_is_refused(decoder: decoders.Decoder) -> None:
     backend = Backend(BPE(vocab={"a": 0}, merges=[]))

@@ -81,6 +81,15 @@ def test_special_tokens(tmp_path: Path) -> None:
     assert not tokenizer.is_control(5)
 
 
+def test_special_tokens_are_control_tokens_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    content = data()
+    for entry in content["special_tokens"]:
+        del entry["is_control"]
+    content["special_tokens"][3]["is_control"] = False
+    tokenizer = load(tmp_path, content)
+    assert [tokenizer.is_control(i) for i in range(8)] == [i != 3 for i in range(8)]
+
+
 def test_an_early_file_need_not_name_its_special_tokens(tmp_path: Path) -> None:
     content = data(config={"version": "v3"})
     del content["special_tokens"]
@@ -107,6 +116,12 @@ def test_another_tokenizer_of_the_folder_and_settings_go_first(tmp_path: Path) -
         ({"config": {"pattern": "."}}, "which is not Tekken's pattern"),
         ({"config": {"default_vocab_size": 10**6}}, f"{len(TOKENS)} tokens, where its config asks for"),
         ({"config": {"default_vocab_size": None}}, "a vocabulary of None with 30 special tokens"),
+        ({"config": {"default_num_special_tokens": "30"}}, "with '30' special tokens"),
+        ({"config": {"default_num_special_tokens": -1}}, "with -1 special tokens"),
+        (
+            {"config": {"default_vocab_size": 300, "default_num_special_tokens": 300}},
+            "a vocabulary of 300 with 300 special tokens",
+        ),
         ({"config": {"default_num_special_tokens": 3}}, "a special token beyond the 3"),
         ({"vocab": [{"rank": 1, "token_bytes": "YQ=="}] * 5000}, "token 0 cannot be read: its rank is 1"),
         ({"vocab": [{"rank": i, "token_bytes": "YQ=="} for i in range(5000)]}, "tokens are the same"),

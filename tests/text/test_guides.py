@@ -149,6 +149,15 @@ def test_a_real_model_answers_in_the_form_and_stops_there(model: ktcore.Model) -
     assert answers[0] == answers[1]
 
 
+def test_a_form_that_was_left_stays_an_error(model: ktcore.Model) -> None:
+    guide = model.structures.regex("ab").begin()
+    (wrong,) = model.tokenizer.encode("x", add_special=False)
+    with pytest.raises(RequestError, match="cannot be followed further"):
+        guide.accept(wrong)
+    with pytest.raises(RequestError, match="cannot be followed further"):
+        guide.allowed(torch.zeros(model.plan.graph.vocab))
+
+
 def test_forms_end_where_logits_are_wider_than_the_vocabulary(model: ktcore.Model) -> None:
     wide = Structures(model.tokenizer, model.plan.graph.vocab + 100).regex("ab")
     masked = wide.begin().allowed(torch.zeros(model.plan.graph.vocab + 100))

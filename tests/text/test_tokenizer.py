@@ -267,6 +267,17 @@ class TestBadMetadata:
             build(metadata(**changes))
         assert "model.gguf" in str(error.value)
 
+    @pytest.mark.parametrize("whole", ['{"cut": ', "{}", ""])
+    def test_a_damaged_tokenizer_of_hugging_face_is_named(self, whole: str) -> None:
+        with pytest.raises(TokenizerError, match=r"^model\.gguf: tokenizer\.huggingface\.json cannot be read: "):
+            build(metadata() | {"tokenizer.huggingface.json": whole})
+
+    def test_a_tokenizer_of_hugging_face_goes_first(self) -> None:
+        whole = build(metadata(pre="qwen2"))._backend
+        found = build(metadata(pre="no such split") | {"tokenizer.huggingface.json": whole.to_str()})
+        for text in PRE["texts"]:
+            assert found.encode(text, add_special=False) == whole.encode(text, add_special_tokens=False).ids
+
 
 class TestStreaming:
     @pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
@@ -401,6 +412,19 @@ class TestFolders:
         templates = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
         assert self.load(folder).apply_chat_template(CHAT) == "plain"
+
+    def test_templates_without_a_name_or_a_text_are_left_out(self, folder: Path) -> None:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        templates = [
+            {"name": "default", "template": "plain"},
+            {"name": "empty", "template": None},
+            {"name": None, "template": "nameless"},
+            "no entry",
+        ]
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+        ours = self.load(folder)
+        assert ours.apply_chat_template(CHAT) == "plain"
+        assert set(ours.chat_templates) == {"default"}
 
     def test_no_tokenizer_is_none(self, tmp_path: Path) -> None:
         from ktcore.text.from_folder import tokenizer_from_folder
