@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
@@ -17,7 +19,7 @@ from transformers.generation.logits_process import (
 )
 
 from ktcore.errors import LogitsError, RequestError
-from ktcore.ops.sampling import SamplingParams, _candidates, penalised, sample
+from ktcore.ops.sampling import SamplingParams, _candidates, _drawn, _likeliest, penalised, sample
 
 
 def _probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -59,6 +61,45 @@ def test_typical_equals_transformers_after_the_other_filters(
         scores = warper(torch.zeros(1, 1, dtype=torch.long), scores)
     ours = _probabilities(logits, SamplingParams(1.0, top_k, top_p, min_p, typical_p=typical_p))
     torch.testing.assert_close(ours, scores.softmax(-1)[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_typical_mass_that_rounding_never_reaches_keeps_all(seed: int) -> None:
+    """The sum of float32 ends a little below 1 for some of these, and the mass asked for is the next number."""
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(seed))
+    mass = 1 - 2.0**-53
+    scores = TypicalLogitsWarper(mass)(torch.zeros(1, 1, dtype=torch.long), logits[None])[0]
+    ours = _probabilities(logits, SamplingParams(1.0, typical_p=mass))
+    torch.testing.assert_close(ours, scores.softmax(-1), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 700}, {"top_k": 7}, {"top_p": 0.05}, {"min_p": 1.0}, {"top_p": 0.9}])
+def test_of_equal_logits_the_lower_ids_come_first(filters: dict[str, Any]) -> None:
+    logits = torch.arange(6000).remainder(3).float()  # every third token is as likely as the others of its kind
+    probs, index = _candidates(logits, SamplingParams(1.0, **filters))
+    assert index is not None
+    order = np.argsort(-logits.numpy(), kind="stable")[: len(probs)]
+    np.testing.assert_array_equal(index.numpy(), order)
+
+
+def test_the_likeliest_settle_it_up_to_the_last_of_them() -> None:
+    """1024 equal tokens of 5000: without the last one they hold 1023 parts of 1024."""
+    logits = torch.full((5000,), -200.0)
+    logits[:1024] = 0.0
+    for parts, few in ((1022.5, True), (1023.5, False)):
+        params = SamplingParams(1.0, top_p=parts / 1024)
+        assert len(_likeliest(logits, params)[0]) == (1024 if few else 5000)
+        theirs = TopPLogitsWarper(parts / 1024)(torch.zeros(1, 1, dtype=torch.long), logits[None])[0]
+        assert len(_candidates(logits, params)[0]) == int(theirs.isfinite().sum())
+
+
+@pytest.mark.parametrize(("min_p", "few"), [(0.5, True), (1e-3, True), (1e-9, False)])
+def test_a_least_probability_sorts_no_more_than_may_pass_it(min_p: float, few: bool) -> None:
+    logits = torch.arange(5000).float() * -0.01  # number 1024 is e ** -10.24 as likely as the first
+    params = SamplingParams(1.0, min_p=min_p)
+    assert len(_likeliest(logits, params)[0]) == (1024 if few else 5000)
+    kept = np.exp(-0.01 * np.arange(5000)) >= min_p
+    assert len(_candidates(logits, params)[0]) == pytest.approx(int(kept.sum()), abs=1)
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
@@ -194,3 +235,17 @@ def test_a_draw_of_nought_never_takes_what_has_no_probability(monkeypatch: pytes
     monkeypatch.setattr(torch, "rand", lambda *size, **named: torch.zeros(1, dtype=torch.float64))
     logits = torch.tensor([float("-inf"), 1.0, 1.0])
     assert sample(logits, SamplingParams(temperature=1.0), [], torch.Generator()) == 1
+
+
+def test_a_draw_is_as_fine_as_float64() -> None:
+    """Of a million equals the one that a random number of 53 bits points to."""
+    count = 1_000_000
+    for seed in range(5):
+        (place,) = torch.rand(1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
+        drawn = _drawn(torch.ones(count), torch.Generator().manual_seed(seed))
+        assert int(drawn) == int(place * count)
+
+
+def test_parameters_can_be_kept_in_sets_whatever_their_biases() -> None:
+    biased = SamplingParams(seed=3, logit_bias={1: 2.0})
+    assert len({biased, replace(biased), replace(biased, logit_bias={1: 3.0}), replace(biased, top_k=2)}) == 3

@@ -32,3 +32,10 @@ def test_derived_values_are_made_once_a_step() -> None:
     step = StepBatch(torch.tensor([1]), torch.tensor([0]), (0, 1), (1,), torch.zeros(1, 1, dtype=torch.int32), 16)
     made = [step.derived("key", lambda s: object()) for _ in range(2)]
     assert made[0] is made[1]
+
+
+def test_a_step_is_shown_without_what_was_derived() -> None:
+    step = StepBatch(torch.tensor([1]), torch.tensor([0]), (0, 1), (1,), torch.zeros(1, 1, dtype=torch.int32), 16)
+    before = repr(step)
+    step.derived("key", lambda s: "a table of megabytes")
+    assert repr(step) == before

@@ -99,6 +99,10 @@ SCALINGS: dict[str, tuple[dict[str, Any], RopeScaling]] = {
         YARN | {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False},
         RopeScaling("yarn", 40.0, 4096, beta_fast=1.0, truncate=False),
     ),
+    "yarn whose two borders are the first pair": (
+        YARN | {"original_max_position_embeddings": 6},
+        RopeScaling("yarn", 40.0, 6),
+    ),
     "yarn whose border is the last pair": (
         YARN | {"original_max_position_embeddings": 10**9, "beta_fast": 1e6},
         RopeScaling("yarn", 40.0, 10**9, beta_fast=1e6),
