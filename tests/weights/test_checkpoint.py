@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from ktcore.errors import CheckpointError
 from ktcore.weights import open_checkpoint
@@ -36,6 +41,20 @@ def test_a_file_that_is_not_gguf(tmp_path: Path, content: bytes, message: str) -
     with pytest.raises(CheckpointError, match=message) as error:
         open_checkpoint(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.safetensors"])
+def test_a_file_that_the_system_does_not_map_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path], raw: Any
+) -> None:
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENODEV, "No such device")  # what mmap(2) answers on a file system that cannot
+
+    folder = write_folder(None, {"w": torch.ones(2, 2)})
+    (tmp_path / "model.gguf").write_bytes(raw.file())
+    monkeypatch.setattr(mmap, "mmap", refused)
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read: .*No such device"):
+        open_checkpoint(folder if name.endswith("safetensors") else tmp_path / name)
 
 
 def test_a_path_with_nothing_there(tmp_path: Path) -> None:

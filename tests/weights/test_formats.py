@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import gguf
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 from ktcore.errors import CheckpointError
@@ -12,6 +15,11 @@ from ktcore.weights import WeightFormat, dequantize, get_format, known_formats, 
 from ktcore.weights.formats import get_ggml_format, is_readable
 
 SIZE_ONLY = {"Q8_1", "Q8_K", "U16", "U32", "U64", "C64", "F4", "F6_E2M3", "F6_E3M2"}
+# the library's own list: safetensors 0.8, Dtype
+SAFETENSORS = (
+    *("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "C64"),
+    *("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4"),
+)
 QUANTISABLE = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16", "MXFP4"]
 BLOCKS = [
     kind.name
@@ -97,6 +105,24 @@ def test_float_types_match_torch(name: str, dtype: torch.dtype) -> None:
     stored = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     raw = stored.view(torch.uint8).numpy().reshape(-1)
     torch.testing.assert_close(dequantize(name, raw, (5, 7)), stored.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_sizes_are_those_that_the_safetensors_library_demands(name: str) -> None:
+    def read(nbytes: int) -> None:
+        head = json.dumps({"t": {"dtype": name, "shape": [3, 8], "data_offsets": [0, nbytes]}}).encode()
+        safetensors.deserialize(len(head).to_bytes(8, "little") + head + bytes(nbytes))
+
+    size = 3 * row_bytes(name, 8)
+    try:
+        read(size)
+    except safetensors.SafetensorError as error:
+        if "unknown variant" not in str(error):
+            raise
+        pytest.skip(f"safetensors {safetensors.__version__} does not know {name}")
+    for other in (size - 1, size + 1):
+        with pytest.raises(safetensors.SafetensorError):
+            read(other)
 
 
 def test_integers_and_scalars_are_read_as_values() -> None:

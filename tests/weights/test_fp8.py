@@ -96,6 +96,17 @@ def test_fused_experts_part_by_part(write_folder: Write) -> None:
     torch.testing.assert_close(up.subset([2, 0]).part(0).tensor(), want[2, 128:], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(3, 256, 1), (3, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("cols", [256, 96])
+def test_fused_experts_with_scales_of_rows_and_tensors(shape: tuple[int, ...], cols: int, write_folder: Write) -> None:
+    weight, scale = codes(3, 256, cols), scales(*shape)
+    tensors = {"experts.down_proj": weight, "experts.down_proj_scale_inv": scale}
+    _, found = opened(write_folder(ROWS, tensors), "experts.down_proj")
+    want = (weight.double() * scale.double()).float()
+    torch.testing.assert_close(found.tensor(), want, rtol=0, atol=0)
+    torch.testing.assert_close(found.part(2).tensor(), want[2], rtol=0, atol=0)
+
+
 def test_scales_of_8_bit_caches_are_left_out(write_folder: Write) -> None:
     tensors = {"a.k_proj.weight": codes(4, 128), "a.k_proj.weight_scale": scales(1), "a.k_scale": scales(1)}
     checkpoint, _ = opened(write_folder(ROWS, tensors | {"a.k_proj.output_scale": scales(1)}), "a.k_proj.weight")

@@ -103,6 +103,13 @@ def test_activation_order_sorts_columns_and_says_so(bits: int, write_folder: Wri
     torch.testing.assert_close(stored, made.values[:, torch.from_numpy(order)], rtol=0, atol=0)
 
 
+def test_one_group_has_no_order(write_folder: Write) -> None:
+    made = Gptq(24, 128, 128)
+    found = opened(write_folder(config(desc_act=True), made.tensors))
+    assert (found.format, found.input_order) == ("INT4_G128", None)
+    torch.testing.assert_close(found.tensor(), made.values, rtol=0, atol=0)
+
+
 def test_experts_in_activation_order_each_have_their_own(write_folder: Write) -> None:
     made = [Gptq(24, 256, 64, act_order=True, seed=e) for e in range(3)]
     tensors = {name.replace("a.", f"{e}."): t for e, m in enumerate(made) for name, t in m.tensors.items()}
@@ -205,7 +212,8 @@ def test_awq_values(group: int, write_folder: Write) -> None:
     assert found.format == f"INT4_G{min(group, 128)}"
     torch.testing.assert_close(found.tensor(), values, rtol=0, atol=0)
     checkpoint = found._checkpoint
-    np.testing.assert_array_equal(checkpoint.rows("a.weight", 3, 29), found.raw()[3:29])
+    for start, stop in ((3, 29), (11, 29), (16, 24), (37, 40), (9, 10)):  # words hold eight outputs each
+        np.testing.assert_array_equal(checkpoint.rows("a.weight", start, stop), found.raw()[start:stop])
 
 
 @pytest.mark.parametrize(

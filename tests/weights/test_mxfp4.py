@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ktcore.errors import CheckpointError
@@ -18,6 +20,16 @@ from ktcore.weights.ref import WeightRef
 
 Write = Callable[..., Path]
 METHOD = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens"]}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "mxfp4-pack-quantized",
+    "config_groups": {
+        "g": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32},
+        }
+    },
+}
 EXPERTS, WIDTH, HIDDEN = 3, 24, 96
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 
@@ -59,14 +71,8 @@ def test_raw_rows_are_ggufs_blocks(write_folder: Write) -> None:
 
 def test_compressed_tensors_mxfp4(write_folder: Write) -> None:
     blocks, scales = random_blocks(8)
-    weights = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
-    method = {
-        "quant_method": "compressed-tensors",
-        "format": "mxfp4-pack-quantized",
-        "config_groups": {"g": {"targets": ["Linear"], "weights": weights}},
-    }
     tensors = {"a.weight_packed": blocks.reshape(8, HIDDEN // 2), "a.weight_scale": scales}
-    with open_checkpoint(write_folder(method, tensors)) as checkpoint:
+    with open_checkpoint(write_folder(COMPRESSED, tensors)) as checkpoint:
         found = WeightRef.of(checkpoint, "a.weight").open(checkpoint).tensor()
     theirs = convert_moe_packed_tensors(blocks[None], scales[None], dtype=torch.float32)[0].T
     torch.testing.assert_close(found, theirs, rtol=0, atol=0)
@@ -86,6 +92,26 @@ def test_compressed_tensors_mxfp4(write_folder: Write) -> None:
 def test_bad_tensors_are_named(tensors: dict[str, torch.Tensor], message: str, write_folder: Write) -> None:
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(write_folder(METHOD, tensors))
+
+
+@pytest.mark.parametrize("shape", [(48,), (8, 47), (8, 8), (3, 8, 24)])
+def test_packed_rows_that_are_no_whole_blocks_are_named(shape: tuple[int, ...], write_folder: Write) -> None:
+    codes = torch.zeros(shape, dtype=torch.uint8)
+    scales = torch.full((*shape[:-1], shape[-1] // 16), 127, dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match=r"'a\.weight_packed' has shape \[.*\], expected \[\.\.\., cols / 2\]"):
+        open_checkpoint(write_folder(COMPRESSED, {"a.weight_packed": codes, "a.weight_scale": scales}))
+
+
+def test_a_weight_lies_where_its_codes_are(write_folder: Write) -> None:
+    blocks, scales = random_blocks(8)
+    folder = write_folder(METHOD, {"w_blocks": blocks})
+    (folder / "model.safetensors").rename(folder / "codes.safetensors")
+    save_file({"w_scales": scales, "norm": torch.ones(2)}, folder / "scales.safetensors")
+    files = {"w_blocks": "codes.safetensors", "w_scales": "scales.safetensors", "norm": "scales.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.file_of("w").name == "codes.safetensors"
+        assert checkpoint.file_of("norm").name == "scales.safetensors"
 
 
 def test_an_expert_is_converted_alone(write_folder: Write) -> None:

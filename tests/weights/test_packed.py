@@ -15,7 +15,7 @@ import torch
 
 from ktcore.errors import CheckpointError
 from ktcore.weights import open_checkpoint
-from ktcore.weights.joined import PREFIX, JoinedCheckpoint
+from ktcore.weights.joined import PREFIX, JoinedCheckpoint, from_experts
 from ktcore.weights.packed.checkpoint import open_packed
 from ktcore.weights.packed.container import MANIFEST, PARTS, TENSORS, read_manifest, write_manifest
 from ktcore.weights.packed.export import ReadLog, describe_source, keep_tensors
@@ -136,6 +136,25 @@ def test_a_finished_part_is_mapped_with_what_quantising_it_cost(part: Part, tmp_
     ):
         with pytest.raises(PackedMismatch, match=message):
             reader.get(other, Packing(part))
+
+
+def test_a_closed_writer_keeps_no_file_open_and_its_maps_stay(part: Part, tmp_path: Path) -> None:
+    writer = PartWriter(tmp_path, IDENTITY)
+    found = writer.get(part, Packing(part))
+    descriptor = writer._file
+    writer.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    writer.close()
+    np.testing.assert_array_equal(found, wanted())
+
+
+@pytest.mark.parametrize("text", [None, b"", b"{", b"\xff"])
+def test_a_manifest_that_cannot_be_read_says_so(text: bytes | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / MANIFEST).write_bytes(text)
+    with pytest.raises(CheckpointError, match=f"{MANIFEST}: cannot be read: "):
+        read_manifest(tmp_path)
 
 
 def test_a_closed_reader_keeps_no_file_open_and_its_maps_stay(part: Part, tmp_path: Path) -> None:
@@ -271,6 +290,30 @@ def test_kept_tensors_come_back_as_they_were(base: Any, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="'u' is not kept here"):
             found.raw("u")
     assert verify(tmp_path / "packed", read_manifest(tmp_path / "packed")) == []
+
+
+def test_an_order_of_columns_is_kept_with_its_weight(write_folder: Any, tmp_path: Path) -> None:
+    index = np.random.default_rng(4).permutation(np.arange(256) // 64)
+    tensors = {
+        "a.qweight": torch.zeros(32, 16, dtype=torch.int32),
+        "a.qzeros": torch.zeros(4, 2, dtype=torch.int32),
+        "a.scales": torch.ones(4, 16).half(),
+        "a.g_idx": torch.from_numpy(index.astype(np.int32)),
+    }
+    method = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True, "sym": True}
+    with open_checkpoint(write_folder(method, tensors)) as checkpoint:
+        folder = packed(tmp_path / "packed", checkpoint, ["a.weight"])
+    with open_packed(folder) as found:
+        np.testing.assert_array_equal(found.input_order("a.weight"), np.argsort(index, kind="stable"))
+
+
+def test_an_expert_from_the_second_source_is_read_there(base: Any, write_folder: Any) -> None:
+    values = torch.randn(40, 8)
+    experts = open_checkpoint(write_folder(None, {"w": values, "u": values + 1}))
+    joined = JoinedCheckpoint(base, experts)
+    ref = from_experts(WeightRef.of(experts, "w", "u"))
+    assert torch.equal(ref.open(joined).tensor(), torch.stack([values, values + 1]))
+    assert joined.file_of(ref.sources[0]) == experts.file_of("w") != joined.file_of("w")
 
 
 def test_of_two_sources_each_has_its_own_description(base: Any, write_folder: Any, tmp_path: Path) -> None:
