@@ -7,7 +7,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ops": ("ops", "engine/test_sampling.py", "backend/test_reference.py", "backend/test_reference_cache.py"),
     "placement": ("placement", "rules/test_plan.py"),
     "rules": ("rules",),
-    "graph": ("graph", "rules/test_shipped.py", "parity/test_quirks.py"),
+    "graph": ("graph", "rules/test_shipped.py", "parity/test_absent_keys.py", "parity/test_quirks.py"),
     "text": ("text",),
     "weights": ("weights", "engine/test_packed_cache.py"),
     "backend": ("backend", "engine/test_handoff.py", "engine/test_states.py"),
