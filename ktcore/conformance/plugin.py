@@ -20,6 +20,7 @@ from ktcore.errors import KtcoreError
 
 _TARGET = pytest.StashKey[Target]()
 _RESULTS = pytest.StashKey[list[Result]]()
+_CHOSEN = pytest.StashKey[list[Case]]()
 _THREADS = pytest.StashKey[int]()
 
 
@@ -34,10 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Open the backend before anything is collected, so that a wrong name is one error and not hundreds."""
+    """Open the backend and choose cases before anything is collected: a wrong name is one error, not one a module."""
     name = config.getoption("--backend")
     if not name:
         raise pytest.UsageError("the conformance kit needs --backend NAME")
+    try:
+        config.stash[_CHOSEN] = select(all_cases(), config.getoption("--level"), config.getoption("--case"))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
     try:
         config.stash[_TARGET] = target = open_target(name)
         if config.getoption("--level") != 0:
@@ -54,12 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for every selected case of the module's level."""
     if "case" not in metafunc.fixturenames or not hasattr(metafunc.module, "LEVEL"):
         return
-    config = metafunc.config
-    try:
-        chosen = select(all_cases(), config.getoption("--level"), config.getoption("--case"))
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from error
-    mine = [case for case in chosen if case.level == metafunc.module.LEVEL]
+    mine = [case for case in metafunc.config.stash[_CHOSEN] if case.level == metafunc.module.LEVEL]
     metafunc.parametrize("case", [pytest.param(case, id=case.id) for case in mine])
 
 
