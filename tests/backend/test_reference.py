@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +49,10 @@ def test_every_operator_has_a_reference() -> None:
         (RMSNormSpec(7, 1e-6), 28),
         (RouterSpec(6, 4, 2, "F32", choice_bias=True), 112),
         (ExpertsSpec(32, 64, 3, 2, "silu", "Q4_K", "Q4_K", "Q6_K"), 4 * 3 * 3 * 32 * 64),
+        (
+            ExpertsSpec(32, 64, 3, 2, "silu", "Q4_K", "Q4_K", "Q6_K", bias=True),
+            4 * 3 * (3 * 32 * 64 + 64 + 64 + 32),
+        ),
     ],
 )
 def test_packed_bytes_are_those_of_float32(spec: Spec, size: int) -> None:
@@ -90,3 +96,15 @@ def test_sampler_is_greedy_at_temperature_0() -> None:
     request = LoadRequest("sampler", SamplingSpec(5), {}, RUNTIME, RUNTIME.capabilities())
     sampler = IMPLEMENTATIONS["reference.sampling"].load(request)
     assert sampler(torch.tensor([0.0, 3.0, 1.0, 2.9, -1.0]), SamplingParams(temperature=0), [], None) == 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_norm_is_torchs_with_the_weight_that_the_spec_means(weighted: bool, offset: float) -> None:
+    x, weight = torch.randn(3, 7), torch.randn(7)
+    held: dict[str, Any] = {"weight": SimpleNamespace(tensor=lambda: weight)} if weighted else {}
+    spec = RMSNormSpec(7, 1e-3, offset=offset)
+    norm = IMPLEMENTATIONS["reference.rms_norm"].load(LoadRequest("norm", spec, held, RUNTIME, RUNTIME.capabilities()))
+    expected = torch.nn.functional.rms_norm(x, (7,), weight + offset if weighted else None, 1e-3)
+    torch.testing.assert_close(norm(x), expected)
+    assert IMPLEMENTATIONS["reference.rms_norm"].packed_bytes(spec, 0) == 0

@@ -79,3 +79,9 @@ def test_allocating_again_forgets(cache: PagedCache) -> None:
 def test_values_of_the_wrong_width_are_an_error(cache: PagedCache) -> None:
     with pytest.raises(BackendError, match="do not fit"):
         cache.append(_step(0, 1, [0]), torch.randn(1, 2, 8), torch.randn(1, 2, 8))
+
+
+def test_a_cache_without_pages_says_so_of_any_step() -> None:
+    cache = PagedCache("cache", SPEC, torch.device("cpu"))
+    with pytest.raises(BackendError, match="the step has pages of 1 tokens, the cache of 0"):
+        _append(cache, _step(0, 1, [0], page_size=1))

@@ -55,6 +55,14 @@ def _alone(model: ktcore.Model, prompt: list[int], new: int) -> list[int]:
     return list(model.generate(torch.tensor([prompt]), max_new_tokens=new, temperature=0)[0].tolist())
 
 
+def test_the_numbers_are_transformers(model: ktcore.Model, tmp_path: Path) -> None:
+    prompt = _prompts(3)[2]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([prompt])).logits[0]
+    torch.testing.assert_close(model.logits(prompt), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_more_sequences_than_slots_and_prompts_in_pieces(model: ktcore.Model) -> None:
     expected = [_alone(model, prompt, 9) for prompt in _prompts(7)]
     engine = Engine(model.engine.model, 1024, 16, chunk=13, state_slots=3)
