@@ -30,3 +30,10 @@ def test_attend_matches_torch(
 def test_bytes_a_token_takes() -> None:
     assert KVCacheSpec("gqa", 32, 4, 128, 128).bytes_per_token(2) == 4 * 256 * 2
     assert KVCacheSpec("mla", 128, 1, 576, 512).bytes_per_token(2) == 576 * 2
+
+
+def test_attend_computes_where_its_inputs_are() -> None:
+    """Torch's device without storage refuses to compute with tensors of another one, as every accelerator does."""
+    q, k = torch.ones(2, 4, 8, device="meta"), torch.ones(5, 2, 8, device="meta")
+    found = attend(q, k, k, 0.5, window=3, chunk=4, sinks=torch.ones(4, device="meta"))
+    assert (found.device.type, found.shape, found.dtype) == ("meta", (2, 4, 8), torch.float32)
