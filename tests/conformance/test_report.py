@@ -35,6 +35,7 @@ def test_two_runs_of_one_seed_differ_in_times_only(one_thread: None) -> None:
         texts.append(make_report(target, run_cases(target, chosen, seed), seed).without_times())
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
+    assert '\n "seed": 3,\n' in texts[0]  # one value a line, so that a difference is one
 
 
 def test_a_case_that_runs_alone_gives_what_it_gave_among_others(one_thread: None) -> None:

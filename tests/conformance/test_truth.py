@@ -139,6 +139,16 @@ def test_drawn_up_projections_have_their_shapes_and_keep_a_latents_size() -> Non
     ]
 
 
+def test_drawn_rates_are_negative_or_logarithms_and_a_norm_is_there_where_it_is_asked_for() -> None:
+    shape = {"key_heads": 2, "value_heads": 4, "dim": 32, "fmt": "F32"}
+    drawn = {role: (size, mean, std) for role, size, _, mean, std in _own(specs.delta_net(**shape))}  # type: ignore[arg-type]
+    assert drawn["decay"] == ((4,), -1.0, 0.3)
+    logs = {role: (mean, std) for role, _, _, mean, std in _own(specs.delta_net(**shape, decay_log=True))}  # type: ignore[arg-type]
+    assert logs["decay"] == (0.0, 0.8)
+    assert specs.delta_net(**shape).norm is not None  # type: ignore[arg-type]
+    assert specs.delta_net(**shape, normed=False).norm is None  # type: ignore[arg-type]
+
+
 def context() -> Context:
     return Context(Case("L2.x.y", 2, "x", "z", lambda ctx: None), plain_target(), 0)
 
