@@ -257,7 +257,7 @@ def test_weights_that_only_another_plan_reads_are_named(packed: Path) -> None:
 
 
 def test_refusals(source: Path, packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match=r"exists already\n  give another name"):
         convert(source, packed, backend="cpu")
     with pytest.raises(CheckpointError, match="converted model already"):
         convert(packed, tmp_path / "again", backend="cpu")
