@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def frozen_garbage() -> Iterator[None]:
+    """A search for garbage looks at what has come since: what is here before is left out."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -279,16 +279,14 @@ SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="A system message: how the model is to behave.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-VerboseOption = Annotated[
-    int,
-    typer.Option(
-        "--verbose",
-        "-v",
-        count=True,
-        metavar="<bool>",
-        show_default=False,
-        callback=note_verbose,
-        help="Say on stderr what is done; twice, say more.",
-    ),
-]
+
+
+def verbose_option(about: str) -> Any:
+    """`--verbose`, counted and noted; what it shows beside the log is the command's to say."""
+    return typer.Option(
+        "--verbose", "-v", count=True, metavar="<bool>", show_default=False, callback=note_verbose, help=about
+    )
+
+
+VerboseOption = Annotated[int, verbose_option("Say on stderr what is done; twice, say more.")]
 DebugOption = Annotated[bool, typer.Option("--debug", callback=note_debug, help="Show the traceback of an error.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import pytest
@@ -10,12 +9,8 @@ import torch
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Cases that look for leaks search for garbage many times: what is here before them is left out."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _frozen(frozen_garbage: None) -> None:
+    """Tests here search for garbage many times."""
 
 
 @pytest.fixture

@@ -42,12 +42,8 @@ class Gate:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """A search for garbage, of which each test here needs two, looks at what has come since: a quarter second less."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _frozen(frozen_garbage: None) -> None:
+    """Tests here search for garbage many times."""
 
 
 @pytest.fixture

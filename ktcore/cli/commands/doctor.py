@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
-import typer
-
 from ktcore.cli import groups as g
 from ktcore.cli import options as o
 
@@ -17,18 +15,7 @@ ISA_VARIABLE = "KTCORE_ISA"
 @g.grouped
 def doctor(
     as_json: o.JsonOption = False,
-    verbose: Annotated[
-        int,
-        typer.Option(
-            "--verbose",
-            "-v",
-            count=True,
-            metavar="<bool>",
-            show_default=False,
-            callback=o.note_verbose,
-            help="Show tracebacks of broken backends and all CPU features.",
-        ),
-    ] = 0,
+    verbose: Annotated[int, o.verbose_option("Show tracebacks of broken backends and all CPU features.")] = 0,
 ) -> None:
     """Show what this machine offers, and every backend found.
 
