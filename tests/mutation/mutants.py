@@ -67,6 +67,15 @@ class Mutant:
         return "\n".join(difflib.unified_diff(before, after, self.file, self.file, lineterm="", n=2))
 
 
+def inside_functions(source: bytes) -> set[int]:
+    """Lines that run when a function is called; those of its head (defaults, decorators) run when it is defined."""
+    inside = set[int]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inside.update(range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1))
+    return inside
+
+
 def find(file: str, source: bytes) -> list[Mutant]:
     """All mutants of a module that still parse, in the order of the file."""
     found = []

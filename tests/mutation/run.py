@@ -74,7 +74,7 @@ def measure(copy: Path, options: argparse.Namespace) -> float:
     drawn, excused = again(copy, room, last) if options.survivors else draw(copy, room, options)
     record = recorded(copy, room, options.tests)
     worker = Worker(copy)
-    control = order(record, drawn[0], 20.0)
+    control = order(record, drawn[0], 20.0, (copy / drawn[0].file).read_bytes())
     if control["tests"] and (code := worker.ask(control)) != 0:
         sys.exit(f"mutation: the tests fail on the copy without a fault: exit code {code}")
     killed, survivors = 0, []
@@ -82,7 +82,7 @@ def measure(copy: Path, options: argparse.Namespace) -> float:
     for mutant in drawn:
         path = copy / mutant.file
         source = path.read_bytes()
-        asked = order(record, mutant, options.seconds)
+        asked = order(record, mutant, options.seconds, source)
         if not asked["tests"]:
             code = 0
         else:
@@ -156,11 +156,19 @@ def equivalent() -> list[dict[str, str]]:
     return yaml.safe_load((HERE / "equivalent.yaml").read_text()) or []
 
 
-def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float) -> dict[str, Any]:
-    """Tests that run the mutant's line, quick ones first; all where none does, as of what a module says once."""
+def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float, source: bytes) -> dict[str, Any]:
+    """Tests that run the mutant's line, quick ones first; all where none does.
+
+    What a module says once, as it is imported, is recorded for the test that imports it first, but may be seen by any
+    that comes into one of its functions; where it has none (tables, specs), by any test at all.
+    """
     lines = record["lines"].get(mutant.file, {})
     # a statement's line, or the one the fault is on
     tests = set(lines.get(str(mutant.line), [])) | set(lines.get(str(mutant.at), []))
+    inside = mutants.inside_functions(source)
+    if mutant.line not in inside:
+        users = {test for line in inside for test in lines.get(str(line), [])}
+        tests = tests | users if users else set()
     tests = tests or set(record["seconds"]) - set(record["failed"])
     took, chosen, total = record["seconds"], [], 0.0
     for test in sorted(tests, key=lambda t: (took.get(t, 0.0), t)):
