@@ -192,8 +192,9 @@ class Model:
             options: those of `ktcore.SamplingParams`, such as temperature (0 is greedy), top_p or seed; stop, a list of
                 strings that end the answer; prompt_lookup, how many next tokens are guessed from the text so far (the
                 answer is the same, sooner where it repeats the prompt). Of transformers' names: do_sample (False is
-                temperature 0; True refuses it), max_length, eos_token_id (instead of the model's own; None: nothing
-                ends an answer), pad_token_id, and those that change nothing with the values given.
+                temperature 0; True refuses it, and keeps SamplingParams' own where none is given, 0.7), max_length,
+                eos_token_id (instead of the model's own; None: nothing ends an answer), pad_token_id, and those that
+                change nothing with the values given.
 
         Returns:
             For text the new text, without a stop string; for a list of texts a list of those. For token ids prompt and

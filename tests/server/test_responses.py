@@ -14,6 +14,7 @@ pytest.importorskip("llguidance", reason="needs the extra `server`")
 openai = pytest.importorskip("openai", reason="the SDK is what this tests")
 
 import ktcore  # noqa: E402
+from ktcore.errors import LogitsError  # noqa: E402
 
 from .test_clients import Server, listening  # noqa: E402
 from .test_tools import CALL, SCHEMA, WEATHER, _says  # noqa: E402
@@ -141,3 +142,28 @@ def test_tokens_of_thoughts_are_counted(server: Server) -> None:
     assert server.sdk().responses.create(model="tiny", input="x").usage.output_tokens_details.reasoning_tokens == 7
     _says(server.service, "Yes.")
     assert server.sdk().responses.create(model="tiny", input="x").usage.output_tokens_details.reasoning_tokens == 0
+
+
+def test_a_stream_that_fails_ends_with_the_response_as_far_as_it_came(server: Server) -> None:
+    import httpx
+    from openai.types.responses import ResponseErrorEvent, ResponseFailedEvent
+
+    model = server.service.model
+    ids = model.tokenizer.encode("<think>\nHm.\n</think>\n\nOn and on.", add_special=False)
+
+    def sampler(row: Any, params: Any, seen: Any, generator: Any, prompt_len: int) -> int:
+        if len(seen) - prompt_len == len(ids):
+            raise LogitsError("no numbers")
+        return ids[len(seen) - prompt_len]
+
+    object.__setattr__(model.engine.model, "sampler", sampler)
+    ask = {"model": "tiny", "input": "Say much.", "stream": True}
+    told = httpx.post(f"{server.url}/v1/responses", json=ask, headers={"Authorization": "Bearer right"}).text
+    *_, error, failed = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: ")]
+    ResponseErrorEvent.model_validate(error, strict=True)
+    ended = ResponseFailedEvent.model_validate(failed, strict=True).response
+    assert (error["type"], error["code"], error["message"]) == ("error", "not_numbers", "no numbers")
+    assert failed["sequence_number"] == error["sequence_number"] + 1
+    assert (ended.status, ended.error.code, ended.error.message) == ("failed", "server_error", "no numbers")
+    assert [item.status for item in ended.output] == ["completed", "incomplete"]
+    assert ended.output_text.startswith("On and")  # the last letters may wait for what follows

@@ -17,7 +17,7 @@ from ktcore.engine.stream import Stats
 from ktcore.server.api.chat import Prompt, call_id
 from ktcore.server.api.custom_tools import text_of_call
 from ktcore.server.api.responses.schemas import ResponsesAsk
-from ktcore.server.http.errors import dumps
+from ktcore.server.http.errors import Problem, dumps
 
 Event = dict[str, Any]
 
@@ -96,6 +96,17 @@ class Building:
         }
         # the API has no event of its own for what was cancelled
         yield {"type": f"response.{'completed' if whole else 'incomplete'}", "response": copy.deepcopy(self.body)}
+
+    def fail(self, problem: Problem) -> Iterator[Event]:
+        """The last events of a stream whose status is sent already: the error, and the response as far as it came."""
+        yield {"type": "error", "code": problem.code, "message": problem.message, "param": problem.param}
+        if self._open is not None:
+            self._open["status"] = "incomplete"
+        self.body["status"] = "failed"
+        # the API has a closed list of codes here; these two say whose fault it is
+        code = "server_error" if problem.status >= 500 else "invalid_prompt"
+        self.body["error"] = {"code": code, "message": problem.message}
+        yield {"type": "response.failed", "response": copy.deepcopy(self.body)}
 
     def _thought_tokens(self) -> int:
         """Tokens of the thoughts' text, without the marks around it."""

@@ -70,8 +70,8 @@ async def _events(answers: Answers, building: Building) -> AsyncIterator[str]:
                     yield event(made, number)
                     number += 1
     except Exception as error:  # the status is sent already, so the stream itself must tell
-        problem = problem_of(error)
-        told = {"type": "error", "code": problem.code, "message": problem.message, "param": problem.param}
-        yield event(told, number)
+        for made in building.fail(problem_of(error)):
+            yield event(made, number)
+            number += 1
     finally:
         answers.close()
