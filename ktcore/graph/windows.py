@@ -19,7 +19,7 @@ def upper_window(s: Settings, layer: int) -> int:
     """Dense Qwen's: for the layers that `layer_types` marks, or else from `max_window_layers` on."""
     window, marked = switched_window(s), marked_sliding(s, layer)
     if marked is None:
-        marked = window > 0 and layer >= s.integer("max_window_layers", "", least=0)
+        marked = bool(window) and layer >= s.integer("max_window_layers", "", least=0)
     return wide_enough(s, window, layer) if marked else 0
 
 

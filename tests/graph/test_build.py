@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ktcore.errors import ArchitectureError, CheckpointError
 from ktcore.graph import Graph, build_graph
 from ktcore.ops import AttentionSpec, ExpertsSpec, LinearSpec, MLASpec, MLPSpec, MoESpec, RopeSpec, RouterSpec
+from ktcore.weights.bare import BareCheckpoint
 
 from .headers import Headers
 
@@ -283,6 +285,21 @@ def test_experts_may_be_stored_fused() -> None:
     assert _spec(graph, "layers.7.ffn.experts", ExpertsSpec).intermediate == w
 
 
+def test_fused_projections_have_the_sizes_of_those_stored_one_by_one() -> None:
+    c = LLAMA_32 | {"rope_scaling": None}
+    h, d, w = c["hidden_size"], c["head_dim"], c["intermediate_size"]
+    split = {name: shape for name, shape in _llama().items() if "_proj" in name and "o_proj" not in name}
+    shapes = {name: shape for name, shape in _llama().items() if name not in split or "down" in name}
+    for i in range(c["num_hidden_layers"]):
+        heads = c["num_attention_heads"] + 2 * c["num_key_value_heads"]
+        shapes[f"model.layers.{i}.self_attn.qkv_proj.weight"] = (heads * d, h)
+        shapes[f"model.layers.{i}.mlp.gate_up_proj.weight"] = (2 * w, h)
+    fused = build_graph(Headers("hf", c | {"model_type": "phi3"}, shapes))
+    plain = build_graph(Headers("hf", c, _llama()))
+    for name in ("attn.q", "attn.k", "attn.v", "ffn.gate", "ffn.up"):
+        assert fused.node(f"layers.3.{name}").spec == plain.node(f"layers.3.{name}").spec
+
+
 def test_dense_layers_among_sparse_ones() -> None:
     def dense(*layers: int) -> Shapes:
         prefixes = tuple(f"model.layers.{i}.mlp." for i in layers)
@@ -328,6 +345,12 @@ def test_dense_layers_among_sparse_ones() -> None:
 def test_configurations_that_cannot_be_read(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ArchitectureError, match=message):
         build_graph(Headers("hf", LLAMA_32 | config, _llama()))
+
+
+@pytest.mark.parametrize("config", [{"head_dim": 63}, {"head_dim": 1}, {"rope_theta": 1.0}])
+def test_a_rotation_that_has_no_pairs_or_no_angles_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ArchitectureError, match=r"width \d+ and base [\d.]+ is not possible"):
+        build_graph(BareCheckpoint(Path("config.json"), LLAMA_32 | config))
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ktcore.errors import CheckpointError
 from ktcore.graph import Graph, build_graph
 from ktcore.ops import RouterSpec
-from ktcore.weights.bare import open_config
+from ktcore.weights.bare import BareCheckpoint, open_config
+from tests.parity.models import CONFIGS as TINY
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 # billions, as their makers say: DeepSeek-V3's, Qwen3's and Mixtral's model cards, Kimi-K2's page on the hub (its card
@@ -53,9 +54,21 @@ def test_parameters_are_those_published(name: str) -> None:
 def test_parameters_are_those_of_transformers(name: str) -> None:
     config = json.loads((CONFIGS / f"{name}.json").read_text())
     config.pop("quantization_config", None)
+    _same_count(_graph(name), AutoConfig.for_model(**config))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("name", TINY)
+def test_biases_that_a_configuration_asks_for_are_those_of_transformers(name: str, biased: bool) -> None:
+    config = TINY[name]()
+    for flag in {"attention_bias", "mlp_bias", "qkv_bias"} & config.to_dict().keys():
+        setattr(config, flag, biased)
+    _same_count(build_graph(BareCheckpoint(Path("config.json"), json.loads(json.dumps(config.to_dict())))), config)
+
+
+def _same_count(graph: Graph, config: PreTrainedConfig) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    graph = _graph(name)
+        model = AutoModelForCausalLM.from_config(config)
     # a buffer there, a weight here
     specs = [node.spec for node in graph.walk()]
     biases = sum(spec.experts for spec in specs if isinstance(spec, RouterSpec) and spec.choice_bias)

@@ -54,6 +54,15 @@ def _gated(prefix: str, suffix: str, width: int) -> Shapes:
     return {f"{prefix}.ffn_{name}{suffix}.weight": shape for name, shape in shapes.items()}
 
 
+def _experts(prefix: str) -> Shapes:
+    return {
+        f"{prefix}.ffn_gate_inp.weight": (EXPERTS, H),
+        f"{prefix}.ffn_gate_exps.weight": (EXPERTS, WIDTH, H),
+        f"{prefix}.ffn_up_exps.weight": (EXPERTS, WIDTH, H),
+        f"{prefix}.ffn_down_exps.weight": (EXPERTS, H, WIDTH),
+    }
+
+
 def _outside() -> Shapes:
     return {"token_embd.weight": (256, H), "output.weight": (256, H), "output_norm.weight": (H,)}
 
@@ -75,12 +84,7 @@ def _deepseek(layers: int = 3) -> Shapes:
         if i == 0:
             shapes |= _gated(p, "", 128)
             continue
-        shapes |= {
-            f"{p}.ffn_gate_inp.weight": (EXPERTS, H),
-            f"{p}.ffn_gate_exps.weight": (EXPERTS, WIDTH, H),
-            f"{p}.ffn_up_exps.weight": (EXPERTS, WIDTH, H),
-            f"{p}.ffn_down_exps.weight": (EXPERTS, H, WIDTH),
-        } | _gated(p, "_shexp", 2 * WIDTH)
+        shapes |= _experts(p) | _gated(p, "_shexp", 2 * WIDTH)
     return shapes
 
 
@@ -92,6 +96,32 @@ def _llama(kv: int = 2, width: int = 96) -> Shapes:
         rows = {"q": 64, "k": kv * 16, "v": kv * 16, "output": 64}
         shapes |= {f"{p}.attn_{name}.weight": (n, H) for name, n in rows.items()}
     return shapes
+
+
+def _glm4_moe() -> tuple[dict[str, Any], Shapes]:
+    keys = {
+        "expert_count": EXPERTS,
+        "expert_used_count": 3,
+        "expert_shared_count": 1,
+        "expert_feed_forward_length": WIDTH,
+    }
+    config = {key.replace("llama.", "glm4moe."): value for key, value in LLAMA.items()}
+    config |= {"general.architecture": "glm4moe"} | {f"glm4moe.{key}": value for key, value in keys.items()}
+    renamed = {name.replace("ffn_norm", "post_attention_norm"): shape for name, shape in _llama().items()}
+    shapes = {name: shape for name, shape in renamed.items() if ".ffn_" not in name}
+    for p in ("blk.0", "blk.1"):
+        shapes |= _experts(p) | _gated(p, "_shexp", WIDTH)
+    return config, shapes
+
+
+def _llama4() -> tuple[dict[str, Any], Shapes]:
+    keys = {"expert_count": EXPERTS, "expert_used_count": 1, "expert_feed_forward_length": WIDTH}
+    config = {key.replace("llama.", "llama4."): value for key, value in LLAMA.items()}
+    config |= {"general.architecture": "llama4"} | {f"llama4.{key}": value for key, value in keys.items()}
+    shapes = {name: shape for name, shape in _llama().items() if "blk.1.ffn_" not in name or "norm" in name}
+    return config | {"llama4.interleave_moe_layer_step": 2}, shapes | _experts("blk.1") | _gated(
+        "blk.1", "_shexp", WIDTH
+    )
 
 
 def _router(config: dict[str, Any], shapes: Shapes | None = None) -> RouterSpec:
@@ -128,6 +158,24 @@ def test_a_scale_of_0_means_none(scale: float) -> None:
 def test_softmax_groups_are_scored_by_their_best() -> None:
     router = _router({"deepseek2.expert_group_count": 4, "deepseek2.expert_group_used_count": 2})
     assert router.group_score == "max"
+
+
+def test_a_number_of_groups_alone_is_refused_as_by_llama_cpp() -> None:
+    """Its `load_hparams` asserts that some of several groups are kept, and does not ask where there is one."""
+    for used in ({}, {"deepseek2.expert_group_used_count": 0}):
+        with pytest.raises(ArchitectureError, match=r"expert_group_used_count"):
+            _router({"deepseek2.expert_group_count": 4} | used)
+    router = _router({"deepseek2.expert_group_count": 1, "deepseek2.expert_group_used_count": 2})
+    assert (router.groups, router.groups_kept) == (1, 1)
+
+
+def test_glm_4_5_scores_with_sigmoid_where_no_function_is_named() -> None:
+    """`glm4-moe.cpp` of llama.cpp; the first files came before the key."""
+    config, shapes = _glm4_moe()
+    for function, score in ({}, "sigmoid"), ({"glm4moe.expert_gating_func": 1}, "softmax"):
+        router = build_graph(Headers("gguf", config | function, shapes)).node("layers.0.ffn.router").spec
+        assert isinstance(router, RouterSpec)
+        assert router.score == score
 
 
 def test_an_unknown_gating_function_is_an_error() -> None:
@@ -195,6 +243,9 @@ def test_values_may_be_arrays_over_layers() -> None:
     config = LLAMA | {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [96, 96]}
     graph = build_graph(Headers("gguf", config, _llama()))
     assert all(isinstance(la.attn.spec, AttentionSpec) and la.attn.spec.kv_heads == 2 for la in graph.layers)
+    llama4, shapes = _llama4()
+    graph = build_graph(Headers("gguf", llama4 | {"llama4.feed_forward_length": [96, 0]}, shapes))
+    assert [type(layer.ffn.spec) for layer in graph.layers] == [MLPSpec, MoESpec]
     with pytest.raises(ArchitectureError, match="none for layer 1"):
         build_graph(Headers("gguf", LLAMA | {"llama.feed_forward_length": [96]}, _llama()))
     with pytest.raises(ArchitectureError, match=r"blk\.1\.ffn_gate"):
@@ -236,6 +287,7 @@ def test_frequency_divisors_are_found_without_a_key() -> None:
         ({"llama.rope.scaling.type": "longrope"}, "'longrope' is not supported"),
         ({"llama.attention.value_length": 32}, "widths differ"),
         ({"llama.block_count": None}, r"'llama\.block_count' is missing"),
+        ({"llama.rope.freq_base": 1.0}, r"of width 16 and base 1\.0 is not possible"),
     ],
 )
 def test_metadata_that_cannot_be_read(config: dict[str, Any], message: str) -> None:

@@ -28,6 +28,7 @@ from .models import CONFIGS
 
 Config = dict[str, Any]
 GONE = object()
+HEADS = {"num_attention_heads": 96, "hidden_size": 1536}  # any number of key heads that a class assumes divides them
 NOT_OF_THE_GRAPH = {"model_type", "quantization_config", "dtype", "torch_dtype"}
 # more than the tiny models of other tests say: settings that only matter beside others
 EXTRA: dict[str, tuple[str, Config]] = {
@@ -65,7 +66,7 @@ def _completed(config: Config) -> Config:
 
 def _config(name: str) -> Config:
     base, changes = EXTRA.get(name, (name, {}))
-    config: Config = json.loads(json.dumps(CONFIGS[base]().to_dict())) | changes
+    config: Config = json.loads(json.dumps(CONFIGS[base]().to_dict())) | HEADS | changes
     return _completed(config) | ({"model_type": "kimi_k2"} if base == "kimi-k2" else {})
 
 
@@ -85,7 +86,9 @@ def _graph(config: Config) -> Graph:
 
 def _facts(graph: Graph) -> list[Any]:
     """All that a graph computes with."""
-    nodes = [(n.name, n.spec, {role: ref.shape for role, ref in n.weights.items()}) for n in graph.walk()]
+    nodes = [
+        (n.name, n.spec, {role: (ref.shape, ref.sources) for role, ref in n.weights.items()}) for n in graph.walk()
+    ]
     return [graph.context_length, graph.vocab, graph.hidden, len(graph.layers), *nodes]
 
 

@@ -14,7 +14,6 @@ METHODS = {"softmax": ("greedy", "group_limited_greedy"), "sigmoid": ("noaux_tc"
 DEEPSEEK_GGUF = {
     "leading_dense_block_count": 0,
     "expert_group_count": 0,
-    "expert_group_used_count": 0,
     "expert_weights_norm": False,
 }
 """What llama.cpp takes where a file of DeepSeek's or GLM's lacks these keys."""
@@ -65,8 +64,9 @@ def _routing(make: NodeMaker, first_sparse: int) -> Routing:
 def _groups(s: Settings, score: str) -> tuple[int, int]:
     """Groups of experts, and how many of them are kept."""
     if s.gguf:
-        groups = s.integer("", "expert_group_count", least=0) or 1
-        return groups, s.integer("", "expert_group_used_count", least=0) or groups
+        groups = s.integer("", "expert_group_count", least=0)
+        # llama.cpp, too, needs the second key beside the first, and does not look at it otherwise
+        return (groups, s.integer("", "expert_group_used_count")) if groups > 1 else (1, 1)
     method = s.get("topk_method", "")
     if method not in METHODS[score]:
         raise s.error(f"topk_method {method!r} is unknown beside {score} scores", f"known: {', '.join(METHODS[score])}")

@@ -75,5 +75,5 @@ def _window(s: Settings, layer: int) -> int:
     """Sliding window of hub configs, off in all releases: every other of the first `max_window_layers` layers."""
     window, marked = switched_window(s), marked_sliding(s, layer)
     if marked is None:
-        marked = window > 0 and layer % 2 == 0 and layer < s.integer("max_window_layers", "", least=0)
+        marked = bool(window) and layer % 2 == 0 and layer < s.integer("max_window_layers", "", least=0)
     return wide_enough(s, window, layer) if marked else 0

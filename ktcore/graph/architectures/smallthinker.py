@@ -53,8 +53,8 @@ def build_smallthinker(settings: Settings) -> Graph:
 def _layout(s: Settings, layer: int, window: int) -> tuple[bool, bool]:
     """Whether a layer rotates q and k, and whether it attends within a window."""
     if s.gguf:
-        odd = window > 0 and layer % PERIOD == 0
-        return not odd, window > 0 and not odd
+        regular = not window or layer % PERIOD != 0
+        return regular, regular
     rope, sliding = s.sequence("rope_layout"), s.sequence("sliding_window_layout")
     return layer >= len(rope) or bool(rope[layer]), layer < len(sliding) and bool(sliding[layer])
 
