@@ -87,7 +87,7 @@ class Thoughts:
         """More of the thoughts, and what follows them where they end: at their mark, or where a call begins."""
         at = self._held.find(self._marks.end)
         call, certain = self._call(self._held if at < 0 else self._held[:at], last or at >= 0)
-        if certain and call >= 0:
+        if certain:
             thought = self._trimmed(self._held[:call]).rstrip()
             self._held = self._held[call:]
             self._thinking, self._at_start = False, False
@@ -107,11 +107,11 @@ class Thoughts:
         return self._trimmed(body), ""
 
     def _call(self, text: str, last: bool) -> tuple[int, bool]:
-        """Where a call begins, and whether that is certain; -1 where none does."""
+        """Where a call may begin, and whether it is certain that one does; -1 where none can."""
         while True:
             at = first_of(text[self._seen :], self._call_marks)
             if at < 0:
-                return -1, True
+                return at, False
             at += self._seen
             begins = self._begins(text[at:])
             if begins is not None and begins:

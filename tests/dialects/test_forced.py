@@ -80,8 +80,29 @@ def test_calls_may_stand_in_place_of_a_form_that_begins_with_a_brace(made: ToolF
     parts: list[dict[str, Any]] = [{"lark_grammar": "start: @body | @calls"}, {"name": "body", "json_schema": form}]
     grammar = json.dumps({"grammars": [*parts, {"name": "calls", "lark_grammar": calls}]})
     assert taken(vocabulary, grammar, '{"time": "now"}')
-    assert taken(vocabulary, grammar, written(made, arguments=RIGHT))
+    call = written(made, arguments=RIGHT)
+    assert taken(vocabulary, grammar, call)
+    assert not taken(vocabulary, grammar, call.replace('"name"', '"more": 1, "name"') if made.bare else call + "x")
     assert not taken(vocabulary, grammar, "words")
+
+
+@pytest.mark.parametrize("made", [made for made in FORMATS if made.pairs], ids=lambda made: made.name)
+@pytest.mark.parametrize(
+    ("limits", "fine", "wrong"),
+    [
+        ({}, ["", "x", "\n\n"], []),
+        ({"minLength": 2}, ["xy", "long enough"], ["", "x"]),
+        ({"maxLength": 2}, ["", "xy"], ["xyz"]),
+        ({"allOf": [{"minLength": 1}, {"minLength": 2, "maxLength": 3}], "maxLength": 9}, ["xy", "xyz"], ["x", "wxyz"]),
+    ],
+)
+def test_text_is_as_long_as_the_schema_says_and_empty_where_it_says_nothing(
+    made: ToolFormat, limits: dict[str, Any], fine: list[str], wrong: list[str], vocabulary: Any
+) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string", **limits}}, "required": ["city"]}
+    grammar = forced_grammar(made, {"get_weather": schema}, False)
+    assert all(taken(vocabulary, grammar, written(made, arguments={"city": text})) for text in fine)
+    assert not any(taken(vocabulary, grammar, written(made, arguments={"city": text})) for text in wrong)
 
 
 def test_a_pattern_binds_text_that_stands_without_quotes(vocabulary: Any) -> None:

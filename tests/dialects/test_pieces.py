@@ -10,7 +10,22 @@ import pytest
 from ktcore.dialects.base import ToolFormat
 from ktcore.dialects.calls import Calls
 from ktcore.dialects.dialect import _calls_one
-from ktcore.dialects.known import _KNOWN, BARE, DSML, GLM, HERMES, INVOKE, KIMI, LLAMA3, QWEN3_CODER, SEED
+from ktcore.dialects.known import (
+    _KNOWN,
+    ACTION,
+    BARE,
+    DSML,
+    GLM,
+    HERMES,
+    INVOKE,
+    KIMI,
+    LISTED,
+    LLAMA3,
+    MISTRAL,
+    QWEN3_CODER,
+    SEED,
+    TOOLCALL,
+)
 from ktcore.dialects.thoughts import ThoughtMarks, Thoughts
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
@@ -83,6 +98,14 @@ def test_an_answer_cut_off_within_a_call_is_told_whole(made: ToolFormat) -> None
     cut = whole[: whole.index("Os")]
     assert read(made, *cut) == (cut, [])
     assert read(made, "Hm.\n\n" + cut) == ("Hm.\n\n" + cut, [])
+
+
+@pytest.mark.parametrize("made", [LISTED, TOOLCALL, ACTION, MISTRAL], ids=lambda made: made.name)
+def test_what_stands_in_a_list_of_calls_and_is_none_is_text(made: ToolFormat) -> None:
+    whole = written(made)
+    begin, call, end = whole.partition(whole[len(made.section[0]) : len(whole) - len(made.section[1])])
+    for inside in (f'{{"a": 1}}, {call}', f'{call}, {{"a": 1}}'):
+        assert read(made, begin + inside + end) == ('{"a": 1}', [("get_weather", ARGUMENTS)])
 
 
 def test_bare_objects_are_calls_of_offered_tools_alone() -> None:

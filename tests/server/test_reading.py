@@ -364,9 +364,13 @@ LIKE_GLM = (
     "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v | tojson if v is not string else v }}{% endfor %}"
     "{% endfor %}{% endfor %}"
 )
+OBJECTS_ALONE = (
+    "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+    "{% if c.function.arguments is mapping %}{{ c.function.arguments | tojson }}{% endif %}{% endfor %}{% endfor %}"
+)
 
 
-@pytest.mark.parametrize("source", [LIKE_R1, LIKE_QWEN, LIKE_GLM])
+@pytest.mark.parametrize("source", [LIKE_R1, LIKE_QWEN, LIKE_GLM, OBJECTS_ALONE])
 @pytest.mark.parametrize("arguments", ['{"city" Oslo', "[12345]", "34567", "words"])
 def test_arguments_that_are_no_object_are_shown_as_they_are(arguments: str, source: str) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
