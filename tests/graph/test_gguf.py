@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,30 +99,29 @@ def _llama(kv: int = 2, width: int = 96) -> Shapes:
     return shapes
 
 
-def _glm4_moe() -> tuple[dict[str, Any], Shapes]:
+def _sparse(name: str, dense: int | None = None) -> tuple[dict[str, Any], Shapes]:
+    """Two layers with LLaMA's attention and routed experts; `dense` has an MLP instead."""
     keys = {
         "expert_count": EXPERTS,
-        "expert_used_count": 3,
+        "expert_used_count": 1,
         "expert_shared_count": 1,
         "expert_feed_forward_length": WIDTH,
+        "expert_shared_feed_forward_length": WIDTH,
     }
-    config = {key.replace("llama.", "glm4moe."): value for key, value in LLAMA.items()}
-    config |= {"general.architecture": "glm4moe"} | {f"glm4moe.{key}": value for key, value in keys.items()}
-    renamed = {name.replace("ffn_norm", "post_attention_norm"): shape for name, shape in _llama().items()}
-    shapes = {name: shape for name, shape in renamed.items() if ".ffn_" not in name}
-    for p in ("blk.0", "blk.1"):
-        shapes |= _experts(p) | _gated(p, "_shexp", WIDTH)
+    config = {key.replace("llama.", f"{name}."): value for key, value in LLAMA.items()}
+    config |= {"general.architecture": name} | {f"{name}.{key}": value for key, value in keys.items()}
+    norm = "post_attention_norm" if name == "glm4moe" else "ffn_norm"
+    shapes = {n.replace("ffn_norm", norm): s for n, s in _llama().items() if ".ffn_" not in n or "norm" in n}
+    for i in range(2):
+        p = f"blk.{i}"
+        shapes |= _gated(p, "", 96) if i == dense else _experts(p)
+        if i != dense and name != "qwen3moe":
+            shapes |= _gated(p, "_shexp", WIDTH)
+        if name == "qwen2moe":
+            shapes[f"{p}.ffn_gate_inp_shexp.weight"] = (H,)
+        if name == "qwen3moe":
+            shapes |= {f"{p}.attn_{x}_norm.weight": (16,) for x in "qk"}
     return config, shapes
-
-
-def _llama4() -> tuple[dict[str, Any], Shapes]:
-    keys = {"expert_count": EXPERTS, "expert_used_count": 1, "expert_feed_forward_length": WIDTH}
-    config = {key.replace("llama.", "llama4."): value for key, value in LLAMA.items()}
-    config |= {"general.architecture": "llama4"} | {f"llama4.{key}": value for key, value in keys.items()}
-    shapes = {name: shape for name, shape in _llama().items() if "blk.1.ffn_" not in name or "norm" in name}
-    return config | {"llama4.interleave_moe_layer_step": 2}, shapes | _experts("blk.1") | _gated(
-        "blk.1", "_shexp", WIDTH
-    )
 
 
 def _router(config: dict[str, Any], shapes: Shapes | None = None) -> RouterSpec:
@@ -169,13 +169,19 @@ def test_a_number_of_groups_alone_is_refused_as_by_llama_cpp() -> None:
     assert (router.groups, router.groups_kept) == (1, 1)
 
 
-def test_glm_4_5_scores_with_sigmoid_where_no_function_is_named() -> None:
-    """`glm4-moe.cpp` of llama.cpp; the first files came before the key."""
-    config, shapes = _glm4_moe()
-    for function, score in ({}, "sigmoid"), ({"glm4moe.expert_gating_func": 1}, "softmax"):
-        router = build_graph(Headers("gguf", config | function, shapes)).node("layers.0.ffn.router").spec
-        assert isinstance(router, RouterSpec)
-        assert router.score == score
+@pytest.mark.parametrize(
+    ("name", "score", "renormalise"),
+    [("qwen2moe", "softmax", False), ("qwen3moe", "softmax", True), ("glm4moe", "sigmoid", False)],
+)
+def test_absent_routing_keys_are_those_of_llama_cpp(name: str, score: str, renormalise: bool) -> None:
+    """Its src/models: qwen3moe.cpp renormalises whatever the file says, glm4-moe.cpp takes sigmoid for no function."""
+    config, shapes = _sparse(name)
+    router = build_graph(Headers("gguf", config, shapes)).node("layers.0.ffn.router").spec
+    assert isinstance(router, RouterSpec)
+    assert (router.score, router.renormalise, router.scale, router.groups) == (score, renormalise, 1.0, 1)
+    if name == "glm4moe":
+        softmax = build_graph(Headers("gguf", config | {"glm4moe.expert_gating_func": 1}, shapes))
+        assert softmax.node("layers.0.ffn.router").spec == replace(router, score="softmax", group_score="max")
 
 
 def test_an_unknown_gating_function_is_an_error() -> None:
@@ -243,8 +249,9 @@ def test_values_may_be_arrays_over_layers() -> None:
     config = LLAMA | {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [96, 96]}
     graph = build_graph(Headers("gguf", config, _llama()))
     assert all(isinstance(la.attn.spec, AttentionSpec) and la.attn.spec.kv_heads == 2 for la in graph.layers)
-    llama4, shapes = _llama4()
-    graph = build_graph(Headers("gguf", llama4 | {"llama4.feed_forward_length": [96, 0]}, shapes))
+    llama4, shapes = _sparse("llama4", dense=0)
+    uneven = {"llama4.interleave_moe_layer_step": 2, "llama4.feed_forward_length": [96, 0]}
+    graph = build_graph(Headers("gguf", llama4 | uneven, shapes))
     assert [type(layer.ffn.spec) for layer in graph.layers] == [MLPSpec, MoESpec]
     with pytest.raises(ArchitectureError, match="none for layer 1"):
         build_graph(Headers("gguf", LLAMA | {"llama.feed_forward_length": [96]}, _llama()))
