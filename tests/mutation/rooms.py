@@ -11,6 +11,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "graph",
         "rules/test_shipped.py",
         "parity/test_absent_keys.py",
+        "parity/test_mixed.py",
         "parity/test_quirks.py",
         "parity/test_smallthinker.py",
     ),

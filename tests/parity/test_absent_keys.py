@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from ktcore.errors import ArchitectureError, CheckpointError
 from ktcore.graph import Graph, build_graph
+from ktcore.ops import KVCacheSpec
 from ktcore.weights import open_checkpoint
 from ktcore.weights.bare import BareCheckpoint
 
@@ -134,6 +135,19 @@ def test_a_missing_key_is_the_class_default_or_an_error(name: str, older: bool) 
         if found != wanted:
             wrong.append(f"{said}: {next((f, w) for f, w in zip(found, wanted, strict=True) if f != w)}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "qwen2-moe"])
+@pytest.mark.parametrize("width", [1, 20])
+def test_windows_are_for_the_layers_of_the_class_where_none_are_named(name: str, width: int) -> None:
+    deep = {"num_hidden_layers": 30, "use_sliding_window": True, "sliding_window": width, "layer_types": None}
+    config = _completed({key: value for key, value in (_config(name) | deep).items() if key != "max_window_layers"})
+    kinds = config.pop("layer_types")
+    del config["max_window_layers"]
+    assert len(set(kinds)) == 2
+    specs = [layer.attn.parts["cache"].spec for layer in _graph(config).layers]
+    windows = [spec.window for spec in specs if isinstance(spec, KVCacheSpec)]
+    assert windows == [width if kind == "sliding_attention" else 0 for kind in kinds]
 
 
 # (model, key of config.json or of its rotary section -> value): what changes numbers and no shape
