@@ -160,23 +160,32 @@ def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float, source
     """Tests that run the mutant's line, quick ones first; all where none does.
 
     What a module says once, as it is imported, is recorded for the test that imports it first, but may be seen by any
-    that comes into one of its functions; where it has none (tables, specs), by any test at all.
+    that comes into one of its functions, and by any other that reads it from there: these are asked thereafter.
     """
     lines = record["lines"].get(mutant.file, {})
     # a statement's line, or the one the fault is on
     tests = set(lines.get(str(mutant.line), [])) | set(lines.get(str(mutant.at), []))
-    inside = mutants.inside_functions(source)
+    every = set(record["seconds"]) - set(record["failed"])
+    inside, others = mutants.inside_functions(source), set[str]()
     if mutant.line not in inside:
         users = {test for line in inside for test in lines.get(str(line), [])}
         tests = tests | users if users else set()
-    tests = tests or set(record["seconds"]) - set(record["failed"])
-    took, chosen, total = record["seconds"], [], 0.0
+        others = every - tests
+    took = record["seconds"]
+    chosen = [*_quick_ones(tests or every, took, seconds), *_quick_ones(others if tests else set(), took, seconds)]
+    total = sum(took.get(test, 0.0) for test in chosen)
+    return {"file": mutant.file, "tests": chosen, "seconds": 30 + 4 * min(total, 2 * seconds)}
+
+
+def _quick_ones(tests: set[str], took: dict[str, float], seconds: float) -> list[str]:
+    """The quickest that together take so long, one at least."""
+    chosen, total = list[str](), 0.0
     for test in sorted(tests, key=lambda t: (took.get(t, 0.0), t)):
         total += took.get(test, 0.0)
         if chosen and total > seconds:
             break
         chosen.append(test)
-    return {"file": mutant.file, "tests": chosen, "seconds": 30 + 4 * min(total, seconds)}
+    return chosen
 
 
 def verdict(codes: Iterable[Any]) -> Any:
