@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import sys
 import threading
@@ -134,13 +135,28 @@ def test_the_kit_lists_renders_and_compares(ktcore: Run, tmp_path: Path) -> None
     assert all(line.startswith("L0.packaging.") for line in out.splitlines())
     assert "holds no report" in ktcore("conformance", "render", tmp_path).err
     reports = sorted((Path(__file__).parents[2] / "docs/conformance").glob("*.json"))
-    copied = tmp_path / reports[0].name
+    folder = tmp_path / "[of] a folder" / ("x" * 200)
+    folder.mkdir(parents=True)
+    copied = folder / reports[0].name
     copied.write_text(reports[0].read_text())
-    done = ktcore("conformance", "render", tmp_path)
-    assert [line.split("/")[-1] for line in done.out.split()] == ["wrote", "matrix.md", "wrote", "matrix.html"]
-    assert "cpu" in (tmp_path / "matrix.md").read_text()
+    done = ktcore("conformance", "render", folder)
+    assert done.out == f"wrote {folder / 'matrix.md'}\nwrote {folder / 'matrix.html'}\n"
+    assert "cpu" in (folder / "matrix.md").read_text()
     same = ktcore("conformance", "compare", copied, copied)
     assert (same.code, same.out) == (0, "nothing changed\n")
+
+
+def test_what_changed_between_reports_is_a_line_each_as_it_is_written(ktcore: Run, tmp_path: Path) -> None:
+    report = json.loads((Path(__file__).parents[2] / "docs/conformance/cpu.json").read_text())
+    case = next(each for each in report["results"] if each["status"] == "PASS")
+    reason = "of [rows] " + "x " * 200 + "[/]"
+    for name, result in (("old", case), ("new", {**case, "status": "FAIL", "reason": reason})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**report, "results": [result]}))
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    worse, better = ktcore("conformance", "compare", old, new), ktcore("conformance", "compare", new, old)
+    assert worse.out == f"worse  {case['id']}: PASS -> FAIL ({reason})\n1 changed, 1 of them for the worse\n"
+    assert better.out == f"       {case['id']}: FAIL -> PASS\n1 changed, 0 of them for the worse\n"
+    assert (worse.code, better.code) == (1, 0)
 
 
 def test_a_new_backends_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ktcore: Run) -> None:
@@ -151,6 +167,7 @@ def test_a_new_backends_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, k
         assert why in (new_backend._taken(name) or "")
     assert "it means something else" in (new_backend._taken("auto") or "")
     assert "an installed backend has it" in (new_backend._taken("cpu") or "")
+    assert new_backend._taken("pytest") is None  # an entry point, but no backend's
     assert "a package ktcore_cpu is installed" in (_taken_without_entries("cpu", monkeypatch) or "")
     assert new_backend._taken("acme_board") is None
     target = tmp_path / "deep" / "er" / "board"

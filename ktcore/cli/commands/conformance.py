@@ -56,9 +56,8 @@ def render(
     ] = None,
 ) -> None:
     """Write matrix.md and matrix.html beside the reports."""
-    from rich.console import Console
-
     from ktcore.backend.registry import Registry
+    from ktcore.cli.terminal import console
     from ktcore.conformance.render import build_matrix, load_evidence, render_html, render_markdown
     from ktcore.conformance.report import ReportError, load_report
 
@@ -69,34 +68,38 @@ def render(
     matrix = build_matrix([load_report(p) for p in paths], names, load_evidence(folder / "evidence.yaml"))
     for name, text in (("matrix.md", render_markdown(matrix)), ("matrix.html", render_html(matrix))):
         (folder / name).write_text(text, encoding="utf-8")
-        Console().print(f"wrote {folder / name}")
+        console().print(f"wrote {folder / name}", markup=False, soft_wrap=True)
 
 
 @app.command(cls=KnowingCommand)
 @grouped
 def compare(old: Path, new: Path) -> None:
     """Print what changed from OLD to NEW; exit status 1 when something got worse."""
-    from rich.console import Console
+    from rich.markup import escape
 
+    from ktcore.cli.terminal import console
     from ktcore.conformance.compare import compare_reports
     from ktcore.conformance.report import load_report
 
-    console = Console(highlight=False)
+    out = console()
     changes = compare_reports(load_report(old), load_report(new))
     for change in changes:
-        console.print(("[red]worse[/red]  " if change.regression else "       ") + change.describe(), soft_wrap=True)
+        mark = "[red]worse[/]" if change.regression else "     "
+        out.print(f"{mark}  {escape(change.describe())}", soft_wrap=True)
     worse = sum(change.regression for change in changes)
-    console.print(f"{len(changes)} changed, {worse} of them for the worse" if changes else "nothing changed")
+    out.print(f"{len(changes)} changed, {worse} of them for the worse" if changes else "nothing changed")
     raise typer.Exit(1 if worse else 0)
 
 
 def _list(level: int | None, patterns: list[str] | None) -> None:
-    from rich.console import Console
+    from rich.markup import escape
 
+    from ktcore.cli.terminal import console
     from ktcore.conformance.levels import all_cases, select
 
+    out = console()
     for item in select(all_cases(), level, patterns):
-        Console(highlight=False).print(f"{item.id}  [dim]{item.about}[/dim]", soft_wrap=True)
+        out.print(f"{item.id}  [dim]{escape(item.about)}[/]", soft_wrap=True)
 
 
 def _settings() -> Path:
