@@ -160,6 +160,41 @@ def test_no_number_is_taken_for_false_nor_false_for_a_switch_that_is_on() -> Non
     )
 
 
+# What llama.cpp's, vLLM's and OpenAI's own documents give as the value where a request says nothing.
+DEFAULTS = {
+    **dict.fromkeys(("mirostat", "dynatemp_range", "xtc_probability", "dry_multiplier", "n_probs", "min_p"), 0),
+    **dict.fromkeys(("top_n_sigma", "adaptive_target", "t_max_predict_ms", "reasoning_budget_tokens"), -1),
+    **dict.fromkeys(("n", "best_of", "n_cmpl", "typical_p", "repeat_penalty", "repetition_penalty"), 1),
+    **dict.fromkeys(("echo", "use_beam_search", "ignore_eos", "return_token_ids", "include_stop_str_in_output"), False),
+    **dict.fromkeys(("skip_special_tokens", "parse_tool_calls"), True),
+    **{"repeat_last_n": -1, "min_tokens": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1},
+}
+
+
+@pytest.mark.parametrize("route", [CHAT, PLAIN])
+def test_who_writes_other_servers_defaults_out_asks_for_nothing(route: str) -> None:
+    for name, value in DEFAULTS.items():
+        assert _complaint(route, **{name: value}) is None, name
+
+
+def test_a_schema_has_no_name_but_the_apis_own() -> None:
+    told = _complaint(CHAT, response_format={"type": "json_schema", "made": {}})
+    assert told == ("response_format", "json_schema is missing")
+    named = {"type": "json_schema", "json_schema": {"name": "n", "made": {}}}
+    assert _complaint(CHAT, response_format=named) == ("response_format.json_schema.schema", "is missing")
+    text = {"format": {"type": "json_schema", "name": "n", "made": {}}}
+    assert _complaint("/v1/responses", text=text) == ("text.format", "schema is missing")
+
+
+def test_an_assistant_may_have_thought_refused_or_called_without_a_word() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for said in ({"reasoning_content": "Hm."}, {"reasoning": "Hm."}, {"refusal": "No."}, {"tool_calls": [call]}):
+        assert _complaint(CHAT, messages=[*SAY, {"role": "assistant", **said}]) is None
+        for role, more in (("user", said), ("assistant", {})):
+            missing = _complaint(CHAT, messages=[*SAY, {"role": role, **more}])
+            assert missing == ("messages[1].content", "is missing")
+
+
 def test_lists_of_fields_do_not_contradict_each_other() -> None:
     assert not IDLE.keys() & REFUSED.keys()
 

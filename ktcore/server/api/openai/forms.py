@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from ktcore.errors import FieldError
 from ktcore.server.api.chat import Form
@@ -32,8 +32,6 @@ Choice = Annotated[list[str], Field(min_length=1, max_length=1000)]
 class NamedSchema(Body):
     """A JSON schema with a name."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     name: str = ""
     made: JsonSchema = Field(alias="schema")
 
@@ -43,8 +41,6 @@ class ResponseFormat(Body):
 
     llama.cpp takes a `schema` beside the type, of either kind.
     """
-
-    model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
@@ -68,7 +64,6 @@ class ResponseFormat(Body):
 class StructuredOutputs(Body):
     """vLLM's: one of several forms."""
 
-    model_config = ConfigDict(populate_by_name=True)
     refused: ClassVar[Refusals] = {
         "structural_tag": Refused(),
         "whitespace_pattern": Refused(),

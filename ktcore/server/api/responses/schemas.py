@@ -159,8 +159,6 @@ class AllowedTools(Body):
 class Format(Body):
     """The form of the text."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     type: Literal["text", "json_object", "json_schema"] = "text"
     made: dict[str, Any] | None = Field(None, alias="schema")
 
