@@ -63,6 +63,16 @@ def test_a_device_that_is_not_here_is_planned_for_and_named_as_absent(
     assert "say with --memory" in ktcore("plan", tiny_moe, "--backend", "far").out
 
 
+def test_a_plan_has_to_fit_with_the_context_that_is_asked_for(
+    ktcore: Run, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch, "far", FAR)
+    words = ("plan", tiny_llama, "--backend", "far")
+    need = ktcore(*words, "--context", 64, "--json").json["memory"]["far:0"]["total"]
+    assert ktcore(*words, "--context", 64, "--memory", f"{need}B").code == 0
+    assert "with a context of 512 tokens" in ktcore(*words, "--context", 512, "--memory", f"{need}B").err
+
+
 def test_fallbacks_are_marked_with_their_reason(ktcore: Run, tiny_llama: Path, tmp_path: Path) -> None:
     rules = tmp_path / "mine.yaml"
     rules.write_text(

@@ -16,10 +16,11 @@ pytest.importorskip("fastapi", reason="needs the extra `server`")
 
 from ktcore.cli.commands import serve
 from ktcore.cli.listen import Door
+from ktcore.cli.serve_config import Configured, entries
 from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, PrefixOptions
 from ktcore.errors import RequestError
-from ktcore.server.http.logs import logging_to_stderr
-from ktcore.server.http.settings import MAX_BODY
+from ktcore.server.http.config import read_config
+from ktcore.server.http.settings import MAX_BODY, Settings
 
 from .conftest import Run
 
@@ -209,28 +210,19 @@ def test_a_file_of_models_is_served_under_the_command_lines_words(
     assert str(file) in stray
 
 
-def test_verbose_words_are_written_once_in_the_servers_form(capsys: pytest.CaptureFixture[str]) -> None:
-    root, ours = logging.getLogger(), logging.getLogger("ktcore")
-    level, handler = root.level, logging.StreamHandler()
-    root.addHandler(handler)
-    try:
-        for shown, kind, expected in (
-            (logging.WARNING, "off", logging.WARNING),
-            (logging.WARNING, "text", logging.INFO),
-            (logging.DEBUG, "off", logging.DEBUG),
-            (logging.INFO, "json", logging.INFO),
-        ):
-            root.setLevel(shown)
-            before = ours.level, ours.propagate, ours.handlers[:]
-            with logging_to_stderr(kind):
-                assert ours.level == expected
-                assert ours.propagate is (shown > logging.INFO)
-                ours.log(shown, "said")
-            assert (ours.level, ours.propagate, ours.handlers) == before
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-    assert capsys.readouterr().err.count("said") == 6
+def test_a_models_own_words_go_before_the_servers(tmp_path: Path, tiny_llama: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    own = "context: 64, max_new_tokens: 7, prompt_lookup: 5, keep: true"
+    file.write_text(
+        "queue: 3\nstretch: 1.5\nmodels:\n"
+        f"  a: {{path: {tiny_llama}, backend: cpu, {own}}}\n  b: {{path: {tiny_llama}, backend: cpu}}\n"
+    )
+    a, b = entries(Configured(read_config(file), tmp_path), Settings("", max_body=99, timeout_s=2.5))
+    assert (a.settings.default_tokens, a.settings.prompt_lookup, a.pinned) == (7, 5, True)
+    assert (b.settings.default_tokens, b.settings.prompt_lookup, b.pinned) == (1024, 0, False)
+    for entry, name in ((a, "a"), (b, "b")):
+        assert (entry.name, entry.settings.max_body, entry.settings.timeout_s) == (name, 99, 2.5)
+        assert (entry.path, entry.queue, entry.stretch) == (tiny_llama, 3, 1.5)
 
 
 def test_origins_and_certificates_are_what_browsers_and_uvicorn_take() -> None:

@@ -134,6 +134,15 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert "auto takes x: y\n" in out
 
 
+def test_a_narrow_terminal_folds_reasons_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    torn = {**FOUND["backends"][1], "name": "torn by", "distribution": "torn by its maker 1.0", "reason": "so " * 30}
+    doctor._show({**FOUND, "backends": [torn]}, False)
+    assert "\ntorn by  broken  torn by its maker 1.0  so so so" in shown(capsys)
+
+
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     bench._show(BENCH)
     assert columns(shown(capsys)) == columns(SPEEDS + "4 threads, wood, median of 2\n")
@@ -169,9 +178,9 @@ def test_convert(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     convert._show(converted(), False)
     plain = "source     1.0 GiB\npacked     512.0 MiB\nkept       1.0 MiB of tensors as they were\nwritten    out[1]\n"
     assert shown(capsys) == plain
-    monkeypatch.setattr("ktcore.rules.quantize.quantized_formats", lambda graph: {"b": "F2", "a": "F1", "c": "F2"})
+    monkeypatch.setattr("ktcore.rules.quantize.quantized_formats", lambda graph: {"b": "F2", "a": "[f]1", "c": "F2"})
     convert._show(converted(resumed_bytes=2**10, errors={"moe[x]": 0.0125}), False)
-    assert shown(capsys) == plain.replace("kept", "quantised  to F1, F2\nkept").replace(
+    assert shown(capsys) == plain.replace("kept", "quantised  to F2, [f]1\nkept").replace(
         "written", "resumed    1.0 KiB were there, checked\nerror      moe[x]: 1.25% relative\nwritten"
     )
 

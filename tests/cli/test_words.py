@@ -226,5 +226,8 @@ def test_the_completions_script_is_shown_and_installed(
         assert list(tmp_path.rglob("ktcore.fish"))
 
 
-def test_backends_are_offered_by_the_group_that_they_register_in() -> None:
+def test_backends_and_nothing_else_that_is_installed_are_offered() -> None:
     assert options.BACKENDS == ENTRY_POINT_GROUP
+    offered = options._backend_names("")
+    assert {"auto", "cpu"} <= set(offered)
+    assert "pytest" not in offered  # which is an entry point too
