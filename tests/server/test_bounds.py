@@ -53,13 +53,14 @@ OURS: list[tuple[str, list[Any], list[Any]]] = [
     ("guided_grammar", ["", "a" * 100_000], ["a" * 100_001]),
 ]
 TOOL = {"type": "function", "function": {"name": "f"}}
+NAMED = [[{"type": "function", "function": {"name": name}}] for name in ("a.b-C_9", "x" * 64, "", "a b", "ä", "x" * 65)]
 BOUNDS: dict[str, list[tuple[str, list[Any], list[Any]]]] = {
     CHAT: [
         *OURS,
         ("messages", [LEAST[CHAT]["messages"]], [[]]),
         ("max_completion_tokens", [1], [0]),
         ("top_logprobs", [0, 20], [-1, 21]),
-        ("tools", [[], [TOOL] * 128], [[TOOL] * 129]),
+        ("tools", [[], [TOOL] * 128, *NAMED[:2]], [[TOOL] * 129, *NAMED[2:]]),
     ],
     PLAIN: [
         *OURS,

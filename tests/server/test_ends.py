@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,11 +25,14 @@ import ktcore  # noqa: E402
 from ktcore.dialects.base import Call  # noqa: E402
 from ktcore.dialects.dialect import Dialect, Part  # noqa: E402
 from ktcore.engine.schedule.sequence import Finish  # noqa: E402
+from ktcore.engine.service import Delta  # noqa: E402
 from ktcore.engine.stream import Stats  # noqa: E402
 from ktcore.errors import LogitsError  # noqa: E402
 from ktcore.server.api.ollama.routes import _said  # noqa: E402
 from ktcore.server.api.responses.items import Building  # noqa: E402
 from ktcore.server.api.responses.schemas import ResponsesAsk  # noqa: E402
+from ktcore.server.http.metrics import Metrics  # noqa: E402
+from ktcore.server.models.answers import Answers  # noqa: E402
 
 from .test_clients import HELLO, listening  # noqa: E402
 from .test_http import _events, served  # noqa: E402
@@ -135,6 +139,30 @@ def _last(route: str, text: str) -> str:
         assert (last["type"], last["code"]) == ("error", "not_numbers")
         return str(last["message"])
     return str(_events(text)[-1]["error"]["message"])
+
+
+def test_what_was_drawn_before_its_client_went_is_told_to_nobody() -> None:
+    delivers: list[Any] = []
+    cancelled: list[str] = []
+    stats = Stats(prompt_tokens=3, new_tokens=2)
+
+    def submit(requests: Any) -> list[Any]:
+        delivers.extend(deliver for _, deliver in requests)
+        return [SimpleNamespace(cancel=lambda: cancelled.append("now"))]
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def told() -> list[str]:
+        service, http = SimpleNamespace(submit=submit), SimpleNamespace(receive=receive)
+        answers = Answers(service, [None], http, Metrics(), [None])  # type: ignore[arg-type,list-item]
+        while not cancelled:
+            await asyncio.sleep(0)
+        delivers[0](Delta("drawn", stats))
+        delivers[0](Delta("", stats, Finish.CANCELLED))
+        return [delta.text async for _, delta, _ in answers]
+
+    assert asyncio.run(told()) == [""]
 
 
 TOOLS = [{"type": "function", "name": "f"}, {"type": "custom", "name": "c"}]

@@ -233,6 +233,7 @@ def test_a_body_beyond_the_limit_is_refused(client: Client) -> None:
 
     assert client("POST", CHAT, content=b" " * 20_001).status_code == 413
     assert client("POST", CHAT, content=drops()).status_code == 413
+    assert client("POST", CHAT, content=drops(), headers={"Content-Length": "few"}).status_code == 413
     assert client("POST", CHAT, json=ASK).status_code == 200
 
 

@@ -72,6 +72,10 @@ def test_what_curl_sends_is_understood_and_nonsense_is_not(opened: Opened) -> No
         assert client("GET", "/api/version").json() == {"version": "0.12.11"}
         loaded = client("POST", "/api/generate", json={"model": "tiny"}).json()
         assert loaded["done_reason"] == "load"
+        silent = client("POST", "/api/chat", json={"model": "tiny", "keep_alive": "5m"}).json()
+        assert (silent["message"], silent["done_reason"]) == ({"role": "assistant", "content": ""}, "load")
+        # a model that the server was started with stays, whatever a request says
+        assert "expires_at" not in client("GET", "/api/ps").json()["models"][0]
         for change in (
             {"format": "xml"},
             {"options": {"temperature": "hot"}},
@@ -84,6 +88,18 @@ def test_what_curl_sends_is_understood_and_nonsense_is_not(opened: Opened) -> No
             assert isinstance(done.json()["error"], str)
         for broken in (b"", b"{", b"[" * 5000, b'{"model": "\xff"}'):
             assert client("POST", "/api/chat", content=broken).status_code == 400
+
+
+@pytest.mark.parametrize(("route", "said"), [("chat", {"messages": HELLO}), ("generate", {"prompt": "Hello"})])
+def test_whether_to_think_is_told_to_the_template(opened: Opened, route: str, said: dict[str, Any]) -> None:
+    with served(opened("thinks")) as client:
+
+        def counted(**more: Any) -> int:
+            ask = {"model": "tiny", "stream": False, "options": {"num_predict": 1}, **said, **more}
+            return int(client("POST", f"/api/{route}", json=ask).json()["prompt_eval_count"])
+
+        assert counted() == counted(think=True)
+        assert counted(think=False) == counted() + len("<think></think>")  # a byte is a token
 
 
 def test_metrics_add_up(opened: Opened) -> None:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `server`")
 pytest.importorskip("httpx", reason="the test's HTTP client")
 
+from fastapi import Request
 from fastapi.testclient import TestClient
+from starlette.datastructures import Address
 
 import ktcore
 from ktcore.cli.commands import serve
 from ktcore.engine.service import Service
 from ktcore.errors import RequestError
 from ktcore.server.http.app import build_app
-from ktcore.server.http.logs import Lines
+from ktcore.server.http.logs import Lines, logging_to_stderr
 from ktcore.server.http.settings import Keys, Settings
+from ktcore.server.models.served import caller
 
 Open = Callable[..., ktcore.Model]
 SITE = "https://chat.example"
@@ -66,11 +72,70 @@ def test_lines_tell_the_request_and_not_what_was_asked(opened: Open, caplog: pyt
         ("GET", "/no\nsuch route", 401),
     ]
     assert as_json[0]["bytes"] > 0
+    assert {line["client"] for line in as_json} == {"testclient"}
     words = [Lines(False).format(r) for r in records]
     assert all("\n" not in line for line in words)
     everything = json.dumps(as_json) + "".join(words)
     assert "secret" not in everything
     assert "kkkk" not in everything
+
+
+def test_lines_of_other_records_have_their_fault_below_them() -> None:
+    try:
+        raise ValueError("x")
+    except ValueError:
+        record = logging.LogRecord("ktcore.far", logging.WARNING, "far.py", 1, "it went %s", ("wrong",), sys.exc_info())
+    first, *trace = Lines(False).format(record).splitlines()
+    assert first.endswith(" WARNING ktcore.far: it went wrong")
+    assert (trace[0], trace[-1]) == ("Traceback (most recent call last):", "ValueError: x")
+    as_json = json.loads(Lines(True).format(record))
+    assert (as_json["level"], as_json["logger"], as_json["message"]) == ("warning", "ktcore.far", "it went wrong")
+    assert as_json["trace"].splitlines() == trace
+    record.exc_info = None
+    assert Lines(False).format(record) == first
+    assert "trace" not in json.loads(Lines(True).format(record))
+
+
+def test_verbose_words_are_written_once_in_the_servers_form(capsys: pytest.CaptureFixture[str]) -> None:
+    root, ours = logging.getLogger(), logging.getLogger("ktcore")
+    level, handler = root.level, logging.StreamHandler()
+    root.addHandler(handler)
+    try:
+        for shown, kind, expected in (
+            (logging.WARNING, "off", logging.WARNING),
+            (logging.WARNING, "text", logging.INFO),
+            (logging.DEBUG, "off", logging.DEBUG),
+            (logging.INFO, "json", logging.INFO),
+        ):
+            root.setLevel(shown)
+            before = ours.level, ours.propagate, ours.handlers[:]
+            with logging_to_stderr(kind):
+                assert ours.level == expected
+                assert ours.propagate is (shown > logging.INFO)
+                ours.log(shown, "said")
+            assert (ours.level, ours.propagate, ours.handlers) == before
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    assert capsys.readouterr().err.count("said") == 6
+
+
+@pytest.mark.parametrize(
+    ("asks", "same"),
+    [
+        ((("Bearer a", "1.2.3.4"), ("Bearer a", "5.6.7.8")), True),
+        ((("Bearer a", "1.2.3.4"), ("Bearer b", "1.2.3.4")), False),
+        (((None, "1.2.3.4"), (None, "1.2.3.4")), True),
+        (((None, "1.2.3.4"), (None, "5.6.7.8")), False),
+    ],
+)
+def test_who_asks_is_told_apart_by_the_key_or_else_by_the_address(asks: Any, same: bool) -> None:
+    one, two = (
+        caller(cast(Request, SimpleNamespace(headers={"authorization": key} if key else {}, client=Address(host, 1))))
+        for key, host in asks
+    )
+    assert (one == two) is same
+    assert "Bearer" not in one
 
 
 def test_a_broken_certificate_is_refused_before_the_model_loads(tmp_path: Path) -> None:

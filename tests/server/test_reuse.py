@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,8 +49,20 @@ def test_reused_prompts_show_in_usage_and_metrics(opened: Opened) -> None:
     assert found['ktcore_prefix_reused_tokens_total{tier="device"}'] == 2 * cached[1]
     assert found['ktcore_prefix_reused_tokens_total{tier="disk"}'] == 0
     assert found['ktcore_prefix_bytes{tier="memory"}'] > 0
+    assert found['ktcore_prefix_bytes{tier="disk"}'] == 0
     assert found["ktcore_kv_pages_kept"] > 0
     assert found["ktcore_kv_pages_free"] == found["ktcore_kv_pages"]
+
+
+def test_what_the_disk_holds_is_counted_from_the_start(opened: Opened, tmp_path: Path) -> None:
+    options = PrefixOptions(memory=0, folder=tmp_path)
+    with opened(prefix=options) as model, served(model) as client:
+        assert client("POST", CHAT, json=_ask(LONG)).status_code == 200
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*.kv"))
+    with served(opened(prefix=options)) as client:
+        found = _metrics(client)
+    assert found['ktcore_prefix_bytes{tier="disk"}'] == written > 0
+    assert found['ktcore_prefix_bytes{tier="memory"}'] == 0
 
 
 def test_choices_of_one_prompt_compute_it_once(opened: Opened) -> None:
