@@ -28,6 +28,7 @@ from ktcore.engine.schedule.sequence import Finish  # noqa: E402
 from ktcore.engine.service import Delta  # noqa: E402
 from ktcore.engine.stream import Stats  # noqa: E402
 from ktcore.errors import LogitsError  # noqa: E402
+from ktcore.server.api.custom_tools import earlier_call, text_of_call  # noqa: E402
 from ktcore.server.api.ollama.routes import _said  # noqa: E402
 from ktcore.server.api.responses.items import Building  # noqa: E402
 from ktcore.server.api.responses.schemas import ResponsesAsk  # noqa: E402
@@ -135,9 +136,10 @@ def _last(route: str, text: str) -> str:
     if route.startswith("/api/"):
         return str(json.loads(text.splitlines()[-1])["error"])
     if route == "/v1/responses":
-        last = json.loads(text.rstrip().rsplit("data: ", 1)[1])
-        assert (last["type"], last["code"]) == ("error", "not_numbers")
-        return str(last["message"])
+        told = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+        assert [each["type"] for each in told[-2:]] == ["error", "response.failed"]
+        assert told[-2]["code"] == "not_numbers"
+        return str(told[-2]["message"])
     return str(_events(text)[-1]["error"]["message"])
 
 
@@ -228,6 +230,18 @@ def test_items_have_ids_of_their_kind_and_events_name_them() -> None:
         if "output_index" in event:
             named = event.get("item_id", event.get("item", {}).get("id"))
             assert named == ids[event["output_index"]], event["type"]
+
+
+def test_text_of_a_custom_tool_is_shown_as_it_is_and_comes_back() -> None:
+    text = 'Größe: "5"\n'
+    arguments = earlier_call("c1", "c", text)["function"]["arguments"]
+    assert "Größe" in arguments
+    assert text_of_call(arguments) == text
+
+
+def test_templates_see_of_a_tool_what_was_said_of_it() -> None:
+    ask = ResponsesAsk.model_validate({"model": "m", "input": "x", "tools": [{**TOOLS[0], "description": None}]})
+    assert ask.functions == [{"type": "function", "function": {"name": "f"}}]
 
 
 def test_ollamas_clients_get_calls_without_objects_as_text() -> None:

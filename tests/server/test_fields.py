@@ -158,6 +158,26 @@ def test_no_number_is_taken_for_false_nor_false_for_a_switch_that_is_on() -> Non
         "add_special_tokens",
         "is not supported here; templates write what stands before a text",
     )
+    assert _complaint(PLAIN, best_of=0) is None  # the least that OpenAI's reference allows
+
+
+@pytest.mark.parametrize(
+    ("route", "more", "instead"),
+    [
+        (CHAT, {"options": {"temperature": 1}}, "its fields belong into the request itself"),
+        (CHAT, {"n_predict": 5}, "max_tokens bounds an answer"),
+        (CHAT, {"repeat_penalty": 1.2}, "it is repetition_penalty"),
+        (CHAT, {"think": True}, "reasoning_effort says"),
+        ("/v1/responses", {"previous_response_id": "r"}, "send the whole conversation"),
+        ("/v1/responses", {"stream_options": {"include_usage": True}}, "a response ends with its usage"),
+        ("/api/chat", {"messages": [{**SAY[0], "images": ["x"]}]}, "takes text alone"),
+    ],
+)
+def test_what_is_refused_has_something_in_its_place(route: str, more: dict[str, Any], instead: str) -> None:
+    told = _complaint(route, **more)
+    assert told is not None
+    assert told[1].startswith("is not supported here; ")
+    assert instead in told[1]
 
 
 # What llama.cpp's, vLLM's and OpenAI's own documents give as the value where a request says nothing.

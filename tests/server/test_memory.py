@@ -43,6 +43,14 @@ def test_holes_between_blocks_go_back_to_the_system() -> None:
         library.free(block)
 
 
+def test_other_systems_and_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not memory.trim()
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert not memory.trim()
+
+
 def test_cycles_that_come_after_the_start_are_found() -> None:
     class Node:
         def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,10 +66,13 @@ def test_what_curl_sends_is_understood_and_nonsense_is_not(opened: Opened) -> No
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     with served(opened()) as client:
         body = json.dumps({"model": "tiny", "messages": HELLO, "options": GREEDY})
+        began = time.perf_counter_ns()
         done = client("POST", "/api/chat", content=body, headers=form)
+        took = time.perf_counter_ns() - began
         lines = [json.loads(line) for line in done.text.splitlines()]
         assert done.headers["content-type"] == "application/x-ndjson"
         assert lines[-1]["eval_count"] == 9
+        assert 0 < lines[-1]["load_duration"] < lines[-1]["total_duration"] < took
         assert client("GET", "/api/version").json() == {"version": "0.12.11"}
         loaded = client("POST", "/api/generate", json={"model": "tiny"}).json()
         assert loaded["done_reason"] == "load"
