@@ -28,18 +28,18 @@ from .test_http import Client
 
 RESPONSES, EMBEDDINGS, GENERATE = "/v1/responses", "/v1/embeddings", "/api/generate"
 COMMON: list[tuple[str, list[Any], list[Any]]] = [
-    ("temperature", [0, 100], [-0.01, 100.1]),
-    ("top_p", [0, 1], [-0.01, 1.01]),
+    ("temperature", [0, 0.5, 100], [-0.01, 100.1]),
+    ("top_p", [0, 0.5, 1], [-0.01, 1.01]),
 ]
 OURS: list[tuple[str, list[Any], list[Any]]] = [
     *COMMON,
     ("max_tokens", [1, 2**40], [0]),
     ("top_k", [-1, 0, 2**31], [-2, 2**31 + 1]),
-    ("min_p", [0, 1], [-0.01, 1.01]),
+    ("min_p", [0, 0.5, 1], [-0.01, 1.01]),
     ("repetition_penalty", [0.01, 100], [0, 100.1]),
     ("typical_p", [0.01, 1], [0, 1.01]),
-    ("presence_penalty", [-2, 2], [-2.01, 2.01]),
-    ("frequency_penalty", [-2, 2], [-2.01, 2.01]),
+    ("presence_penalty", [-2, 0.5, 2], [-2.01, 2.01]),
+    ("frequency_penalty", [-2, 0.5, 2], [-2.01, 2.01]),
     ("seed", [-(2**63), 2**63 - 1], [-(2**63) - 1, 2**63]),
     ("n", [1, 16], [0, 17]),
     ("stop", ["x", "x" * 1000, [], ["x"] * 16], ["", "x" * 1001, ["x"] * 17, [""]]),
@@ -112,6 +112,15 @@ def test_a_field_holds_what_lies_within_its_bounds(
         assert str(told[0]).startswith(field)
 
 
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_no_field_takes_what_is_no_number(number: str) -> None:
+    for route, field, inside, _ in EVERY:
+        if any(isinstance(value, float) for value in inside) and field != "keep_alive":
+            assert _complaint(route, **{field: float(number)}) is not None, (route, field)
+    assert _complaint(CHAT, logit_bias={"5": float(number)}) is not None
+    assert _complaint("/api/chat", options={"temperature": float(number)}) is not None
+
+
 @pytest.mark.parametrize(("field", "inside", "outside"), OPTIONS, ids=lambda each: str(each)[:20])
 def test_an_option_of_ollamas_holds_what_lies_within_its_bounds(
     field: str, inside: list[Any], outside: list[Any]
@@ -182,6 +191,20 @@ def test_openais_fields_reach_the_engine(asked: Asked, route: str) -> None:
     (last,) = asked(route, n=1, seed=2**63 - 1)
     assert last.params.seed == 2**63 - 1
     assert [each.params.seed for each in asked(route, n=2, seed=2**63 - 1)] == [2**63 - 1, -(2**63)]
+
+
+def test_a_prompt_is_text_or_ids_or_several_of_either(asked: Asked) -> None:
+    def ids(prompt: Any) -> list[list[int]]:
+        return [each.ids for each in asked(PLAIN, prompt=prompt)]
+
+    for prompt in ([5], [5, 6]):
+        assert ids(prompt) == [prompt]
+    for several in ([[5]], [[5], [6, 7]]):
+        assert ids(several) == several
+    one, two = ids("a") + ids("bc")
+    assert (len(one), len(two)) == (1, 2)
+    assert ids(["a"]) == [one]
+    assert ids(["a", "bc"]) == [one, two]
 
 
 def test_chats_and_responses_have_words_of_their_own_for_the_length(asked: Asked) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from ktcore.engine.output import Output
 from ktcore.errors import FieldError
@@ -40,7 +40,6 @@ class StreamOptions(Body):
 class Ask(Forms):
     """What chats and completions have in common."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
     idle: ClassVar[Mapping[str, str]] = IDLE
     refused: ClassVar[Refusals] = REFUSED
 

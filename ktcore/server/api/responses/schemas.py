@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from ktcore.server.api.chat import AUTO, Chat, Form
 from ktcore.server.api.complaints import UNKNOWN_KIND
@@ -231,7 +231,6 @@ _KEPT = Refused(instead="nothing is kept: send the whole conversation")
 class ResponsesAsk(Body):
     """POST /v1/responses."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
     idle: ClassVar[Mapping[str, str]] = IDLE
     refused: ClassVar[Refusals] = {
         **REFUSED,
