@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -25,7 +26,7 @@ from ktcore.cli.commands import serve
 from ktcore.engine.service import Service
 from ktcore.errors import RequestError
 from ktcore.server.http.app import build_app
-from ktcore.server.http.logs import Lines, logging_to_stderr
+from ktcore.server.http.logs import Lines, RequestLog, logging_to_stderr
 from ktcore.server.http.settings import Keys, Settings
 from ktcore.server.models.served import caller
 
@@ -65,8 +66,6 @@ def test_lines_tell_the_request_and_not_what_was_asked(opened: Open, caplog: pyt
         client = TestClient(build_app(service, Settings("tiny", Keys(("k" * 20,)))), base_url="http://localhost")
         client.post("/v1/completions?secret=1", json=ASK, headers={"Authorization": "Bearer " + "k" * 20})
         client.get("/no%0Asuch%20route")
-        with client:  # its beginning and end are no requests
-            pass
     records = [r for r in caplog.records if r.name == "ktcore.server.requests"]
     as_json = [json.loads(Lines(True).format(r)) for r in records]
     assert [(line["method"], line["path"], line["status"]) for line in as_json] == [
@@ -80,6 +79,17 @@ def test_lines_tell_the_request_and_not_what_was_asked(opened: Open, caplog: pyt
     everything = json.dumps(as_json) + "".join(words)
     assert "secret" not in everything
     assert "kkkk" not in everything
+
+
+def test_a_servers_beginning_and_end_are_no_requests(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    with caplog.at_level(logging.INFO, "ktcore.server.requests"):
+        asyncio.run(RequestLog(app)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    assert (seen, caplog.records) == (["lifespan"], [])
 
 
 def test_lines_of_other_records_have_their_fault_below_them() -> None:

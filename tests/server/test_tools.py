@@ -16,6 +16,8 @@ ollama = pytest.importorskip("ollama", reason="the client is what this tests")
 
 import ktcore  # noqa: E402
 from ktcore.engine.service import Service  # noqa: E402
+from ktcore.errors import FieldError  # noqa: E402
+from ktcore.server.api.chat import Chat, _offered  # noqa: E402
 from ktcore.server.api.openai.tools import CustomTool  # noqa: E402
 
 from .test_clients import HELLO, Server, listening  # noqa: E402
@@ -54,6 +56,33 @@ def tools(opened: Opened) -> Iterator[Server]:
 def thinks(opened: Opened) -> Iterator[Server]:
     with listening(opened("thinks", context=4096)) as made:
         yield made
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({}, ["get_weather", "now"]),
+        ({"allowed": ["now"]}, ["now"]),
+        ({"allowed": []}, []),
+        ({"choice": "none"}, []),
+        ({"choice": "required", "allowed": ["get_weather"]}, ["get_weather"]),
+    ],
+)
+def test_the_model_is_told_of_tools_that_it_may_call(more: dict[str, Any], names: list[str]) -> None:
+    assert [tool["function"]["name"] for tool in _offered(Chat([], [WEATHER, NOW], **more))] == names
+
+
+@pytest.mark.parametrize(
+    ("chat", "field", "told"),
+    [
+        (Chat([], [NOW, WEATHER, NOW]), "tools", "two tools are named 'now'"),
+        (Chat([], [NOW], allowed=["now", "then"]), "tool_choice", "there is no tool 'then'"),
+    ],
+)
+def test_tools_of_one_name_and_names_of_no_tool_are_refused(chat: Chat, field: str, told: str) -> None:
+    with pytest.raises(FieldError, match=told) as error:
+        _offered(chat)
+    assert error.value.param == field
 
 
 def _says(service: Service, text: str) -> None:
