@@ -55,12 +55,12 @@ def _gated(prefix: str, suffix: str, width: int) -> Shapes:
     return {f"{prefix}.ffn_{name}{suffix}.weight": shape for name, shape in shapes.items()}
 
 
-def _experts(prefix: str) -> Shapes:
+def _experts(prefix: str, count: int = EXPERTS) -> Shapes:
     return {
-        f"{prefix}.ffn_gate_inp.weight": (EXPERTS, H),
-        f"{prefix}.ffn_gate_exps.weight": (EXPERTS, WIDTH, H),
-        f"{prefix}.ffn_up_exps.weight": (EXPERTS, WIDTH, H),
-        f"{prefix}.ffn_down_exps.weight": (EXPERTS, H, WIDTH),
+        f"{prefix}.ffn_gate_inp.weight": (count, H),
+        f"{prefix}.ffn_gate_exps.weight": (count, WIDTH, H),
+        f"{prefix}.ffn_up_exps.weight": (count, WIDTH, H),
+        f"{prefix}.ffn_down_exps.weight": (count, H, WIDTH),
     }
 
 
@@ -99,10 +99,10 @@ def _llama(kv: int = 2, width: int = 96) -> Shapes:
     return shapes
 
 
-def _sparse(name: str, dense: int | None = None) -> tuple[dict[str, Any], Shapes]:
+def _sparse(name: str, dense: int | None = None, experts: int = EXPERTS) -> tuple[dict[str, Any], Shapes]:
     """Two layers with LLaMA's attention and routed experts; `dense` has an MLP instead."""
     keys = {
-        "expert_count": EXPERTS,
+        "expert_count": experts,
         "expert_used_count": 1,
         "expert_shared_count": 1,
         "expert_feed_forward_length": WIDTH,
@@ -114,7 +114,7 @@ def _sparse(name: str, dense: int | None = None) -> tuple[dict[str, Any], Shapes
     shapes = {n.replace("ffn_norm", norm): s for n, s in _llama().items() if ".ffn_" not in n or "norm" in n}
     for i in range(2):
         p = f"blk.{i}"
-        shapes |= _gated(p, "", 96) if i == dense else _experts(p)
+        shapes |= _gated(p, "", 96) if i == dense else _experts(p, experts)
         if i != dense and name != "qwen3moe":
             shapes |= _gated(p, "_shexp", WIDTH)
         if name == "qwen2moe":
@@ -243,6 +243,31 @@ def test_pairing_of_the_llama_architecture_is_that_of_permuted_rows() -> None:
     spec = build_graph(Headers("gguf", LLAMA, _llama())).node("layers.0.attn.rope").spec
     assert isinstance(spec, RopeSpec)
     assert spec.pairing == "interleaved"
+
+
+@pytest.mark.parametrize(("experts", "normed"), [(16, True), (128, False)])
+def test_llama_4_with_128_experts_has_no_norms_of_queries_and_keys(experts: int, normed: bool) -> None:
+    """`llama4.cpp` of llama.cpp, which knows Maverick by them; the two models' config.json say it by `use_qk_norm`."""
+    config, shapes = _sparse("llama4", experts=experts)
+    spec = build_graph(Headers("gguf", config | {"llama4.interleave_moe_layer_step": 1}, shapes)).layers[0].attn.spec
+    assert isinstance(spec, AttentionSpec)
+    assert (spec.q_norm is not None, spec.k_norm is not None) == (normed, normed)
+
+
+@pytest.mark.parametrize(
+    ("window", "rotates", "chunks"),
+    [({}, [True, True, True, False], [8192] * 3 + [0]), ({"llama4.attention.sliding_window": 0}, [True] * 4, [0] * 4)],
+)
+def test_llama_4_without_chunks_rotates_everywhere(
+    window: dict[str, Any], rotates: list[bool], chunks: list[int]
+) -> None:
+    """As `llama4.cpp` says: "always use rope"."""
+    config, shapes = _sparse("llama4")
+    shapes |= {name.replace("blk.1.", f"blk.{i}."): shape for name, shape in shapes.items() for i in (2, 3)}
+    more = {"llama4.interleave_moe_layer_step": 1, "llama4.block_count": 4, **window}
+    specs = [layer.attn.spec for layer in build_graph(Headers("gguf", config | more, shapes)).layers]
+    found = [(spec.rope is not None, spec.cache.chunk) for spec in specs if isinstance(spec, AttentionSpec)]
+    assert found == list(zip(rotates, chunks, strict=True))
 
 
 def test_values_may_be_arrays_over_layers() -> None:
