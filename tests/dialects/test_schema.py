@@ -71,6 +71,13 @@ def test_text_is_what_the_schema_says(key: str, text: str, expected: Any) -> Non
     assert type(found) is type(expected)
 
 
+@pytest.mark.parametrize(("nullable", "expected"), [(True, None), (False, "null"), (None, "null")])
+def test_openapis_nullable_makes_null_of_the_word(nullable: bool | None, expected: str | None) -> None:
+    schema = {"type": "string", "nullable": nullable}
+    assert value_of("null", schema, schema) == expected
+    assert value_of("3", schema, schema) == "3"
+
+
 def test_properties_behind_references_and_parts_are_found() -> None:
     schema = {
         "$ref": "#/$defs/Base",
