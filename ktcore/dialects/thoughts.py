@@ -78,7 +78,7 @@ class Thoughts:
 
     def flush(self) -> tuple[str, str]:
         """What is left at the end: an answer cut off inside of its thoughts has nothing but them."""
-        if self._thinking and self._settled:
+        if self._thinking:
             return self._thought(True)
         rest, self._held = self._held, ""
         return "", rest
