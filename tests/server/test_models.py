@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -19,13 +20,14 @@ pytest.importorskip("fastapi", reason="needs the extra `server`")
 httpx = pytest.importorskip("httpx", reason="the test's HTTP client")
 
 import uvicorn  # noqa: E402
+from fastapi import Request  # noqa: E402
 
 from ktcore.errors import KtcoreError, RequestError  # noqa: E402
 from ktcore.server.http.app import build_models_app  # noqa: E402
 from ktcore.server.http.config import read_config  # noqa: E402
 from ktcore.server.http.settings import Settings  # noqa: E402
 from ktcore.server.models.facts import planned_facts  # noqa: E402
-from ktcore.server.models.registry import Bounds, Models, entry_of  # noqa: E402
+from ktcore.server.models.registry import Bounds, Leases, Models, entry_of  # noqa: E402
 
 from .test_command import free_port, refusal  # noqa: E402
 from .test_service import wait_for  # noqa: E402
@@ -202,6 +204,36 @@ def test_keep_alive_unloads_at_once_later_or_never(folders: dict[str, Path]) -> 
         ask("POST", "/api/generate", json={"model": "moe", "keep_alive": "50ms"})
         wait_for(lambda: not _loaded(ask))
         assert ask("POST", "/api/generate", json={"model": "moe", "keep_alive": "soon"}).status_code == 400
+
+
+def test_a_model_is_unloaded_when_the_last_of_its_requests_is_long_over(folders: dict[str, Path]) -> None:
+    models = _models(folders, "dense", Bounds(idle_s=0.01))
+    entry = models.entries["dense"]
+
+    async def answered(ends: asyncio.Event) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await models.of("dense", Request(scope))
+            await ends.wait()
+
+        await Leases(app)({"type": "http"}, None, None)  # type: ignore[arg-type]
+
+    async def two() -> None:
+        ends = [asyncio.Event(), asyncio.Event()]
+        asks = [asyncio.create_task(answered(each)) for each in ends]
+        while entry.served is None:
+            await asyncio.sleep(0.001)
+        assert entry.leases == 2
+        ends[0].set()
+        await asks[0]
+        await asyncio.sleep(0.05)
+        assert (entry.leases, entry.served is None) == (1, False)
+        ends[1].set()
+        await asks[1]
+        while entry.served is not None:
+            await asyncio.sleep(0.001)
+        assert (entry.leases, models.unloads) == (0, 1)
+
+    asyncio.run(asyncio.wait_for(two(), 20))
 
 
 CONFIG = """
