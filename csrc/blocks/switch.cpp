@@ -16,8 +16,7 @@ constexpr double kMargin = 1.02;  // as much slower may reading the panel direct
 }  // namespace
 
 int measure_few(Engine& e, Format format) {
-    const FormatInfo& i = info(format);
-    if (i.kind == Kind::Codebook || i.kind == Kind::Float) return e.kernels.few(format);
+    if (e.kernels.few(format) == 0) return 0;  // there is one way
     std::lock_guard<std::mutex> hold(e.pool.mutex());
     PackedView w = packed_shape(format, kPanelRows, kCols);
     int panels = static_cast<int>(kBytes / w.panel_bytes);

@@ -61,6 +61,7 @@ std::vector<Flag> all_flags() {
             {"avx512f", zmm && bit(seven.b, 16)},     {"avx512dq", zmm && bit(seven.b, 17)},
             {"avx512bw", zmm && bit(seven.b, 30)},    {"avx512vl", zmm && bit(seven.b, 31)},
             {"avx512_vnni", zmm && bit(seven.c, 11)}, {"avx512vbmi", zmm && bit(seven.c, 1)},
+            {"gfni", zmm && bit(seven.c, 8)},
             {"avx512_bf16", zmm && bit(more.a, 5)},   {"amx_tile", tiles && bit(seven.d, 24)},
             {"amx_int8", tiles && bit(seven.d, 25)},  {"amx_bf16", tiles && bit(seven.d, 22)},
             {kTilesGranted, tiles && bit(seven.d, 24) && ask_for_tiles()}};
@@ -92,7 +93,7 @@ std::vector<Unit> all_units() {
     add("avx2", {"avx2", "fma", "f16c"}, kernels_avx2);
     add("avx512", {"avx512f", "avx512dq", "avx512bw", "avx512vl"}, kernels_avx512);
     add("avx512_vnni", {"avx512_vnni"}, kernels_avx512_vnni);
-    add("avx512_bf16", {"avx512_bf16", "avx512vbmi"}, kernels_avx512_bf16);
+    add("avx512_bf16", {"avx512_bf16", "avx512vbmi", "gfni"}, kernels_avx512_bf16);
     add("amx", {"amx_tile", "amx_int8", "amx_bf16", kTilesGranted}, kernels_amx);
 #endif
     return out;

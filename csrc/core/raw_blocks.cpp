@@ -1,11 +1,13 @@
 // GGUF block formats in plain C++. Layouts: ggml-common.h of ggml; values as gguf-py dequantises them.
 #include "core/raw_blocks.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "core/f16.h"
+#include "core/grids.h"
 
 namespace ktcore {
 namespace {
@@ -26,6 +28,11 @@ constexpr Parts kParts[] = {
     {0, 2, 4, 12, 16, -1, -1},    {0, 2, 4, 12, 48, 16, -1},     {208, -1, 192, 16, 0, 128, -1},
     {0, -1, -1, 0, 2, -1, -1},    {0, -1, -1, 8, 8, -1, -1},     {0, -1, -1, 0, 1, -1, -1},
 };
+constexpr Parts kTernary = {64, -1, -1, 0, 0, -1, -1}, kShort = {0, -1, -1, 0, 2, -1, -1};  // TQ2_0; the rest, where used
+const Parts& parts(Format f) {
+    if (f == Format::TQ2_0) return kTernary;
+    return f > Format::MXFP4 ? kShort : kParts[static_cast<int>(f)];
+}
 constexpr int kGroupCodes = 4;  // INT4 and INT8 blocks: u16 scale, u16 zero point, codes
 
 // Codes are made eight at a time, in the bytes of a word.
@@ -59,7 +66,7 @@ void add_bits(const uint8_t* bits, int shift, uint8_t* c) {
 }
 
 void codes_32(Format f, const uint8_t* b, uint8_t* c) {
-    const Parts& p = kParts[static_cast<int>(f)];
+    const Parts& p = parts(f);
     const uint8_t* low = b + p.low;
     if (f == Format::Q8_0) {
         for (int i = 0; i < 32; i += 8) put(c + i, u64(low + i) ^ kBytes * 0x80);
@@ -71,11 +78,12 @@ void codes_32(Format f, const uint8_t* b, uint8_t* c) {
 }
 
 void codes_256(Format f, const uint8_t* b, uint8_t* c) {
-    const Parts& p = kParts[static_cast<int>(f)];
+    const Parts& p = parts(f);
     const uint8_t *low = b + p.low, *high = b + p.high;
     switch (f) {
         case Format::Q2_K:
         case Format::Q3_K:
+        case Format::TQ2_0:
             for (int n = 0; n < 2; n++)
                 for (int i = 0; i < 32; i += 8) {
                     const uint64_t w = u64(low + n * 32 + i);
@@ -118,6 +126,33 @@ void codes_group(const FormatInfo& t, const uint8_t* b, uint8_t* c) {
     }
 }
 
+// Neighbouring 2-bit codes, four a byte (Q2_0), or bits as 0 and 2 (Q1_0), the lowest first.
+void codes_low_bits(Format f, const uint8_t* b, uint8_t* c) {
+    b += kShort.low;
+    for (int i = 0; i < 16; i++) {
+        if (f == Format::Q1_0) {
+            put(c + i * 8, spread_bits(b[i]) << 1);
+            continue;
+        }
+        for (int k = 0; k < 4; k++) c[i * 4 + k] = b[i] >> (2 * k) & 3;
+    }
+}
+
+// NVFP4: nibbles of 16 values in 8 bytes, the first eight in the low ones.
+void codes_nvfp4(const uint8_t* b, uint8_t* c) {
+    for (int g = 0; g < 4; g++) split_nibbles(b + 4 + g * 8, 8, c + g * 16);
+}
+
+// A scale of NVFP4, which says NaN where there is nothing: the code of 0 then.
+uint8_t ue4m3(uint8_t code) { return code == 0x7f ? 0 : code & 0x7f; }
+// Half of it, since the table's values are doubled.
+float ue4m3_half(uint8_t code) {
+    const uint32_t bits = static_cast<uint32_t>(ue4m3(code)) << 20;  // as a float 2^-120 of it, subnormals included
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out * 0x1p119f;
+}
+
 // Half of 2^(e - 127), the scale of MXFP4's doubled values, as the upper bits of a float.
 uint16_t e8m0_half(uint8_t e) { return static_cast<uint16_t>(e < 2 ? 0x20 << e : (e - 1) << 7); }
 
@@ -130,7 +165,7 @@ void scales_iq4_xs(const uint8_t* b, int8_t* out) {
 
 // Scale and min (signed as it is added) of every group of a block.
 void scales(Format f, const uint8_t* b, float* d, float* m) {
-    const Parts& p = kParts[static_cast<int>(f)];
+    const Parts& p = parts(f);
     const float d0 = half_to_float(u16(b + p.d)), m0 = p.m < 0 ? 0.f : half_to_float(u16(b + p.m));
     const uint8_t* s = b + p.scales;
     switch (f) {
@@ -164,6 +199,14 @@ void scales(Format f, const uint8_t* b, float* d, float* m) {
             for (int i = 0; i < 8; i++) d[i] = d0 * static_cast<float>(sc[i]);
             return;
         }
+        case Format::NVFP4:
+            for (int i = 0; i < 4; i++) d[i] = ue4m3_half(b[i]);
+            return;
+        case Format::TQ2_0:
+        case Format::Q1_0:
+        case Format::Q2_0:
+            std::fill(d, d + info(f).block / info(f).group, d0);
+            return;
         case Format::MXFP4:
             d[0] = bf16_to_float(e8m0_half(b[0]));
             return;
@@ -222,12 +265,14 @@ void pack_codes(int groups, const uint8_t* codes, int row, uint8_t* out) {
             for (int q = 0; q < 8; q++) put(q, c[q]);
             continue;
         }
+        if (Bits == 1)
+            for (uint32_t& quad : c) quad = quad >> 1 & 0x01010101;
         if (Bits >= 4) {
             for (int q = 0; q < 4; q++) put(q, (c[q] & 0x0f0f0f0f) | (c[q + 4] & 0x0f0f0f0f) << 4);
             for (uint32_t& quad : c) quad = quad >> 4 & 0x0f0f0f0f;
             plane += 512;
         }
-        if (Bits == 6 || Bits < 4) {
+        if (Bits == 6 || Bits == 2 || Bits == 3) {
             for (int v = 0; v < 2; v++) {
                 uint32_t quad = 0;
                 for (int i = 0; i < 4; i++) quad |= (c[v * 4 + i] & 0x03030303) << (2 * i);
@@ -236,7 +281,7 @@ void pack_codes(int groups, const uint8_t* codes, int row, uint8_t* out) {
             for (uint32_t& quad : c) quad = quad >> 2 & 0x3f3f3f3f;
             plane += 256;
         }
-        if (Bits == 5 || Bits == 3) {
+        if (Bits % 2 == 1) {
             uint32_t quad = 0;
             for (int q = 0; q < 8; q++) quad |= (c[q] & 0x01010101) << q;
             put(0, quad);
@@ -247,6 +292,7 @@ void pack_codes(int groups, const uint8_t* codes, int row, uint8_t* out) {
 void pack_codes(const FormatInfo& t, const uint8_t* codes, int row, uint8_t* out) {
     const int groups = t.packed_k / 32;
     switch (t.bits) {
+        case 1: return pack_codes<1>(groups, codes, row, out);
         case 2: return pack_codes<2>(groups, codes, row, out);
         case 3: return pack_codes<3>(groups, codes, row, out);
         case 4: return pack_codes<4>(groups, codes, row, out);
@@ -288,6 +334,8 @@ void pack_float(Format f, const uint8_t* const* rows, uint8_t* out) {
 void raw_codes(Format f, const uint8_t* block, uint8_t* codes) {
     const FormatInfo& t = info(f);
     if (t.zero_point) return codes_group(t, block, codes);
+    if (f == Format::NVFP4) return codes_nvfp4(block, codes);
+    if (f == Format::Q1_0 || f == Format::Q2_0) return codes_low_bits(f, block, codes);
     t.block == 32 ? codes_32(f, block, codes) : codes_256(f, block, codes);
 }
 
@@ -299,12 +347,16 @@ void raw_header(Format f, const uint8_t* block, int row, uint8_t* header) {
         std::memcpy(plain, &d, 2);
         return;
     }
+    if (f == Format::NVFP4) {
+        for (int i = 0; i < 4; i++) header[half * 64 + lane * 4 + i] = ue4m3(block[i]);
+        return;
+    }
     if (info(f).zero_point) {
         std::memcpy(plain, block, 2);
         std::memcpy(plain + 64, block + 2, 2);
         return;
     }
-    const Parts& p = kParts[static_cast<int>(f)];
+    const Parts& p = parts(f);
     int8_t unpacked[8];
     const uint8_t* from = block + p.scales;
     if (f == Format::IQ4_XS) {
@@ -323,7 +375,7 @@ void raw_dequantize(Format f, const uint8_t* row, int cols, float* out) {
     if (t.kind == Kind::Float) return dequantize_float(f, row, cols, out);
     const int offset = t.offset_shift < 0 ? 0 : 1 << t.offset_shift;
     for (int i = 0; i < cols; i += t.block, row += t.block_bytes) {
-        if (t.kind == Kind::Codebook) {
+        if (t.kind == Kind::Codebook || t.kind == Kind::Grid) {
             dequantize_codebook(f, row, out + i);
             continue;
         }
@@ -346,6 +398,7 @@ void raw_dequantize(Format f, const uint8_t* row, int cols, float* out) {
 void raw_pack(Format f, const uint8_t* const* rows, uint8_t* out) {
     const FormatInfo& t = info(f);
     if (t.kind == Kind::Float) return pack_float(f, rows, out);
+    if (t.kind == Kind::Grid) return grid_pack(f, rows, out);
     for (int r = 0; r < kPanelRows; r++) {
         if (!rows[r]) continue;
         if (t.kind == Kind::Codebook) {

@@ -1,8 +1,9 @@
-// Codebook formats (IQ1 to IQ3, TQ, NVFP4) in plain C++: a block becomes int8 codes and a scale per 16 values. Layouts:
+// Codebook formats (IQ1 to IQ3, TQ1_0) in plain C++: a block becomes int8 codes and a scale per 16 values. Layouts:
 // ggml-common.h of ggml; values as gguf-py dequantises them, to the last bit.
 #include <cstring>
 
 #include "core/f16.h"
+#include "core/grids.h"
 #include "core/iq_grids.h"
 #include "core/raw_blocks.h"
 
@@ -36,9 +37,6 @@ unsigned even_signs(unsigned seven) {
     return seven | (parity & 1) << 7;
 }
 
-constexpr int8_t kLevels2[4] = {8, 25, 43, 0};
-constexpr int8_t kLevels3xxs[8] = {4, 12, 20, 28, 36, 44, 52, 62};
-constexpr int8_t kLevels3s[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 constexpr int8_t kLevels1[4] = {-8, 0, 8, 0};  // eighths, so that +-1/8 is an integer
 
 void iq2_xxs(const uint8_t* b, int8_t* c, float* scale) {
@@ -140,24 +138,6 @@ void tq1_0(const uint8_t* b, int8_t* c, float* scale) {
     for (int g = 0; g < 16; g++) scale[g] = half(b + 52);
 }
 
-void tq2_0(const uint8_t* b, int8_t* c, float* scale) {
-    for (int n = 0; n < 2; n++)
-        for (int s = 0; s < 4; s++)
-            for (int i = 0; i < 32; i++) c[n * 128 + s * 32 + i] = static_cast<int8_t>((b[n * 32 + i] >> (2 * s) & 3) - 1);
-    for (int g = 0; g < 16; g++) scale[g] = half(b + 64);
-}
-
-void nvfp4(const uint8_t* b, int8_t* c, float* scale) {
-    for (int g = 0; g < 4; g++, c += 16) {
-        scale[g] = b[g] == 0x7f ? 0.f : e4m3_to_float(b[g] & 0x7f) * 0.5f;
-        for (int i = 0; i < 8; i++) {
-            const uint8_t q = b[4 + g * 8 + i];
-            c[i] = static_cast<int8_t>(kTables[1][q & 15] - 16);
-            c[i + 8] = static_cast<int8_t>(kTables[1][q >> 4] - 16);
-        }
-    }
-}
-
 }  // namespace
 
 void raw_int8(Format f, const uint8_t* block, int8_t* codes, float* scale) {
@@ -169,9 +149,7 @@ void raw_int8(Format f, const uint8_t* block, int8_t* codes, float* scale) {
         case Format::IQ2_S: return iq2_s(block, codes, scale);
         case Format::IQ3_XXS: return iq3_xxs(block, codes, scale);
         case Format::IQ3_S: return iq3_s(block, codes, scale);
-        case Format::TQ1_0: return tq1_0(block, codes, scale);
-        case Format::TQ2_0: return tq2_0(block, codes, scale);
-        default: return nvfp4(block, codes, scale);
+        default: return tq1_0(block, codes, scale);
     }
 }
 

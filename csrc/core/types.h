@@ -14,14 +14,16 @@ constexpr int kTokenChunk = 128;  // tokens a work item covers: their int8 rows 
 enum class Format : uint8_t {
     Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,
     INT4_G32, INT4_G64, INT4_G128, INT8_G32, INT8_G64, INT8_G128,
-    IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, TQ1_0, TQ2_0, NVFP4,
+    NVFP4, TQ2_0, Q1_0, Q2_0,
+    IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M, TQ1_0,
     F16, BF16, F32, F8_E4M3_G128
 };
 
 // How a format becomes numbers. Affine: unsigned codes, scales and mins or a constant offset, in bit planes;
-// Table: like it, the 4-bit codes being indices into kTables; Codebook: the file's own blocks, turned into int8 codes and
-// 16-value scales by raw_int8 when they are read; Float: numbers as they are.
-enum class Kind : uint8_t { Affine, Table, Codebook, Float };
+// Table: like it, the 4-bit codes being indices into kTables; Grid: indices of lattice points and signs by panels of rows
+// (core/grids.h); Codebook: the file's own blocks, turned into int8 codes and 16-value scales by raw_int8 when they are
+// read; Float: numbers as they are.
+enum class Kind : uint8_t { Affine, Table, Grid, Codebook, Float };
 
 // One row of the format table. `bits` of a packed code, `group` values that share a (sub)scale, `offset_shift`:
 // the code's constant offset is 1 << offset_shift (-1: none). `header` is the packed header of 32 rows.
@@ -38,6 +40,7 @@ struct FormatInfo {
     Kind kind;
     int table = 0;            // Table: which of kTables
     bool zero_point = false;  // the min is -zero * scale, value = (code - zero) * scale
+    int more = 0;             // Grid: bytes of a row's block beyond the file's
 };
 
 constexpr FormatInfo kFormats[] = {
@@ -60,16 +63,18 @@ constexpr FormatInfo kFormats[] = {
     {"INT8_G32", 32, 36, 32, 128, 8, 32, true, -1, Kind::Affine, 0, true},
     {"INT8_G64", 64, 68, 64, 128, 8, 32, true, -1, Kind::Affine, 0, true},
     {"INT8_G128", 128, 132, 128, 128, 8, 32, true, -1, Kind::Affine, 0, true},
-    {"IQ1_S", 256, 50, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"IQ1_M", 256, 56, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"IQ2_XXS", 256, 66, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"IQ2_XS", 256, 74, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"IQ2_S", 256, 82, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"IQ3_XXS", 256, 98, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"IQ3_S", 256, 110, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"NVFP4", 64, 36, 64, 128, 4, 16, false, 4, Kind::Table, 1},
+    {"TQ2_0", 256, 66, 256, 64, 2, 32, false, 0, Kind::Affine},
+    {"Q1_0", 128, 18, 128, 64, 1, 32, false, 0, Kind::Affine},
+    {"Q2_0", 64, 18, 64, 64, 2, 32, false, 0, Kind::Affine},
+    {"IQ2_XXS", 256, 66, 256, 64, 8, 32, false, 6, Kind::Grid},
+    {"IQ2_XS", 256, 74, 256, 64, 8, 16, false, 6, Kind::Grid},
+    {"IQ2_S", 256, 82, 256, 64, 8, 16, false, 6, Kind::Grid},
+    {"IQ3_XXS", 256, 98, 256, 64, 8, 32, false, 6, Kind::Grid},
+    {"IQ3_S", 256, 110, 256, 64, 8, 32, false, 6, Kind::Grid},
+    {"IQ1_S", 256, 50, 256, 64, 8, 32, false, 6, Kind::Grid, 0, false, 3},
+    {"IQ1_M", 256, 56, 256, 64, 8, 16, false, 6, Kind::Grid, 0, false, 3},
     {"TQ1_0", 256, 54, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"TQ2_0", 256, 66, 256, 0, 8, 16, false, 7, Kind::Codebook},
-    {"NVFP4", 64, 36, 64, 0, 8, 16, false, 7, Kind::Codebook},
     {"F16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
     {"BF16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
     {"F32", 1, 4, 32, 0, 32, 32, false, -1, Kind::Float},
@@ -84,11 +89,11 @@ constexpr uint16_t kScaleIsBf16 = 0x8000;  // in a stored zero point: the scale'
 
 constexpr const FormatInfo& info(Format f) { return kFormats[static_cast<int>(f)]; }
 constexpr int packed_block_bytes(const FormatInfo& i) {
-    if (i.kind == Kind::Codebook) return kPanelRows * i.block_bytes;
+    if (i.kind == Kind::Codebook || i.kind == Kind::Grid) return kPanelRows * (i.block_bytes + i.more);
     return i.header + kPanelRows * i.packed_k * i.bits / 8;
 }
 // Codes need all eight bits of an unsigned byte.
-constexpr bool wide_codes(const FormatInfo& i) { return i.bits == 8 || i.kind == Kind::Table; }
+constexpr bool wide_codes(const FormatInfo& i) { return (i.bits == 8 && i.kind != Kind::Grid) || i.kind == Kind::Table; }
 
 // A packed matrix as the kernels see it: `panels` panels of 32 rows, each `kblocks` blocks long.
 struct PackedView {
@@ -100,8 +105,8 @@ struct PackedView {
 };
 
 // Quantised rows. One record a token: int8 codes [k], then per 16-group: float scale, int32 -(sum of codes),
-// float scale*sum, and float scale*sum per 32-group. `k` is padded to a multiple of 32 (of 256 for K-quants
-// it already is one).
+// float scale*sum, float scale*sum per 32-group, and (where a unit multiplies Grid formats) the codes again, every 4 x 4 of
+// a 16-group transposed. `k` is padded to a multiple of 32 (of 256 for K-quants it already is one).
 struct ActView {
     uint8_t* base;
     size_t stride;
@@ -112,7 +117,8 @@ constexpr size_t act_scale_at(int k) { return static_cast<size_t>(k); }
 constexpr size_t act_nsum_at(int k) { return act_scale_at(k) + 4 * act_groups(k); }
 constexpr size_t act_ssum_at(int k) { return act_nsum_at(k) + 4 * act_groups(k); }
 constexpr size_t act_ssum32_at(int k) { return act_ssum_at(k) + 4 * act_groups(k); }
-constexpr size_t act_stride(int k) { return (act_ssum32_at(k) + 2 * act_groups(k) + 63) / 64 * 64 + 64; }
+constexpr size_t act_xt_at(int k) { return act_ssum32_at(k) + 2 * act_groups(k); }
+constexpr size_t act_stride(int k) { return (act_xt_at(k) + static_cast<size_t>(k) + 63) / 64 * 64 + 64; }
 
 // Rows of floats; `rounded`, if not null, the same as bfloat16, zeros up to a multiple of 32.
 struct FloatRows {

@@ -1,4 +1,4 @@
-// The kernels for AVX-512 with VNNI, BF16 and VBMI: Zen 4 and 5, Sapphire Rapids.
+// The kernels for AVX-512 with VNNI, BF16, VBMI and GFNI: Zen 4 and 5, Sapphire Rapids.
 #include "isa/unit.h"
 
 namespace ktcore {

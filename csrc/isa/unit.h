@@ -6,6 +6,9 @@
 #endif
 
 #include "core/f16.h"
+#include "core/grids.h"
+#include "core/iq_grids.h"
+#include "core/rectangles.h"
 #include "core/kernels.h"
 #include "core/raw_blocks.h"
 

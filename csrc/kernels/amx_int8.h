@@ -52,7 +52,7 @@ void block_int8(Tiles& tiles, const Unpacked& w, int half, int groups, int g0, c
     constexpr int kScale = kGroup == 16 ? 64 : 32;
     alignas(64) int32_t dots[2][512];
     const size_t stride = a.stride;
-    const uint8_t *codes = w.codes + half * 64, *x = act + g0 * 32;
+    const uint8_t *codes = w.codes + half * 64, *x = act + w.x_at + g0 * 32;
     const float *sc = w.scale + half * 16, *mn = w.min + half * 16;
     if (kWhole) from = 0, to = 16;
     VF sum[16];
@@ -113,13 +113,15 @@ void tiled_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
         config.set(6 + i, rows, 64);
     }
     Tiles tiles(config);
-    const Unpacked u = unpacked_at(scratch);
+    const Unpacked u = unpacked_at(scratch, I.kind == Kind::Grid && kGridVectors ? act_xt_at(a.k) : 0);
     const int share = (kStep * kBytes / 64 + blocks - 1) / blocks;
     for (int b = 0; b < w.kblocks; b += kStep) {
         const int n = w.kblocks - b < kStep ? w.kblocks - b : kStep;
         const uint8_t *slice = p + static_cast<size_t>(b) * kBytes, *next = slice + static_cast<size_t>(n) * kBytes;
         if constexpr (I.kind == Kind::Codebook)
             unpack_codebook<F>(slice, n, u);
+        else if constexpr (I.kind == Kind::Grid)
+            unpack_grid<F>(slice, n, u);
         else
             unpack_blocks<F>(slice, n, u);
         tiled_slice<I.group, I.has_min>(tiles, u, n * kGroups, b * kGroups, a, act, tokens, I.offset_shift, acc,

@@ -37,6 +37,7 @@ AI void quantize16(VF x, const ActView& a, uint8_t* record, int g16, float& s_su
     const bool usable = top >= 0x1p-120f && top <= 3.40282347e38f;
     const VI q = usable ? cvtfi(mulf(x, setf(127.f / top))) : seti(0);
     st8(reinterpret_cast<int8_t*>(record) + g16 * 16, q);
+    keep_transposed(record + act_xt_at(a.k) + g16 * 16, q);
     const int sum = hsumi(q);
     const float scale = top / 127.f;
     reinterpret_cast<float*>(record + act_scale_at(a.k))[g16] = scale;

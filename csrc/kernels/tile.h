@@ -36,7 +36,7 @@ void tile(const Unpacked& w, int groups, int g0, const ActView& a, const uint8_t
         const float *sc = w.scale + half * 16, *mn = w.min + half * 16;
         for (int g = 0; g < groups; g++, codes += 1024) {
             const int g16 = (g0 + g) * 2;
-            const uint8_t* x = act + (g0 + g) * 32;
+            const uint8_t* x = act + w.x_at + (g0 + g) * 32;
             VF part[T][H];
             UNR for (int s = 0; s < 2; s++) {
                 VI dot[T][H];
@@ -119,13 +119,22 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
     for (int b = 0; b < blocks; b++, p += L::kBytes, scales.next_block()) {
         const uint8_t* gp = p + I.header;
         for (int g = 0; g < L::kGroups; g++, g32++, gp += L::kGroupBytes) {
-            const uint8_t* x = act + g32 * 32;
+            const uint8_t* x = act + g32 * 32 + (I.kind == Kind::Grid ? act_xt_at(kp) : 0);
             VI dot[2][T][2];
             UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
                 dot[s][t][0] = dot[s][t][1] = seed<I.has_min>(ActRow{act + t * stride}, kp, g32 * 2 + s, I.offset_shift);
             if (Scales::kReadsAhead)
                 UNR for (int i = 0; i < kAsk; i++) touch(p + kReadAhead + (g * kLines / L::kGroups + i) * 64);
-            UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
+            if constexpr (I.kind == Kind::Grid) {
+                UNR for (int s = 0; s < 2; s++) {
+                    VI v[4][2];
+                    L::codes(p, g * 2 + s, v);
+                    UNR for (int q = 0; q < 4; q++) UNR for (int t = 0; t < T; t++) {
+                        const VI y = bci(x + t * stride + s * 16 + q * 4);
+                        UNR for (int h = 0; h < 2; h++) dot[s][t][h] = dot4<L::kWide>(dot[s][t][h], v[q][h], y);
+                    }
+                }
+            } else UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
                 const VI v0 = L::quad(gp, s * 4 + q, 0), v1 = L::quad(gp, s * 4 + q, 1);
                 UNR for (int t = 0; t < T; t++) {
                     const VI y = bci(x + t * stride + s * 16 + q * 4);
@@ -162,9 +171,9 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
 }
 
 // Scratch of an unpacked slice.
-AI Unpacked unpacked_at(uint8_t* scratch) {
+AI Unpacked unpacked_at(uint8_t* scratch, size_t x_at) {
     float* scale = reinterpret_cast<float*>(scratch + kChunkK * kPanelRows);
-    return {scratch, scale, scale + kChunkK / 16 * kPanelRows};
+    return {scratch, scale, scale + kChunkK / 16 * kPanelRows, x_at};
 }
 
 // Lines of the next slice, asked for while tiles run: `share` of them before each.
@@ -224,10 +233,11 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     const uint8_t* p = w.data + panel * w.panel_bytes;
     const uint8_t* act = a.base + t0 * a.stride;
     const int tokens = t1 - t0;
-    if constexpr (I.kind != Kind::Codebook)
+    constexpr bool kGrid = I.kind == Kind::Grid;
+    if constexpr (I.kind != Kind::Codebook && (!kGrid || kGridVectors))
         if (tokens <= few) return run_direct<F>(p, w.kblocks, 0, a, act, tokens, HeaderScales<F>{}, acc, Ahead{});
-    const Unpacked u = unpacked_at(scratch);
-    constexpr bool kDirect = kDirectMany && I.kind != Kind::Codebook;
+    const Unpacked u = unpacked_at(scratch, kGrid && kGridVectors ? act_xt_at(a.k) : 0);
+    constexpr bool kDirect = kDirectMany && I.kind != Kind::Codebook && !kGrid;
     constexpr int kAtOnce = kDirect ? kDirectTokens : kTileTokens;
     const int share = (kStep * kBytes / 64 * kAtOnce + tokens - 1) / tokens;
     for (int b = 0; b < w.kblocks; b += kStep) {
@@ -242,6 +252,8 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
         } else {
             if constexpr (I.kind == Kind::Codebook)
                 unpack_codebook<F>(slice, n, u);
+            else if constexpr (kGrid)
+                unpack_grid<F>(slice, n, u);
             else
                 unpack_blocks<F>(slice, n, u);
             run_tiles<I.group, I.has_min, wide_codes(I)>(u, n * kGroups, b * kGroups, a, act, tokens, I.offset_shift, acc, ahead);

@@ -4,7 +4,8 @@
 // vectors of 16 rows x 4 k, row halves alternating. With q = 0..7 the quad (four neighbouring k) of the group:
 //   8 bits: vector q;  4 bits: vector q & 3, low nibble for q < 4;  2 bits: vector q >> 2, bits 2 (q & 3);
 //   1 bit: one vector, bit q of each byte.
-template <Format F>
+// Formats of one bit have that vector alone, and codes 0 and 2.
+template <Format F, Kind K = kFormats[static_cast<int>(F)].kind>
 struct Layout {
     static constexpr FormatInfo I = kFormats[static_cast<int>(F)];
     static constexpr int kGroups = I.packed_k / 32;
@@ -12,11 +13,13 @@ struct Layout {
     static constexpr int kBytes = I.header + kGroups * kGroupBytes;
     static constexpr bool kWide = wide_codes(I);
     static constexpr int kScales = I.packed_k / I.group;
+    static constexpr bool kPlain = I.header == 64 * (1 + I.has_min);  // one half-precision scale (and min) a row and block
     static_assert(I.kind == Kind::Affine || I.kind == Kind::Table, "only these lie in bit planes");
 
     // u8 codes of quad q, row half h of the group at p.
     AI static VI quad(const uint8_t* p, int q, int h) {
         if (I.bits == 8) return ldi(p + (q * 2 + h) * 64);
+        if (I.bits == 1) return one_bit(p, q, h, 1);
         VI v;
         if (I.bits >= 4) {
             v = ldi(p + ((q & 3) * 2 + h) * 64);
@@ -50,7 +53,11 @@ struct Layout {
             m = negate(mulf(cvtif(zero), d));
         } else if constexpr (F == Format::MXFP4) {
             d = ldb(reinterpret_cast<const uint16_t*>(p + h * 32));
-        } else if constexpr (I.packed_k == 32) {
+        } else if constexpr (F == Format::NVFP4) {
+            // UE4M3: its bits where a float's exponent and mantissa are; a half of it, since the table's values are doubled.
+            const VI bits = andi(srl(ldi(p + h * 64), 8 * s), seti(0x7f));
+            d = mulf(castf(sll(bits, 20)), setf(0x1p119f));
+        } else if constexpr (kPlain) {
             d = ldh(reinterpret_cast<const uint16_t*>(p + h * 32));
             if (I.has_min) m = ldh(reinterpret_cast<const uint16_t*>(p + 64 + h * 32));
         } else if constexpr (F == Format::Q4_K || F == Format::Q5_K) {
@@ -96,11 +103,13 @@ struct Layout {
     AI static VF negate(VF x) { return mulf(x, setf(-1.f)); }
 };
 
-// A panel's slice unpacked to L1: codes [group][quad][half][64], scales and mins [scale][32].
+// A panel's slice unpacked to L1: codes [group][quad][half][64], scales and mins [scale][32]. x_at: where a record has its
+// activations in the order of these codes.
 struct Unpacked {
     uint8_t* codes;
     float* scale;
     float* min;
+    size_t x_at;
 };
 
 template <Format F>

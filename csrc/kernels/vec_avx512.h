@@ -134,7 +134,7 @@ constexpr bool kDirectMany = false;
 #endif
 // Until it is measured (blocks/switch.h), up to so many tokens codes are unpacked in registers, beyond into L1: formats
 // with one scale a block, K-quants.
-constexpr int kGemvTokens = 12, kGemvTokensK = 12;
+constexpr int kGemvTokens = 12, kGemvTokensK = 12, kGridTokens = 4;
 // bfloat16: see vec_scalar.h for what they compute.
 #if defined(__AVX512BF16__)
 constexpr bool kHasBf16 = true;

@@ -98,7 +98,7 @@ constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 2, kF32Vectors = 1;
 constexpr int kDirectTokens = 4;
 constexpr bool kDirectMany = false;
 // As in vec_avx512.h.
-constexpr int kGemvTokens = 4, kGemvTokensK = 4;
+constexpr int kGemvTokens = 4, kGemvTokensK = 4, kGridTokens = 0;
 // bfloat16 by the rules of vcvtneps2bf16 and vdpbf16ps: to nearest even, subnormal numbers taken as zero; the odd
 // member of a pair is added first. kHasBf16: the CPU does it in one instruction.
 constexpr bool kHasBf16 = false;

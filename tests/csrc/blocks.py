@@ -31,6 +31,8 @@ HALF_FIELDS = {
     "IQ3_S": (0,),
     "TQ1_0": (52,),
     "TQ2_0": (64,),
+    "Q1_0": (0,),
+    "Q2_0": (0,),
 }
 
 
@@ -82,6 +84,14 @@ def reference(format: str, raw: NDArray[np.uint8], rows: int, cols: int) -> F32:
         b = raw.reshape(-1, 132)
         values = torch.from_numpy(b[:, 4:].copy()).view(torch.float8_e4m3fn).float().numpy()
         return (values * b[:, :4].copy().view(np.float32)).reshape(rows, cols)
+    if format in ("Q1_0", "Q2_0"):  # the package has the one by size, the other not at all: llama.cpp's ggml-common.h
+        b = raw.reshape(-1, 18)
+        d, packed = b[:, :2].copy().view(np.float16).astype(np.float32), b[:, 2:]
+        if format == "Q1_0":
+            codes = np.unpackbits(packed, axis=1, bitorder="little").astype(np.float32) * 2 - 1
+        else:
+            codes = np.stack([packed >> n & 3 for n in (0, 2, 4, 6)], -1).reshape(len(b), -1).astype(np.float32) - 1
+        return np.asarray(codes * d, np.float32).reshape(rows, cols)
     return np.asarray(dequantize(raw, GGMLQuantizationType[format]), np.float32).reshape(rows, cols)
 
 

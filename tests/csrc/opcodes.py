@@ -19,7 +19,8 @@ _EVEX = {
     "ifma": r"vpmadd52[lh]uq",
     "popcount": r"vpopcnt[bwdq]|vpshufbitqmb",
     "fp16": r"v(?!cvt(ph2psx?|ps2phx?)).*[ps]h",
-    "crypto": r"vgf2p8.*|vaes.*|vpclmul.*",
+    "gfni": r"vgf2p8.*",
+    "crypto": r"vaes.*|vpclmul.*",
 }
 _VEX = {
     "amx": r"tile.*|ldtilecfg|sttilecfg|tdp.*|tcmm.*",
@@ -28,7 +29,8 @@ _VEX = {
     "f16c": r"vcvtph2ps|vcvtps2ph",
     "avx_vnni": r"vpdp.*",
     "bmi": r"andn|bextr|bls.*|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx",
-    "crypto": r"vgf2p8.*|vaes.*|vpclmul.*",
+    "gfni": r"vgf2p8.*",
+    "crypto": r"vaes.*|vpclmul.*",
 }
 _LEGACY = {  # beyond SSE2, which every x86-64 CPU has
     "sse4": r"pshufb|phadd.*|phsub.*|pabs[bwd]|palignr|pmaddubsw|pmulhrsw|psign.|pblend.*|blendv?p.|ptest|pmov[sz]x.*|"

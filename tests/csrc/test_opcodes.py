@@ -24,8 +24,8 @@ ALLOWED = {  # namespace ktcore::isa_NAME: what its functions may use; all other
     "avx2": AVX2,
     "avx512": AVX512,
     "avx512_vnni": AVX512 | {"vnni"},
-    "avx512_bf16": AVX512 | {"vnni", "bf16", "vbmi"},
-    "amx": AVX512 | {"vnni", "bf16", "vbmi", "amx"},
+    "avx512_bf16": AVX512 | {"vnni", "bf16", "vbmi", "gfni"},
+    "amx": AVX512 | {"vnni", "bf16", "vbmi", "gfni", "amx"},
     "amx_emulated": AVX2,
 }
 

@@ -37,7 +37,26 @@ def test_float_formats_take_any_columns(pool: _native.Pool, format: str, cols: i
 
 
 # Scales that are stored in a packed form too short for a vector grow a little.
-GROWTH = {"IQ4_XS": 1.02, "MXFP4": 1.06}
+@pytest.mark.parametrize("format", ["IQ1_S", "IQ1_M"])
+@pytest.mark.parametrize("step", [1, 5, 2047])
+def test_every_point_of_iq1_comes_back_from_its_rectangle(pool: _native.Pool, format: str, step: int) -> None:
+    index = (np.arange(2048) * step % 2048).reshape(64, 32)  # 64 rows of 32 octets
+    raw = random_blocks(format, 64, 256)
+    low, high = (2, 34) if format == "IQ1_S" else (0, 32)
+    raw[:, low : low + 32] = index & 255
+    if format == "IQ1_S":
+        words = raw[:, high:].copy().view(np.uint16) & 0xF000
+        raw[:, high:] = (words | ((index >> 8).reshape(64, 8, 4) << [0, 3, 6, 9]).sum(2).astype(np.uint16)).view(
+            np.uint8
+        )
+    else:
+        pairs = (index >> 8).reshape(64, 16, 2)
+        raw[:, high : high + 16] = raw[:, high : high + 16] & 0x88 | pairs[..., 0] | pairs[..., 1] << 4
+    w = _native.PackedMatrix.pack(pool, format, 64, 256, raw)
+    np.testing.assert_array_equal(w.dequantize(), reference(format, raw, 64, 256))
+
+
+GROWTH = {"IQ4_XS": 1.02, "MXFP4": 1.06, "IQ1_S": 1.06, "IQ1_M": 1.06}
 
 
 @pytest.mark.parametrize("format", QUANTISED)

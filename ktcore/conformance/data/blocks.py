@@ -45,6 +45,9 @@ _SCALES = {
     "IQ4_XS": _Scales(0),
     "TQ1_0": _Scales(52),
     "TQ2_0": _Scales(64),
+    "IQ1_M": _Scales(48),
+    "Q1_0": _Scales(0),
+    "Q2_0": _Scales(0),
 }
 _EXPONENT_SCALES = {"MXFP4": (0, 1, 127), "NVFP4": (0, 4, 56)}
 """First byte and count of byte scales, and the byte that means about one."""
@@ -58,15 +61,17 @@ _TORCH = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 PLAIN_FORMATS = tuple(_TORCH)
-BLOCK_FORMATS = (*_SCALES, *_EXPONENT_SCALES)
+UNLISTED = ("IQ1_M", "Q1_0", "Q2_0")
+"""Made for benchmarks and tests; the kit has no cases of them yet."""
+BLOCK_FORMATS = tuple(name for name in (*_SCALES, *_EXPONENT_SCALES) if name not in UNLISTED)
 GROUP_FORMATS = ("INT4_G32", "INT4_G128", "INT8_G128", "F8_E4M3_G128")
 """Of GPTQ, AWQ, compressed-tensors and DeepSeek's FP8 checkpoints."""
 FORMATS = PLAIN_FORMATS + BLOCK_FORMATS + GROUP_FORMATS
-"""All formats that random weights can be made for."""
+"""The kit's formats."""
 
 
 def random_weight(name: str, shape: tuple[int, ...], std: float, rng: np.random.Generator) -> Bytes:
-    """Bytes of a tensor of `shape` in format `name`; its values have a standard deviation of about `std`."""
+    """Bytes of a tensor of `shape` in format `name`, of FORMATS or UNLISTED; values have a deviation of about `std`."""
     if name in _TORCH:
         values = rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
         stored = torch.from_numpy(values).to(_TORCH[name]).view(torch.uint8)
@@ -109,7 +114,7 @@ def _set_scales(name: str, blocks: Bytes, std: float, rng: np.random.Generator) 
     scale: npt.NDArray[Any] = rng.uniform(0.5, 1.5, blocks.shape[0]) * np.float64(std / spread)
     if where.minimum is None:
         scale *= rng.choice([1.0, 1.0, 1.0, -1.0], blocks.shape[0])
-    _put_half(blocks, where.scale, scale)
+    _put_scale(name, blocks, where.scale, scale)
     if where.minimum is not None:
         _put_half(blocks, where.minimum, scale * ratio * rng.uniform(0.8, 1.2, blocks.shape[0]))
 
@@ -133,15 +138,15 @@ def _calibration(name: str) -> tuple[float, float]:
         blocks[:, first : first + count] = one
         return float(_values(name, blocks).std()), 0.0
     where = _SCALES[name]
-    _put_half(blocks, where.scale, np.ones(256))
+    _put_scale(name, blocks, where.scale, np.ones(256))
     if where.minimum is None:
         return float(_values(name, blocks).std()), 0.0
     _put_half(blocks, where.minimum, np.zeros(256))
     mean = _values(name, blocks).mean()
-    _put_half(blocks, where.scale, np.zeros(256))
+    _put_scale(name, blocks, where.scale, np.zeros(256))
     _put_half(blocks, where.minimum, np.ones(256))
     ratio = float(-mean / _values(name, blocks).mean())
-    _put_half(blocks, where.scale, np.ones(256))
+    _put_scale(name, blocks, where.scale, np.ones(256))
     _put_half(blocks, where.minimum, np.full(256, ratio))
     return float(_values(name, blocks).std()), ratio
 
@@ -149,6 +154,15 @@ def _calibration(name: str) -> tuple[float, float]:
 def _values(name: str, blocks: Bytes) -> npt.NDArray[Any]:
     shape = (blocks.shape[0], get_format(name).block_size)
     return dequantize(name, blocks.reshape(-1), shape).double().numpy()
+
+
+def _put_scale(name: str, blocks: Bytes, at: int, values: npt.NDArray[Any]) -> None:
+    if name != "IQ1_M":
+        return _put_half(blocks, at, values)
+    bits = values.astype(np.float16).view(np.uint16)
+    for nibble in range(4):  # each in the upper four bits of a word of small scales, the lowest first
+        high = (bits >> (4 * nibble) & 15).astype(np.uint8) << 4
+        blocks[:, at + 2 * nibble + 1] = blocks[:, at + 2 * nibble + 1] & 15 | high
 
 
 def _put_half(blocks: Bytes, at: int, values: npt.NDArray[Any]) -> None:
