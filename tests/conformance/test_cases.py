@@ -50,22 +50,3 @@ def test_pinned_buffers_that_are_one_are_noticed() -> None:
 
     result = run_case(plain_target(None, Sharing), case("L1.copy.pinned-buffers-are-apart"))
     assert (result.status, result.reason) == (Status.FAIL, "two buffers share memory")
-
-
-QUICK = (
-    "L2.linear.bias",
-    "L2.router.*",
-    "L2.sampling.presence",
-    "L3.kv_cache.gqa.*",
-    "L2.rope.*",
-    "L3.rope.*",
-    "L2.mla.*",
-    "L2.attention.*",
-    "L2.experts.*",
-)
-
-
-@pytest.mark.parametrize("pattern", QUICK)
-def test_a_right_backend_passes(pattern: str, one_thread: None) -> None:
-    results = run_cases(plain_target(), select(CASES, ids=[pattern])[:6])
-    assert [(r.id, r.status, r.reason) for r in results if r.status is not Status.PASS] == []

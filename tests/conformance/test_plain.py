@@ -27,12 +27,15 @@ def _another_format(case: Case) -> bool:
     return op not in ("linear", "rms_norm", "router") and rest[0] in set(known_formats()) - FEW
 
 
-def test_a_right_backend_fails_nothing() -> None:
-    # memory figures of this process are the business of the mutants' own cases
-    chosen = [c for c in all_cases() if not c.id.endswith("leak") and c.level < 5 and not _another_format(c)]
-    results = run_cases(plain_target(), chosen)
+# memory figures of this process are the business of the mutants' own cases
+CHOSEN = [c for c in all_cases() if not c.id.endswith("leak") and c.level < 5 and not _another_format(c)]
+
+
+@pytest.mark.parametrize(("level", "operator"), sorted({(c.level, c.operator) for c in CHOSEN}))
+def test_a_right_backend_fails_nothing(level: int, operator: str) -> None:
+    results = run_cases(plain_target(), [c for c in CHOSEN if (c.level, c.operator) == (level, operator)])
     assert [(r.id, r.reason) for r in results if r.status is Status.FAIL] == []
-    assert {r.status for r in results} == {Status.PASS, Status.NOT_APPLICABLE}
+    assert {r.status for r in results} <= {Status.PASS, Status.NOT_APPLICABLE}
     assert all(r.status is Status.PASS for r in results if r.level == 2)
 
 
