@@ -113,6 +113,14 @@ def test_tests_that_never_saw_the_fault_say_nothing_of_it(codes: tuple[object, .
     assert run.verdict(iter(codes)) == found
 
 
+def test_a_file_that_no_test_runs_is_no_reason_to_end() -> None:
+    record = {"lines": {"m.py": {"1": [], "2": ["t::one"]}, "n.py": {"1": []}}}
+    assert run.astray(record, "m.py", run.NOT_THE_MUTANT)
+    assert not run.astray(record, "m.py", 0)
+    assert not run.astray(record, "n.py", run.NOT_THE_MUTANT)
+    assert not run.astray(record, "never.py", run.NOT_THE_MUTANT)
+
+
 def test_survivors_are_found_again_by_their_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "ktcore").mkdir()
     (tmp_path / "ktcore/x.py").write_text("b = 5\na = b < 3\n")
