@@ -17,7 +17,7 @@ ollama = pytest.importorskip("ollama", reason="the client is what this tests")
 import ktcore  # noqa: E402
 from ktcore.engine.service import Service  # noqa: E402
 from ktcore.errors import FieldError  # noqa: E402
-from ktcore.server.api.chat import Chat, _offered  # noqa: E402
+from ktcore.server.api.chat import Chat, Choice, _offered  # noqa: E402
 from ktcore.server.api.openai.tools import CustomTool  # noqa: E402
 
 from .test_clients import HELLO, Server, listening  # noqa: E402
@@ -64,8 +64,8 @@ def thinks(opened: Opened) -> Iterator[Server]:
         ({}, ["get_weather", "now"]),
         ({"allowed": ["now"]}, ["now"]),
         ({"allowed": []}, []),
-        ({"choice": "none"}, []),
-        ({"choice": "required", "allowed": ["get_weather"]}, ["get_weather"]),
+        ({"choice": Choice.NONE}, []),
+        ({"choice": Choice.REQUIRED, "allowed": ["get_weather"]}, ["get_weather"]),
     ],
 )
 def test_the_model_is_told_of_tools_that_it_may_call(more: dict[str, Any], names: list[str]) -> None:
@@ -171,6 +171,28 @@ def test_a_random_model_calls_a_tool_when_it_must(tools: Server, choice: Any, st
     assert name == "get_weather"
     assert arguments["city"] in ("Paris", "Oslo")
     assert arguments.get("days", 0) <= 9
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "required"])
+def test_a_chosen_tool_may_have_the_name_of_a_mode(tools: Server, name: str) -> None:
+    made = {**WEATHER["function"], "name": name}
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 1}
+    chat = tools.sdk().chat.completions.create(
+        **ask,
+        messages=HELLO,
+        tools=[{"type": "function", "function": made}, NOW],
+        tool_choice={"type": "function", "function": {"name": name}},
+        max_tokens=200,
+    )
+    assert [call.function.name for call in chat.choices[0].message.tool_calls] == [name]
+    told = tools.sdk().responses.create(
+        **ask,
+        input="Hello",
+        tools=[{"type": "function", **made}, {"type": "function", **NOW["function"], "parameters": {}}],
+        tool_choice={"type": "function", "name": name},
+        max_output_tokens=200,
+    )
+    assert [item.name for item in told.output] == [name]
 
 
 def test_thoughts_come_apart_and_need_not(thinks: Server) -> None:

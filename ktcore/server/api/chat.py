@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 from ktcore.dialects.base import Call
@@ -18,7 +19,13 @@ from ktcore.text.chat_template import RESERVED
 from ktcore.text.guides import Structure, Thought
 from ktcore.text.tokenizer import Tokenizer
 
-AUTO, NONE, REQUIRED = "auto", "none", "required"
+
+class Choice(Enum):
+    """What `tool_choice` says without naming a tool; apart from names, for a tool may be called "auto"."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Chat:
     Attributes:
         messages: as chat templates take them; arguments of calls are JSON text.
         tools: as chat templates take them.
-        choice: auto, none, required, or the name of the one tool to be called.
+        choice: a mode, or the name of the one tool to be called.
         allowed: names of the tools that are left; None: all are.
         several: whether one answer may hold several calls.
         separate: whether thoughts are told apart from the content.
@@ -51,7 +58,7 @@ class Chat:
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
-    choice: str = AUTO
+    choice: Choice | str = Choice.AUTO
     allowed: Sequence[str] | None = None
     several: bool = True
     form: Form | None = None
@@ -117,7 +124,7 @@ def _offered(chat: Chat) -> list[Mapping[str, Any]]:
     unknown = next((name for name in chat.allowed or () if name not in names), None)
     if unknown is not None:
         raise FieldError("tool_choice", f"there is no tool {unknown!r}")
-    if chat.choice == NONE:
+    if chat.choice is Choice.NONE:
         return []
     return [tool for tool in chat.tools if chat.allowed is None or tool["function"]["name"] in chat.allowed]
 
@@ -156,17 +163,18 @@ def call_id(dialect: Dialect, call: Call) -> str:
 def _forced(
     model: Model, chat: Chat, dialect: Dialect, schemas: Mapping[str, Any], thought: Thought | None
 ) -> Structure | None:
-    if chat.choice in (AUTO, NONE):
+    if chat.choice in (Choice.AUTO, Choice.NONE):
         return None
     if not schemas:
-        raise FieldError("tool_choice", f"{chat.choice} needs tools")
+        said = chat.choice.value if isinstance(chat.choice, Choice) else chat.choice
+        raise FieldError("tool_choice", f"{said} needs tools")
     if chat.form is not None:
         raise FieldError(chat.form.field, "an answer that must call a tool cannot have another form")
-    if chat.choice != REQUIRED and chat.choice not in schemas:
+    if isinstance(chat.choice, str) and chat.choice not in schemas:
         raise FieldError("tool_choice", f"there is no tool {chat.choice!r}")
-    wanted = schemas if chat.choice == REQUIRED else {chat.choice: schemas[chat.choice]}
+    wanted = {chat.choice: schemas[chat.choice]} if isinstance(chat.choice, str) else schemas
     assert dialect.tools is not None
-    several = chat.several and chat.choice == REQUIRED
+    several = chat.several and chat.choice is Choice.REQUIRED
     try:
         return model.structures.lark(forced_grammar(dialect.tools, wanted, several), thought)
     except RequestError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from ktcore.server.api.chat import AUTO
+from ktcore.server.api.chat import Choice
 from ktcore.server.api.custom_tools import offered
 from ktcore.server.api.fields import Body
 
@@ -138,11 +138,11 @@ ToolChoice = (
 )
 
 
-def choice_of(choice: ToolChoice | None) -> str:
-    """The name of a tool, or one of auto, none and required."""
-    if isinstance(choice, Allowed):
-        return choice.allowed_tools.mode
-    return choice.name if isinstance(choice, NamedFunction | NamedCustom) else choice or AUTO
+def choice_of(choice: ToolChoice | None) -> Choice | str:
+    """The name of a tool, or a mode."""
+    if isinstance(choice, NamedFunction | NamedCustom):
+        return choice.name
+    return Choice(choice.allowed_tools.mode if isinstance(choice, Allowed) else choice or "auto")
 
 
 def allowed_by(choice: ToolChoice | None) -> list[str] | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
-from ktcore.server.api.chat import AUTO, Chat, Form
+from ktcore.server.api.chat import Chat, Choice, Form
 from ktcore.server.api.complaints import UNKNOWN_KIND
 from ktcore.server.api.custom_tools import earlier_call, offered
 from ktcore.server.api.fields import IDLE, REFUSED, Body, Refusals, Refused
@@ -305,10 +305,10 @@ class ResponsesAsk(Body):
         )
 
 
-def _choice(choice: str | NamedTool | AllowedTools | None) -> str:
-    if isinstance(choice, AllowedTools):
-        return choice.mode
-    return choice.name if isinstance(choice, NamedTool) else choice or AUTO
+def _choice(choice: str | NamedTool | AllowedTools | None) -> Choice | str:
+    if isinstance(choice, NamedTool):
+        return choice.name
+    return Choice(choice.mode if isinstance(choice, AllowedTools) else choice or "auto")
 
 
 def _merged(items: list[Item]) -> list[dict[str, Any]]:
