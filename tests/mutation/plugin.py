@@ -39,12 +39,13 @@ class Recorder:
         self.coverage.stop()
         data = self.coverage.get_data()
         lines: dict[str, dict[str, list[str]]] = {}
+        early: dict[str, list[int]] = {}  # before any test: as modules were imported and tests were collected
         for file in data.measured_files():
             contexts = data.contexts_by_lineno(file)
-            lines[str(Path(file).relative_to(COPY))] = {
-                str(line): [c for c in found if c] for line, found in contexts.items()
-            }
-        record = {"lines": lines, "seconds": self.seconds, "failed": self.failed}
+            name = str(Path(file).relative_to(COPY))
+            lines[name] = {str(line): [c for c in found if c] for line, found in contexts.items()}
+            early[name] = [line for line, found in contexts.items() if "" in found]
+        record = {"lines": lines, "early": early, "seconds": self.seconds, "failed": self.failed}
         self.out.write_text(json.dumps(record))
 
 

@@ -160,14 +160,15 @@ def order(record: dict[str, Any], mutant: mutants.Mutant, seconds: float, source
     """Tests that run the mutant's line, quick ones first; all where none does.
 
     What a module says once, as it is imported, is recorded for the test that imports it first, but may be seen by any
-    that comes into one of its functions, and by any other that reads it from there: these are asked thereafter.
+    that comes into one of its functions, and by any other that reads it from there: these are asked thereafter. So is
+    what ran before any test, as parameters of tests were collected.
     """
     lines = record["lines"].get(mutant.file, {})
     # a statement's line, or the one the fault is on
     tests = set(lines.get(str(mutant.line), [])) | set(lines.get(str(mutant.at), []))
     every = set(record["seconds"]) - set(record["failed"])
     inside, others = mutants.inside_functions(source), set[str]()
-    if mutant.line not in inside:
+    if mutant.line not in inside or mutant.line in record["early"].get(mutant.file, []):
         users = {test for line in inside for test in lines.get(str(line), [])}
         tests = tests | users if users else set()
         others = every - tests
@@ -223,10 +224,12 @@ def recorded(copy: Path, room: str, tests: list[str] | None = None) -> dict[str,
             for old in kept[file].parent.glob(f"{kept[file].name.rpartition('-')[0]}-*.json"):
                 old.unlink()
         record(copy, room, {file: kept[file] for file in missing})
-    joined: dict[str, Any] = {"lines": {}, "seconds": {}, "failed": []}
+    joined: dict[str, Any] = {"lines": {}, "early": {}, "seconds": {}, "failed": []}
     for part in (json.loads(kept[file].read_text()) for file in files):
         joined["seconds"] |= part["seconds"]
         joined["failed"] += part["failed"]
+        for file, lines in part["early"].items():
+            joined["early"][file] = sorted({*joined["early"].get(file, []), *lines})
         # a test that fails without a fault (it wants git, or a build) tells nothing about one with it
         for file, lines in part["lines"].items():
             into = joined["lines"].setdefault(file, {})
@@ -249,7 +252,8 @@ def record_name(copy: Path, room: str, file: str) -> str:
     watched = rooms.watched(room)
     hashed = hashlib.sha256()
     helpers = [p for p in (copy / file).parent.rglob("*.py") if not p.name.startswith("test_")]
-    for path in [*sorted((copy / watched).rglob("*.py")), *sorted(helpers), copy / file]:
+    recorder = copy / "tests/mutation/plugin.py"
+    for path in [*sorted((copy / watched).rglob("*.py")), *sorted(helpers), recorder, copy / file]:
         hashed.update(str(path.relative_to(copy)).encode() + path.read_bytes())
     return f"{watched}-{file}".replace("/", ".") + f"-{hashed.hexdigest()[:16]}.json"
 
@@ -271,6 +275,7 @@ def record(copy: Path, room: str, kept: dict[str, Path]) -> None:
                 source: {line: [n for n in names if n.startswith(f"{file}::")] for line, names in lines.items()}
                 for source, lines in made["lines"].items()
             },
+            "early": made["early"],
             "seconds": {n: s for n, s in made["seconds"].items() if n.startswith(f"{file}::")},
             "failed": [n for n in made["failed"] if n.startswith(f"{file}::")],
         }

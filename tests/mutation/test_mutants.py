@@ -93,7 +93,8 @@ def test_a_fault_is_shown_to_one_file_of_quick_tests_before_all_others() -> None
 def test_what_a_module_says_once_is_shown_to_those_who_come_into_it_and_then_to_all_others() -> None:
     source = b"SIZE = 4\n\n\ndef f(n=2):\n    return n * SIZE\n"
     lines = {"1": ["t::first"], "4": ["t::first"], "5": ["t::user"]}
-    record = {"lines": {"m.py": lines}, "seconds": {"t::first": 1.0, "t::user": 0.1, "t::other": 0.2}, "failed": []}
+    seconds = {"t::first": 1.0, "t::user": 0.1, "t::other": 0.2}
+    record = {"lines": {"m.py": lines}, "early": {}, "seconds": seconds, "failed": []}
 
     def asked(file: str, line: int) -> list[str]:
         return run.order(record, mutants.Mutant(file, line, 0, 0, "", line), 60.0, source)["tests"]
@@ -101,6 +102,8 @@ def test_what_a_module_says_once_is_shown_to_those_who_come_into_it_and_then_to_
     assert asked("m.py", 1) == ["t::user", "t::first", "t::other"]  # a constant
     assert asked("m.py", 4) == ["t::user", "t::first", "t::other"]  # a default
     assert asked("m.py", 5) == ["t::user"]  # a statement of the function
+    record["early"] = {"m.py": [5]}  # parameters of tests come out of it
+    assert asked("m.py", 5) == ["t::user", "t::other", "t::first"]
     lines["5"] = []
     assert asked("m.py", 1) == ["t::user", "t::other", "t::first"]  # a table that no function of its module reads
 
