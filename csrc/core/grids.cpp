@@ -5,17 +5,11 @@
 
 #include "core/f16.h"
 #include "core/iq_grids.h"
+#include "core/load.h"
 #include "core/rectangles.h"
 
 namespace ktcore {
 namespace {
-
-template <class T>
-T get(const uint8_t* p) {
-    T v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
 
 // A point of a block with its signs; `scale` of the 16-group it lies in.
 struct Octet {
@@ -30,17 +24,17 @@ Octet octet(Format f, const uint8_t* b, int i) {
     const int g = i / 4;
     switch (f) {
         case Format::IQ2_XXS: {
-            const uint32_t rest = get<uint32_t>(b + 2 + g * 8 + 4);
+            const uint32_t rest = load<uint32_t>(b + 2 + g * 8 + 4);
             return {{b[2 + g * 8 + i % 4], 0}, rest >> (7 * (i % 4)) & 127, rest >> 28};
         }
         case Format::IQ2_XS: {
-            const unsigned q = get<uint16_t>(b + 2 + i * 2);
+            const unsigned q = load<uint16_t>(b + 2 + i * 2);
             return {{q & 511, 0}, q >> 9, nibble(66, i / 2)};
         }
         case Format::IQ2_S:
             return {{b[2 + i] | static_cast<unsigned>(b[66 + g] >> (2 * (i & 3)) & 3) << 8, 0}, b[34 + i], nibble(74, i / 2)};
         case Format::IQ3_XXS: {
-            const uint32_t rest = get<uint32_t>(b + 66 + g * 4);
+            const uint32_t rest = load<uint32_t>(b + 66 + g * 4);
             return {{b[2 + 2 * i], b[3 + 2 * i]}, rest >> (7 * (i % 4)) & 127, rest >> 28};
         }
         default:  // IQ3_S
@@ -71,11 +65,11 @@ constexpr Rectangles kCover = make_rectangles();
 // IQ1: `signs` has the delta's.
 Octet octet1(Format f, const uint8_t* b, int i) {
     if (f == Format::IQ1_S) {
-        const unsigned h = get<uint16_t>(b + 34 + i / 4 * 2);
+        const unsigned h = load<uint16_t>(b + 34 + i / 4 * 2);
         return {{b[2 + i] | (h >> (3 * (i % 4)) & 7) << 8, 0}, h >> 15, h >> 12 & 7};
     }
     const unsigned h = b[32 + i / 2] >> (4 * (i & 1));
-    return {{b[i] | (h & 7) << 8, 0}, h >> 3 & 1, static_cast<unsigned>(get<uint16_t>(b + 48 + i / 8 * 2) >> (3 * (i / 2 % 4)) & 7)};
+    return {{b[i] | (h & 7) << 8, 0}, h >> 3 & 1, static_cast<unsigned>(load<uint16_t>(b + 48 + i / 8 * 2) >> (3 * (i / 2 % 4)) & 7)};
 }
 
 void pack1(Format f, const uint8_t* row, int r, uint8_t* out) {
@@ -100,7 +94,7 @@ void pack1(Format f, const uint8_t* row, int r, uint8_t* out) {
 
 // d of IQ1_M lies in the top nibbles of its scales.
 uint16_t half1(Format f, const uint8_t* b) {
-    if (f == Format::IQ1_S) return get<uint16_t>(b);
+    if (f == Format::IQ1_S) return load<uint16_t>(b);
     unsigned d = 0;
     for (int i = 0; i < 4; i++) d |= static_cast<unsigned>(b[49 + 2 * i] >> 4) << (4 * i);
     return static_cast<uint16_t>(d);
@@ -109,7 +103,7 @@ uint16_t half1(Format f, const uint8_t* b) {
 void int8_1(Format f, const uint8_t* block, int row, int8_t* codes, float* scale) {
     const Grid g = grid_of(f);
     const uint8_t* threes = block + grid_threes_at(g) + grid_byte(row, 0) / 2;
-    const float d = half_to_float(get<uint16_t>(block + 2 * row));
+    const float d = half_to_float(load<uint16_t>(block + 2 * row));
     constexpr int kPower[4] = {1, 3, 9, 27};
     unsigned last = 0;
     for (int n = 0; n < 7; n++) last |= static_cast<unsigned>(threes[n * 32] >> 7) << n;
@@ -184,7 +178,7 @@ void grid_int8(Format f, const uint8_t* block, int row, int8_t* codes, float* sc
     const int group = grid_group_bytes(g), per_row = g.scales ? g.scales : 8;
     const uint16_t* points = grid_points(f);
     const int8_t* levels = grid_levels(f);
-    const float d = half_to_float(get<uint16_t>(block + 2 * row));
+    const float d = half_to_float(load<uint16_t>(block + 2 * row));
     unsigned s[16] = {};
     for (int i = 0; i < 32; i++) {
         const uint8_t* from = block + 64 + i / 2 * group;

@@ -5,18 +5,13 @@
 #include "core/f16.h"
 #include "core/grids.h"
 #include "core/iq_grids.h"
+#include "core/load.h"
 #include "core/raw_blocks.h"
 
 namespace ktcore {
 namespace {
 
-template <class T>
-T get(const uint8_t* p) {
-    T v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-float half(const uint8_t* p) { return half_to_float(get<uint16_t>(p)); }
+float half(const uint8_t* p) { return half_to_float(load<uint16_t>(p)); }
 
 // Eight levels of two bits, or four of three, to bytes.
 void point8(uint16_t packed, const int8_t* level, int8_t* out) {
@@ -43,7 +38,7 @@ void iq2_xxs(const uint8_t* b, int8_t* c, float* scale) {
     const float d = half(b);
     for (int g = 0; g < 8; g++, c += 32) {
         const uint8_t* q = b + 2 + g * 8;
-        const uint32_t rest = get<uint32_t>(q + 4);
+        const uint32_t rest = load<uint32_t>(q + 4);
         scale[2 * g] = scale[2 * g + 1] = d * (0.5f + static_cast<float>(rest >> 28)) * 0.25f;
         for (int i = 0; i < 4; i++) {
             point8(kGrid2xxs[q[i]], kLevels2, c + i * 8);
@@ -58,7 +53,7 @@ void iq2_xs(const uint8_t* b, int8_t* c, float* scale) {
         const int s = b[66 + g / 2] >> (4 * (g & 1)) & 15;
         scale[g] = d * (0.5f + static_cast<float>(s)) * 0.25f;
         for (int i = 0; i < 2; i++) {
-            const uint16_t q = get<uint16_t>(b + 2 + (g * 2 + i) * 2);
+            const uint16_t q = load<uint16_t>(b + 2 + (g * 2 + i) * 2);
             point8(kGrid2xs[q & 511], kLevels2, c + i * 8);
             negate(c + i * 8, 8, even_signs(q >> 9));
         }
@@ -78,7 +73,7 @@ void iq2_s(const uint8_t* b, int8_t* c, float* scale) {
 void iq3_xxs(const uint8_t* b, int8_t* c, float* scale) {
     const float d = half(b);
     for (int g = 0; g < 8; g++, c += 32) {
-        const uint32_t rest = get<uint32_t>(b + 66 + g * 4);
+        const uint32_t rest = load<uint32_t>(b + 66 + g * 4);
         scale[2 * g] = scale[2 * g + 1] = d * (0.5f + static_cast<float>(rest >> 28)) * 0.5f;
         for (int i = 0; i < 8; i++) point4(kGrid3xxs[b[2 + g * 8 + i]], kLevels3xxs, c + i * 4);
         for (int i = 0; i < 4; i++) negate(c + i * 8, 8, even_signs(rest >> (7 * i) & 127));
@@ -101,7 +96,7 @@ void add(int8_t* c, int count, int delta) {
 void iq1_s(const uint8_t* b, int8_t* c, float* scale) {
     const float d = half(b);
     for (int g = 0; g < 8; g++, c += 32) {
-        const uint16_t high = get<uint16_t>(b + 34 + g * 2);
+        const uint16_t high = load<uint16_t>(b + 34 + g * 2);
         scale[2 * g] = scale[2 * g + 1] = d * static_cast<float>(2 * (high >> 12 & 7) + 1) * 0.125f;
         for (int i = 0; i < 4; i++)
             point8(kGrid1[b[2 + g * 4 + i] | (high >> (3 * i) & 7) << 8], kLevels1, c + i * 8);
