@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
+import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +20,7 @@ from ktcore.errors import KtcoreError
 if TYPE_CHECKING:
     from ktcore.conformance.target import Target
 
+ENVIRONMENT = "$VIRTUAL_ENV"
 _VOLATILE = {"date": True, "results": {"__all__": {"seconds", "timings"}}}
 
 
@@ -88,9 +91,13 @@ def make_report(target: Target, results: list[Result], seed: int, selection: str
 
 
 def save_report(report: Report, path: Path) -> None:
-    """Write it as JSON, one value a line, so that versions of it compare well."""
+    """Write it as JSON, one value a line, so that versions of it compare well.
+
+    A reason may name a file of this Python's environment: reports are published, and say `ENVIRONMENT` for its folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    text = report.model_dump_json(indent=1).replace(json.dumps(sys.prefix, ensure_ascii=False)[1:-1], ENVIRONMENT)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def load_report(path: Path) -> Report:

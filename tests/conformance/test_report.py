@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = report(result("a", Status.XFAIL, reason="ticket 7: no", values={"error": 0.5}, seconds=0.1))
     save_report(written, path)
     assert load_report(path) == written
+
+
+def test_a_report_does_not_say_where_its_python_lies(tmp_path: Path) -> None:
+    asked = result("L2.a", Status.NOT_APPLICABLE, reason=f"{sys.prefix} has no include/x.h; /opt/x has no include/x.h")
+    save_report(report(asked), tmp_path / "r.json")
+    (found,) = load_report(tmp_path / "r.json").results
+    assert found.reason == "$VIRTUAL_ENV has no include/x.h; /opt/x has no include/x.h"
 
 
 @pytest.mark.parametrize(
