@@ -34,7 +34,11 @@ def test_any_format_is_timed(fmt: str, capsys: pytest.CaptureFixture[str]) -> No
         seconds = row["tokens"] / row["tokens_per_second"]
         assert row["tops"] == pytest.approx(2 * 3 * 256 * 256 * 2 * row["tokens"] / seconds / 1e12)
         assert row["read_share"] == pytest.approx(row["gb_per_second"] * 1e9 / report["limits"]["read"])
-        assert 0 < row["arithmetic_share"] < 1.5
+        # the time the three matrices' arithmetic takes at its limits, over the time taken: a share above 1 is no error
+        # of this count, only of a machine that was slower while its limits were measured than afterwards
+        limits = bench.Limits(**report["limits"])
+        least = sum(2 * row["tokens"] * 2 * 256 * 256 / limits.of(f) for f in bench.parse_formats(fmt))
+        assert row["arithmetic_share"] == pytest.approx(least / seconds)
     # one token reads the bytes of two experts
     one = report["rows"][0]
     formats = bench.parse_formats(fmt)
