@@ -19,6 +19,12 @@ void bind_weights(py::module_& m) {
              }),
              py::arg("threads") = 0, py::arg("cpus") = py::none())
         .def_property_readonly("threads", [](const Engine& e) { return e.pool.threads(); })
+        .def_property_readonly("shares",
+                               [](Engine& e) {
+                                   py::gil_scoped_release release;
+                                   std::lock_guard<std::mutex> hold(e.pool.mutex());
+                                   return e.pool.shares();
+                               })
         .def_property_readonly("few",
                                [](const Engine& e) {
                                    py::dict few;
@@ -224,6 +230,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("isa_selected", [] { return std::string(select_kernels().name); });
     m.def("cpu_flags", &cpu_flags);
     m.def("cpu_quota", &cpu_quota, py::arg("root") = "");
+    m.def("default_threads", &default_threads, py::arg("root") = "");
     m.def("formats", [] {
         py::dict d;
         for (const FormatInfo& f : kFormats) d[f.name] = py::make_tuple(f.block, f.block_bytes);

@@ -24,11 +24,14 @@ class Memory {
     size_t size_ = 0, mapped_ = 0;
 };
 
+// `root` below stands before /proc and /sys: tests bring files of their own.
 std::vector<int> allowed_cpus();
 // One CPU of each physical core among the allowed ones.
-std::vector<int> physical_cores();
+std::vector<int> physical_cores(const std::string& root = "");
+// How quick each of these CPUs is, in a unit that they share; empty: the system does not tell.
+std::vector<double> cpu_capacities(const std::vector<int>& cpus, const std::string& root = "");
 // CPUs' worth of time that the control groups above this process allow (cpu.max, or the first version's cfs quota);
-// 0: no limit. `root` stands before /proc and /sys: tests bring files of their own.
+// 0: no limit.
 double cpu_quota(const std::string& root = "");
 int process_id();
 // Throws std::invalid_argument if this thread may not run there.

@@ -74,15 +74,29 @@ std::vector<int> allowed_cpus() {
     return out;
 }
 
-std::vector<int> physical_cores() {
+std::vector<int> physical_cores(const std::string& root) {
     std::set<std::string> seen;
     std::vector<int> out;
     for (int cpu : allowed_cpus()) {
-        std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+        std::ifstream file(root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
         std::string line;
         if (!std::getline(file, line) || seen.insert(line).second) out.push_back(cpu);
     }
     return out;
+}
+
+// Arm's and RISC-V's kernels measure a capacity, x86's firmware grades its cores; the clock's limit is the last resort.
+std::vector<double> cpu_capacities(const std::vector<int>& cpus, const std::string& root) {
+    for (const char* name : {"/cpu_capacity", "/acpi_cppc/highest_perf", "/cpufreq/cpuinfo_max_freq"}) {
+        std::vector<double> found;
+        for (int cpu : cpus) {
+            double value = 0;
+            std::ifstream(root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + name) >> value;
+            if (value > 0) found.push_back(value);
+        }
+        if (found.size() == cpus.size()) return found;
+    }
+    return {};
 }
 
 namespace {

@@ -57,6 +57,32 @@ void many_regions() {
     }
 }
 
+// A thread an eighth as quick gets fewer items, does not begin one that the other ends sooner, and is found again. Sleeps
+// stand for work: they take as long whatever else the machine does.
+void uneven_threads() {
+    Pool pool(2, {});
+    std::atomic<int> slow{4000};
+    int late = 0, rounds = 0;
+    const auto region = [&] {
+        int begun = 0;
+        std::atomic<int> left{40};
+        pool.run(40, [&](int, int t) {
+            if (t == 1 && left.load() <= 2) begun++;
+            std::this_thread::sleep_for(std::chrono::microseconds(t == 1 ? slow.load() : 500));
+            left--;
+        });
+        late += begun, rounds++;
+    };
+    for (int i = 0; i < 60; i++) region();
+    expect(pool.shares()[1] < 0.3f, "a slow thread keeps an even share");
+    late = rounds = 0;
+    for (int i = 0; i < 20; i++) region();
+    expect(late <= rounds / 2, "a slow thread begins what is waited for");
+    slow = 500;
+    for (int i = 0; i < 60; i++) region();
+    expect(pool.shares()[1] > 0.35f && pool.shares()[1] < 0.65f, "a thread that is quick again stays without work");
+}
+
 void shared_pool() {
     Pool pool(3, {});
     std::vector<std::thread> users;
@@ -233,6 +259,7 @@ void shared_step() {
 int main() {
     birth_and_death();
     many_regions();
+    uneven_threads();
     shared_pool();
     refusals();
     experts();

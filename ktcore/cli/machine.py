@@ -65,6 +65,7 @@ def _machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "logical_cpus": len(found.cpus),
         "physical_cores": found.cores,
+        "core_capacities": sorted((round(c, 2) for c in found.capacities.values()), reverse=True),
         "cpu_quota": found.cpu_quota,
         "numa_nodes": [{"id": n.id, "cpus": list(n.cpus), "memory_bytes": n.memory_bytes} for n in found.nodes],
         "memory_bytes": found.memory_bytes,

@@ -41,6 +41,8 @@ class Topology:
         nodes: NUMA nodes with memory or CPUs that may be used; one made-up node 0 where the kernel reports none.
         memory_bytes: the machine's memory; memory_limit: the control group's, None without one.
         cpu_quota: CPUs' worth of time that the control group grants, None without a quota.
+        capacities: how quick each core is beside the quickest (1.0), by its first CPU; empty where the kernel does not
+            tell. Nodes list their quickest cores first.
     """
 
     cpus: tuple[int, ...]
@@ -49,6 +51,7 @@ class Topology:
     memory_bytes: int
     memory_limit: int | None = None
     cpu_quota: float | None = None
+    capacities: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     @property
     def usable_memory(self) -> int:
@@ -69,6 +72,8 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
         cpus = tuple(cpu for cpu in cpus if cpu in granted.cpus)
     memory = _meminfo(root / "proc/meminfo")
     cores = _cores(root / "sys/devices/system/cpu", cpus)
+    capacities = _capacities(root / "sys/devices/system/cpu", cores)
+    cores = tuple(sorted(cores, key=lambda core: -capacities.get(core[0], 1.0)))
     nodes = _numa_nodes(root / "sys/devices/system/node", cores, granted.mems)
     return Topology(
         cpus=cpus,
@@ -77,6 +82,7 @@ def read_topology(root: Path = Path("/"), allowed: Iterable[int] | None = None) 
         memory_bytes=memory,
         memory_limit=_memory_limit(root, memory),
         cpu_quota=_cpu_quota(root),
+        capacities=capacities,
     )
 
 
@@ -132,6 +138,20 @@ def _cores(folder: Path, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     for cpu in cpus:
         found.setdefault(_text(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu), []).append(cpu)
     return tuple(tuple(core) for core in found.values())
+
+
+_CAPACITY = ("cpu_capacity", "acpi_cppc/highest_perf", "cpufreq/cpuinfo_max_freq")
+"""Arm's and RISC-V's kernels measure a capacity, x86's firmware grades its cores; the clock's limit is the last resort."""
+
+
+def _capacities(folder: Path, cores: tuple[tuple[int, ...], ...]) -> dict[int, float]:
+    """Of cores by their first CPU, all from the same file: the units of two do not compare."""
+    for name in _CAPACITY:
+        found = {core[0]: _number(folder / f"cpu{core[0]}" / name) or 0 for core in cores}
+        if found and min(found.values()) > 0:
+            best = max(found.values())
+            return {cpu: value / best for cpu, value in found.items()}
+    return {}
 
 
 def _control_groups(root: Path, controller: str = "") -> list[Path]:

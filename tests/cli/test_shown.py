@@ -30,6 +30,7 @@ FOUND: dict[str, Any] = {
         "cpu": "An abacus",
         "logical_cpus": 8,
         "physical_cores": 4,
+        "core_capacities": [1.0, 1.0, 0.55, 0.55],
         "cpu_quota": 2.5,
         "numa_nodes": [{"id": 0, "cpus": [0, 1], "memory_bytes": 2**30}, {"id": 1, "cpus": [2], "memory_bytes": 2**31}],
         "memory_bytes": 3 * 2**30,
@@ -55,7 +56,7 @@ torch         built for CPUs alone
 rule files    /rules/a, /rules/b
 system        Linux 6 x86_64
 CPU           An abacus
-cores         4 physical, 8 logical that this process may use, 2.5 CPUs' worth of time
+cores         4 physical (2 of 100%, 2 of 55%), 8 logical that this process may use, 2.5 CPUs' worth of time
 instructions  wood in use; supported: wood stone (set KTCORE_ISA to force a lower one)
 threads       4
 NUMA          replicas
@@ -124,7 +125,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert "instructions  no host\n" in out
     assert "tracebacks" not in out
     plain = {"backend": "cpu", "features": [], "properties": {}}
-    machine = {**FOUND["machine"], "cpu_quota": None, "memory_limit_bytes": None}
+    machine = {**FOUND["machine"], "core_capacities": [1.0] * 4, "cpu_quota": None, "memory_limit_bytes": None}
     doctor._show({**FOUND, "host": plain, "machine": machine, "auto": {"backend": "x", "reason": "y"}}, True)
     out = shown(capsys)
     assert "instructions  not told in use (KTCORE_ISA=stone)\n" in out

@@ -296,6 +296,28 @@ def test_the_default_keeps_to_the_quota() -> None:
     assert quota == 0 or _native.Pool().threads <= np.ceil(quota)
 
 
+@pytest.mark.parametrize(
+    ("files", "counted"),
+    [
+        ({"cpu_capacity": (1024, 400)}, True),
+        ({"cpu_capacity": (1024, 300)}, False),  # less than a third: waited for longer than it helps
+        ({"acpi_cppc/highest_perf": (70, 20), "cpufreq/cpuinfo_max_freq": (1, 1)}, False),
+        ({"cpufreq/cpuinfo_max_freq": (5200000, 3800000)}, True),
+        ({}, True),
+    ],
+)
+def test_the_default_leaves_out_cores_that_save_power(
+    tmp_path: Path, files: dict[str, tuple[int, int]], counted: bool
+) -> None:
+    first, *others = sorted(os.sched_getaffinity(0))
+    for name, (best, rest) in files.items():
+        for cpu in (first, *others):
+            path = tmp_path / f"sys/devices/system/cpu/cpu{cpu}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{best if cpu == first else rest}\n")
+    assert _native.default_threads(str(tmp_path)) == (1 + len(others) if counted else 1)
+
+
 def test_a_pool_shared_by_forward_and_packing_stays_right() -> None:
     pool = _native.Pool(2)
     raw = random_blocks("Q8_0", 320, 64)

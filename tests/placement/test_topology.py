@@ -42,6 +42,17 @@ def test_nodes_keep_their_physical_ids_and_cores_count_once(tmp_path: Path) -> N
     assert found.memory_bytes == found.usable_memory == 2000 * KIB
 
 
+def test_quick_cores_come_first_and_units_are_not_mixed(tmp_path: Path) -> None:
+    root = two_sockets(tmp_path)
+    assert read_topology(root, range(8)).capacities == {}
+    for cpu, level in enumerate((40, 80, 60, 20) * 2):
+        lay_out(root, {f"sys/devices/system/cpu/cpu{cpu}/acpi_cppc/highest_perf": f"{level}\n"})
+    lay_out(root, {"sys/devices/system/cpu/cpu0/cpu_capacity": "1024\n"})  # of one alone: says nothing of the others
+    found = read_topology(root, range(8))
+    assert found.capacities == {0: 0.5, 1: 1.0, 2: 0.75, 3: 0.25}
+    assert [node.cores for node in found.nodes] == [((1, 5), (0, 4)), ((2, 6), (3, 7))]
+
+
 def test_only_cpus_that_the_process_may_use_count(tmp_path: Path) -> None:
     found = read_topology(two_sockets(tmp_path), [6, 2, 3])
     assert found.cpus == (2, 3, 6)

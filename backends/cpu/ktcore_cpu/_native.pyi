@@ -32,6 +32,14 @@ def cpu_quota(root: str = "") -> float:
     `root` stands before /proc and /sys.
     """
 
+def default_threads(root: str = "") -> int:
+    """Threads of a pool that names none.
+
+    One for each physical core that this process may use and that has at least a third of the quickest one's capacity
+    (`cpu_capacity`, else `acpi_cppc/highest_perf`, else `cpuinfo_max_freq`); at most the control group's quota. `root` stands
+    before /proc and /sys.
+    """
+
 def formats() -> dict[str, tuple[int, int]]:
     """Weight formats: name -> (values in a block, bytes of a block), as stored."""
 
@@ -42,13 +50,16 @@ class Pool:
     """Threads and kernels of one engine. The calling thread is number 0; the others spin 40 us, then sleep.
 
     Args:
-        threads: 0 takes one for each physical core that the process may use.
+        threads: 0 takes `default_threads()`.
         cpus: CPU of each thread; workers 1.. are pinned to theirs, the caller is left alone.
     """
 
     def __init__(self, threads: int = 0, cpus: list[int] | None = None) -> None: ...
     @property
     def threads(self) -> int: ...
+    @property
+    def shares(self) -> list[float]:
+        """How quick each thread has lately been, as its share of the work: about 1 in all; no result depends on it."""
     @property
     def few(self) -> dict[str, int]:
         """By weight format: up to so many tokens are multiplied straight from the panels; no result depends on it."""

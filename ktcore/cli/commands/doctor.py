@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Annotated, Any
 
 from ktcore.cli import groups as g
@@ -88,12 +89,18 @@ def _torch(build: dict[str, Any]) -> str:
     return f"built for {build['built_for']}" + (f": {build['advice']}" if build["advice"] else "")
 
 
+def _kinds(capacities: list[float]) -> str:
+    """Of a machine with quick and slow cores: " (8 of 100%, 4 of 55%)"."""
+    kinds = dict(Counter(capacities))
+    return f" ({', '.join(f'{count} of {c:.0%}' for c, count in kinds.items())})" if len(kinds) > 1 else ""
+
+
 def _hardware(found: dict[str, Any], verbose: bool) -> list[tuple[str, str]]:
     from ktcore.placement.memory import human_bytes
 
     machine = found["machine"]
     quota, limit = machine["cpu_quota"], machine["memory_limit_bytes"]
-    cores = f"{machine['physical_cores']} physical, {machine['logical_cpus']} logical that this process may use"
+    cores = f"{machine['physical_cores']} physical{_kinds(machine['core_capacities'])}, {machine['logical_cpus']} logical that this process may use"
     nodes = (f"{n['id']}: {len(n['cpus'])} CPUs, {human_bytes(n['memory_bytes'])}" for n in machine["numa_nodes"])
     return [
         ("system", machine["os"]),
