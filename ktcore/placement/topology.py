@@ -141,7 +141,7 @@ def _cores(folder: Path, cpus: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 _CAPACITY = ("cpu_capacity", "acpi_cppc/highest_perf", "cpufreq/cpuinfo_max_freq")
-"""Arm's and RISC-V's kernels measure a capacity, x86's firmware grades its cores; the clock's limit is the last resort."""
+"""Arm's and RISC-V's kernels measure it, x86's firmware grades its cores; the clock's limit is the last resort."""
 
 
 def _capacities(folder: Path, cores: tuple[tuple[int, ...], ...]) -> dict[int, float]:

@@ -36,8 +36,8 @@ def default_threads(root: str = "") -> int:
     """Threads of a pool that names none.
 
     One for each physical core that this process may use and that has at least a third of the quickest one's capacity
-    (`cpu_capacity`, else `acpi_cppc/highest_perf`, else `cpuinfo_max_freq`); at most the control group's quota. `root` stands
-    before /proc and /sys.
+    (`cpu_capacity`, else `acpi_cppc/highest_perf`, else `cpuinfo_max_freq`); at most the control group's quota.
+    `root` stands before /proc and /sys.
     """
 
 def formats() -> dict[str, tuple[int, int]]:

@@ -100,7 +100,8 @@ def _hardware(found: dict[str, Any], verbose: bool) -> list[tuple[str, str]]:
 
     machine = found["machine"]
     quota, limit = machine["cpu_quota"], machine["memory_limit_bytes"]
-    cores = f"{machine['physical_cores']} physical{_kinds(machine['core_capacities'])}, {machine['logical_cpus']} logical that this process may use"
+    cores = f"{machine['physical_cores']} physical{_kinds(machine['core_capacities'])}"
+    cores += f", {machine['logical_cpus']} logical that this process may use"
     nodes = (f"{n['id']}: {len(n['cpus'])} CPUs, {human_bytes(n['memory_bytes'])}" for n in machine["numa_nodes"])
     return [
         ("system", machine["os"]),
