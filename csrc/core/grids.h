@@ -17,7 +17,7 @@
 // of that one is the top bit of a scale's nibble; where each octet has its own (IQ1_M) those of odd octets lie last, masks of
 // 16 rows [16-group][row half].
 #pragma once
-#include "core/types.h"
+#include "core/raw_blocks.h"
 
 namespace ktcore {
 
@@ -57,8 +57,8 @@ constexpr const int8_t* grid_levels(Format f) {
 }
 const uint16_t* grid_points(Format f);
 
-// Packs one block: rows[r] is null where the matrix has no such row (zeros are left).
-void grid_pack(Format f, const uint8_t* const* rows, uint8_t* out);
+// Packs one block of a panel into zeroed memory; what belongs to rows that the matrix does not have stays zero.
+void grid_pack(Format f, const RawRows& rows, uint8_t* out);
 // One row of a packed block, as raw_int8 gives it: int8 codes [256] and a scale per 16.
 void grid_int8(Format f, const uint8_t* block, int row, int8_t* codes, float* scale);
 

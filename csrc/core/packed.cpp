@@ -1,6 +1,7 @@
 // Packing GGUF rows into panels, and back to floats.
 #include "core/packed.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -60,22 +61,24 @@ void pack_panel(const PackJob& job, int p) {
     const FormatInfo& t = info(w.format);
     const size_t row_bytes = raw_bytes(w.format, 1, w.cols), block_bytes = static_cast<size_t>(packed_block_bytes(t));
     uint8_t* out = const_cast<uint8_t*>(w.data) + w.panel_bytes * static_cast<size_t>(p);
-    const uint8_t* row[kPanelRows];
-    for (int b = 0; b < w.kblocks; b++, out += block_bytes) {
-        const int left = w.cols - b * t.packed_k;
-        uint8_t padded[kPanelRows][32 * 4];  // float formats only
-        for (int r = 0; r < kPanelRows; r++) {
-            const int64_t at = static_cast<int64_t>(p) * kPanelRows + r;
-            row[r] = at < w.rows ? job.raw + static_cast<size_t>(at) * row_bytes +
-                                       static_cast<size_t>(b) * (t.packed_k / t.block) * t.block_bytes
-                                 : nullptr;
-            if (row[r] && left < t.packed_k) {  // float formats only: a partial last block
-                std::memset(padded[r], 0, sizeof padded[r]);
-                std::memcpy(padded[r], row[r], static_cast<size_t>(left) * t.block_bytes);
-                row[r] = padded[r];
-            }
-        }
-        raw_pack(w.format, row, out);
+    const int64_t top = static_cast<int64_t>(p) * kPanelRows;
+    const int count = static_cast<int>(std::min<int64_t>(kPanelRows, w.rows - top));
+    const size_t step = static_cast<size_t>(t.packed_k / t.block) * static_cast<size_t>(t.block_bytes);
+    RawRows rows{job.raw + static_cast<size_t>(top) * row_bytes, row_bytes, count};
+    // The next panel's rows lie one after another; this one's blocks are read across them, too odd a way to be foreseen.
+    const uint8_t *next = job.raw + static_cast<size_t>(top + count) * row_bytes;
+    const size_t coming = static_cast<size_t>(std::min<int64_t>(kPanelRows, w.rows - top - count)) * row_bytes;
+    const size_t share = (coming / static_cast<size_t>(w.kblocks) + 63) / 64 * 64;
+    const uint8_t* const end = next + coming;
+    for (int left = w.cols; left >= t.packed_k; left -= t.packed_k, out += block_bytes, rows.first += step) {
+        for (size_t i = 0; i < share && next + i < end; i += 64) __builtin_prefetch(next + i, 0, 2);
+        next += share;
+        raw_pack(w.format, rows, out);
+    }
+    if (const int left = w.cols % t.packed_k; left > 0) {  // float formats only
+        uint8_t padded[kPanelRows][32 * 4] = {};
+        for (int r = 0; r < count; r++) std::memcpy(padded[r], rows[r], static_cast<size_t>(left) * t.block_bytes);
+        raw_pack(w.format, {padded[0], sizeof padded[0], count}, out);
     }
 }
 }  // namespace

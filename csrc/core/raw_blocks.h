@@ -4,10 +4,14 @@
 
 namespace ktcore {
 
-// Unsigned codes (offset included) of one affine block; of a table format, the indices.
-void raw_codes(Format f, const uint8_t* block, uint8_t* codes);
-// Writes row `row`'s part (0..31) of a packed block's header.
-void raw_header(Format f, const uint8_t* block, int row, uint8_t* header);
+// The blocks of one column of a panel: `count` rows (1..32), each `pitch` bytes after the one before.
+struct RawRows {
+    const uint8_t* first;
+    size_t pitch;
+    int count;
+    const uint8_t* operator[](int row) const { return first + static_cast<size_t>(row) * pitch; }
+};
+
 // A codebook block as int8 codes [block] and one scale per 16 of them: value = code * scale.
 void raw_int8(Format f, const uint8_t* block, int8_t* codes, float* scale);
 // Floats of a whole row; `cols` is a multiple of the block.
@@ -15,7 +19,7 @@ void raw_dequantize(Format f, const uint8_t* row, int cols, float* out);
 // Rows ids[0 .. count) of `rows` rows, to out [count][cols]. Throws std::invalid_argument for an id that is none, before
 // any row is written.
 void raw_dequantize_rows(Format f, const uint8_t* raw, int64_t rows, int cols, const int64_t* ids, int64_t count, float* out);
-// Packs one block: rows[r] is null where the matrix has no such row (zeros are left).
-void raw_pack(Format f, const uint8_t* const* rows, uint8_t* out);
+// Packs one block of a panel into zeroed memory; what belongs to rows that the matrix does not have stays zero.
+void raw_pack(Format f, const RawRows& rows, uint8_t* out);
 
 }  // namespace ktcore

@@ -1,0 +1,197 @@
+// Blocks of 32 rows made packed ones: four rows at a time, so that a dword of each is one vector.
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "core/grids.h"
+#include "core/raw_blocks.h"
+#include "core/raw_codes.h"
+
+namespace ktcore {
+namespace {
+
+// Row `row`'s part (0..31) of a packed block's header.
+[[gnu::always_inline]] inline void pack_header(Format f, const uint8_t* block, int row, uint8_t* header) {
+    const int half = row / kHalfRows, lane = row % kHalfRows;
+    uint8_t* plain = header + row * 2;  // of the 16-bit values, 32 rows side by side
+    if (f == Format::MXFP4) {
+        const uint16_t d = e8m0_half(block[0]);
+        std::memcpy(plain, &d, 2);
+        return;
+    }
+    if (f == Format::NVFP4) {
+        for (int i = 0; i < 4; i++) header[half * 64 + lane * 4 + i] = ue4m3(block[i]);
+        return;
+    }
+    if (info(f).zero_point) {
+        std::memcpy(plain, block, 2);
+        std::memcpy(plain + 64, block + 2, 2);
+        return;
+    }
+    const Parts& p = parts(f);
+    int8_t unpacked[8];
+    const uint8_t* from = block + p.scales;
+    if (f == Format::IQ4_XS) {
+        scales_iq4_xs(block, unpacked);
+        from = reinterpret_cast<const uint8_t*>(unpacked);
+    }
+    for (int z = 0; z < p.scale_bytes / 4; z++)
+        std::memcpy(header + (z * 2 + half) * 64 + lane * 4, from + z * 4, 4);
+    plain += p.scale_bytes * kPanelRows;
+    std::memcpy(plain, block + p.d, 2);
+    if (p.m >= 0) std::memcpy(plain + 64, block + p.m, 2);
+}
+
+// A dword holds four neighbouring k of one row, so each plane is shifts and ors of the group's eight quads. `codes` of four
+// rows, `stride` apart; `out` is the first row's first dword.
+template <int Bits>
+[[gnu::always_inline]] inline void pack_codes(int groups, const uint8_t* codes, int stride, uint8_t* out) {
+    for (int g = 0; g < groups; g++, codes += 32) {
+        uint8_t* plane = out + g * 128 * Bits;
+        const auto put = [&](int vector, Quads quad) { store_quads(plane + vector * 128, quad); };
+        Quads c[8];
+        for (int r = 0; r < 4; r++)
+            c[r] = load_quads(codes + r * stride), c[4 + r] = load_quads(codes + r * stride + 16);
+        transpose(c);
+        transpose(c + 4);
+        if (Bits == 8) {
+            for (int q = 0; q < 8; q++) put(q, c[q]);
+            continue;
+        }
+        if (Bits >= 4) {
+            for (int q = 0; q < 4; q++) put(q, (c[q] & kNibbles) | (c[q + 4] & kNibbles) << 4);
+            for (Quads& quad : c) quad = quad >> 4 & kNibbles;
+            plane += 512;
+        }
+        if (Bits == 6 || Bits == 2 || Bits == 3) {
+            for (int v = 0; v < 2; v++) {
+                Quads quad{};
+                for (int i = 0; i < 4; i++) quad |= (c[v * 4 + i] & kPairs) << (2 * i);
+                put(v, quad);
+            }
+            for (Quads& quad : c) quad = quad >> 2 & kBytes * 0x3f;
+            plane += 256;
+        }
+        if (Bits % 2 == 1) {
+            Quads quad{};
+            for (int q = 0; q < 8; q++) quad |= (c[q] & kBytes) << q;
+            put(0, quad);
+        }
+    }
+}
+
+// The plane of one bit of 32 codes, which lie side by side in a word of each row: bit 4 q + i to bit q of byte i.
+Quads bit_plane(Quads words) {
+    Quads out{};
+    for (int q = 0; q < 8; q++) out |= spread_bits(words >> (4 * q) & 15) << q;
+    return out;
+}
+
+// Bits that a file holds apart from what else codes have (`at`, of `groups` groups of 32 codes) as planes 128 bytes apart.
+void pack_bits(const RawRows& rows, int r, int at, int groups, uint8_t* out) {
+    for (int g = 0; g < groups; g++) {
+        Quads words{};
+        for (int i = 0; i < 4 && r + i < rows.count; i++) words[i] = load<uint32_t>(rows[r + i] + at + g * 4);
+        store_quads(out + g * 128, bit_plane(words));
+    }
+}
+
+template <Format F>
+void pack_block(const RawRows& rows, uint8_t* out) {
+    constexpr FormatInfo t = info(F);
+    constexpr bool fifth = F == Format::Q5_0 || F == Format::Q5_1;
+    for (int r = 0; r < rows.count; r += 4) {
+        alignas(16) uint8_t codes[4][t.packed_k];
+        uint8_t* first = out + t.header + r / kHalfRows * 64 + r % kHalfRows * 4;
+        for (int i = 0; i < 4 && r + i < rows.count; i++) pack_header(F, rows[r + i], r + i, out);
+        if (F == Format::Q1_0) {
+            pack_bits(rows, r, kShort.low, t.packed_k / 32, first);
+            continue;
+        }
+        for (int i = 0; i < 4; i++) {
+            if (r + i >= rows.count)
+                std::memset(codes[i], 0, sizeof codes[i]);
+            else if (fifth)
+                split_nibbles(rows[r + i] + parts(F).low, 16, codes[i]);
+            else
+                read_codes(F, rows[r + i], codes[i]);
+        }
+        pack_codes<fifth ? 4 : t.bits>(t.packed_k / 32, codes[0], t.packed_k, first);
+        if (fifth) pack_bits(rows, r, parts(F).high, 1, first + 4 * 128);
+    }
+}
+
+// Units of `Bytes`, one row's from `from` on, into [units][32 rows].
+template <size_t Bytes>
+void interleave(const uint8_t* from, int units, size_t row, uint8_t* out) {
+    out += row * Bytes;
+    for (int i = 0; i < units; i++, from += Bytes, out += kPanelRows * Bytes) std::memcpy(out, from, Bytes);
+}
+
+// Dwords of whole fours of rows to [dwords][32 rows], as `of` makes them.
+template <class Of>
+int interleave_fours(const RawRows& rows, int skip, int dwords, uint8_t* out, Of of) {
+    int r = 0;
+    for (; r + 4 <= rows.count; r += 4)
+        for (int i = 0; i < dwords; i += 4) {
+            Quads v[4];
+            for (int k = 0; k < 4; k++) v[k] = load_quads(rows[r + k] + skip + i * 4);
+            transpose(v);
+            for (int k = 0; k < 4; k++) store_quads(out + (i + k) * kPanelRows * 4 + r * 4, of(v[k]));
+        }
+    return r;
+}
+
+// F16, F32: [k][32 rows]. BF16: pairs of neighbouring k, [k / 2][32 rows][2], as dot products take them. FP8: header of
+// scales, then quads [k / 4][32 rows][4] in the order k, k + 2, k + 1, k + 3: even and odd bytes are pairs.
+void pack_float(Format f, const RawRows& rows, uint8_t* out) {
+    if (f == Format::F8_E4M3_G128) {
+        for (int r = 0; r < rows.count; r++) std::memcpy(out + r * 4, rows[r], 4);
+        uint8_t* codes = out + info(f).header;
+        const auto of = [](auto v) { return (v & 0xff0000ff) | (v >> 8 & 0xff00) | (v & 0xff00) << 8; };
+        for (int r = interleave_fours(rows, 4, 32, codes, of); r < rows.count; r++)
+            for (int i = 0; i < 32; i++) {
+                const uint32_t v = of(load<uint32_t>(rows[r] + 4 + i * 4));
+                std::memcpy(codes + i * kPanelRows * 4 + r * 4, &v, 4);
+            }
+        return;
+    }
+    if (f == Format::F16) {
+        for (int r = 0; r < rows.count; r++) interleave<2>(rows[r], 32, static_cast<size_t>(r), out);
+        return;
+    }
+    const int dwords = f == Format::BF16 ? 16 : 32;
+    for (int r = interleave_fours(rows, 0, dwords, out, [](Quads v) { return v; }); r < rows.count; r++)
+        interleave<4>(rows[r], dwords, static_cast<size_t>(r), out);
+}
+
+using PackBlock = void (*)(const RawRows&, uint8_t*);
+template <Format F>
+constexpr PackBlock pack_of() {
+    if constexpr (info(F).kind == Kind::Affine || info(F).kind == Kind::Table)
+        return pack_block<F>;
+    else
+        return nullptr;
+}
+template <int... F>
+constexpr std::array<PackBlock, sizeof...(F)> pack_table(std::integer_sequence<int, F...>) {
+    return {pack_of<static_cast<Format>(F)>()...};
+}
+constexpr auto kPack = pack_table(std::make_integer_sequence<int, kFormatCount>());
+
+}  // namespace
+
+void raw_pack(Format f, const RawRows& rows, uint8_t* out) {
+    const FormatInfo& t = info(f);
+    switch (t.kind) {
+        case Kind::Float: return pack_float(f, rows, out);
+        case Kind::Grid: return grid_pack(f, rows, out);
+        case Kind::Codebook:
+            for (int r = 0; r < rows.count; r++)
+                std::memcpy(out + r * t.block_bytes, rows[r], static_cast<size_t>(t.block_bytes));
+            return;
+        default: return kPack[static_cast<size_t>(f)](rows, out);
+    }
+}
+
+}  // namespace ktcore
