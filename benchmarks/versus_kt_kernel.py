@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from ktcore_cpu import ExpertLayer, ExpertPool
-from ktcore_cpu.bench import random_blocks
+from ktcore_cpu.bench_parts import random_blocks
 
 from ktcore.weights.formats import dequantize
 from ktcore.weights.quantize import Loss, quantize_rows

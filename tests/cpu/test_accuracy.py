@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ktcore_cpu import ExpertLayer, ExpertPool, _native
-from ktcore_cpu.bench import random_blocks
+from ktcore_cpu.bench_parts import random_blocks
 
 from ktcore.weights.formats import dequantize
 

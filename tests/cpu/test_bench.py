@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
-from ktcore_cpu import _native, bench
+from ktcore_cpu import _native, bench, bench_table
+from ktcore_cpu.bench_parts import routing
 
 SMALL = [
     "--hidden",
@@ -57,7 +59,7 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_drop_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = bench.Shape(32, 32, 4, 2, ("Q8_0",) * 3)
     layer = bench.random_layer(shape, bench.ExpertPool(1))
-    monkeypatch.setattr(bench, "_seconds", lambda layer, x, *rest: {1: 1.0, 2: 2.1, 4: 5.0}[len(x)])
+    monkeypatch.setattr(bench, "seconds", lambda layer, x, *rest: {1: 1.0, 2: 2.1, 4: 5.0}[len(x)])
     rows = bench.measure(layer, shape, [1, 2, 4], bench.Limits(), 1)
     assert [r.drop for r in rows] == [False, False, True]
     assert [r.tokens_per_second for r in rows] == pytest.approx([1, 2 / 2.1, 0.8])
@@ -66,13 +68,45 @@ def test_a_drop_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["uniform", "zipf"])
 def test_routing_chooses_each_expert_once_a_token(kind: str) -> None:
     shape = bench.Shape(32, 32, 64, 8, ("Q8_0",) * 3, kind)
-    ids = bench.routing(shape, 2000, np.random.default_rng(0))
+    ids = routing(shape, 2000, np.random.default_rng(0))
     assert all(len(set(row)) == 8 for row in ids.tolist())
     shares = np.sort(np.bincount(ids.reshape(-1), minlength=64) / ids.size)[::-1]
     if kind == "uniform":
         assert shares[0] < 1.4 / 64
     else:
         assert shares[0] > 4 * shares[20]
+
+
+def test_the_table_has_every_format_on_every_instruction_set_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    isas = _native.isa_supported()[:2]
+    bench.main([*SMALL, "--all", "--format", "Q4_K/F16", "--isa", ",".join(isas), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    rows = report["rows"]
+    assert [(r["format"], r["isa"]) for r in rows] == [(f, i) for f in ("Q4_K", "F16") for i in isas]
+    for row in rows:
+        # 4.5 and 16 bits in the file, and as many packed
+        assert row["bits"] == pytest.approx({"Q4_K": 4.5, "F16": 16}[row["format"]])
+        assert row["one_gb_per_second"] * 8 == pytest.approx(row["one_gw_per_second"] * row["bits"])
+        assert row["many_tops"] * 1000 == pytest.approx(2 * row["many_gw_per_second"])
+        assert min(row["read_share"], row["peak_share"]) > 0
+
+
+def test_the_table_for_people_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main([*SMALL, "--all", "--format", "Q8_0"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("8 experts of 256 x 256, top 2; ")
+    assert out[1] == bench_table.HEADER
+    assert [line.split()[2] for line in out[2:]] == bench_table.known_isas(None)
+
+
+def test_a_table_leaves_the_instruction_set_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in ("scalar", None):
+        monkeypatch.delenv("KTCORE_ISA", raising=False)
+        if before is not None:
+            monkeypatch.setenv("KTCORE_ISA", before)
+        with bench_table.forced("avx2"):
+            assert os.environ["KTCORE_ISA"] == "avx2"
+        assert os.environ.get("KTCORE_ISA") == before
 
 
 @pytest.mark.parametrize("isa", _native.isa_supported() + _native.isa_emulated())
@@ -95,6 +129,10 @@ def test_misuse_is_told() -> None:
         (["--format", "Q8_0/Q8_0/Q8_0/Q8_0"], "more than three"),
         (["--format", "Q4_K", "--hidden", "100"], "multiple of Q4_K's block of 256"),
         (["--top-k", "9"], "top-k"),
+        (["--isa", "avx2"], "--all"),
+        (["--all", "--isa", "sse9"], "does not run sse9"),
+        (["--all", "--format", "Q9"], "unknown format Q9"),
+        (["--all", "--format", "Q8_0", "--top-k", "9"], "top-k"),
     ):
         with pytest.raises(SystemExit, match=text):
             bench.main([*SMALL, *wrong])
