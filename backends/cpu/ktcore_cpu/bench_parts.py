@@ -105,13 +105,13 @@ def random_blocks(fmt: str, shape: tuple[int, int], rng: np.random.Generator) ->
     Raises:
         ValueError: rows that are no whole number of blocks, or a format that cannot be made.
     """
-    from ktcore.conformance.data.blocks import FORMATS, UNLISTED, random_weight
+    from ktcore.conformance.data.blocks import FORMATS, random_weight
 
     block, size = _native.formats()[fmt]
     if shape[1] % block:
         raise ValueError(f"rows of {shape[1]} values are not a multiple of {fmt}'s block of {block}")
     std = shape[1] ** -0.5
-    if fmt in (*FORMATS, *UNLISTED):
+    if fmt in FORMATS:
         return random_weight(fmt, shape, std, rng)
     if fmt.startswith("INT"):
         import torch

@@ -61,9 +61,7 @@ _TORCH = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 PLAIN_FORMATS = tuple(_TORCH)
-UNLISTED = ("IQ1_M", "Q1_0", "Q2_0")
-"""Made for benchmarks and tests; the kit has no cases of them yet."""
-BLOCK_FORMATS = tuple(name for name in (*_SCALES, *_EXPONENT_SCALES) if name not in UNLISTED)
+BLOCK_FORMATS = (*_SCALES, *_EXPONENT_SCALES)
 GROUP_FORMATS = ("INT4_G32", "INT4_G128", "INT8_G128", "F8_E4M3_G128")
 """Of GPTQ, AWQ, compressed-tensors and DeepSeek's FP8 checkpoints."""
 FORMATS = PLAIN_FORMATS + BLOCK_FORMATS + GROUP_FORMATS
@@ -71,7 +69,7 @@ FORMATS = PLAIN_FORMATS + BLOCK_FORMATS + GROUP_FORMATS
 
 
 def random_weight(name: str, shape: tuple[int, ...], std: float, rng: np.random.Generator) -> Bytes:
-    """Bytes of a tensor of `shape` in format `name`, of FORMATS or UNLISTED; values have a deviation of about `std`."""
+    """Bytes of a tensor of `shape` in format `name`, of FORMATS; values have a deviation of about `std`."""
     if name in _TORCH:
         values = rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
         stored = torch.from_numpy(values).to(_TORCH[name]).view(torch.uint8)
