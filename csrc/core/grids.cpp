@@ -165,8 +165,6 @@ void int8_1(Format f, const uint8_t* block, int row, int8_t* codes, float* scale
     }
 }
 
-}  // namespace
-
 const uint16_t* grid_points(Format f) {
     switch (f) {
         case Format::IQ2_XXS: return kGrid2xxs;
@@ -176,6 +174,8 @@ const uint16_t* grid_points(Format f) {
         default: return kGrid3s;
     }
 }
+
+}  // namespace
 
 void grid_pack(Format f, const RawRows& rows, uint8_t* out) {
     switch (f) {

@@ -55,7 +55,6 @@ constexpr int8_t kLevels3s[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 constexpr const int8_t* grid_levels(Format f) {
     return f == Format::IQ3_XXS ? kLevels3xxs : f == Format::IQ3_S ? kLevels3s : kLevels2;
 }
-const uint16_t* grid_points(Format f);
 
 // Packs one block of a panel into zeroed memory; what belongs to rows that the matrix does not have stays zero.
 void grid_pack(Format f, const RawRows& rows, uint8_t* out);

@@ -1,6 +1,7 @@
 // Everything that a unit instantiates over its vectors. Inside the unit's namespace; the order matters: each file uses
 // the ones before it.
 #include "kernels/unpack.h"
+#include "kernels/act_row.h"
 #include "kernels/grids.h"
 #include "kernels/tile.h"
 #include "kernels/tile_f32.h"

@@ -1,6 +1,7 @@
 // Everything that a unit with tiles instantiates over its vectors and its class Tiles. Inside the unit's namespace; the
 // order matters, as in kernels/all.h.
 #include "kernels/unpack.h"
+#include "kernels/act_row.h"
 #include "kernels/grids.h"
 #include "kernels/tile.h"
 #include "kernels/tile_f32.h"

@@ -31,7 +31,7 @@ inline void run_panel(const PackedView& w, int panel, const ActView& a, int t0, 
 }
 inline int few_tokens(Format f) {
     if (info(f).kind == Kind::Codebook || info(f).kind == Kind::Float) return 0;
-    if (info(f).kind == Kind::Grid) return kGridVectors ? kGridTokens : 0;
+    if (info(f).kind == Kind::Grid) return kGridTokens;
     return info(f).packed_k == 256 ? kGemvTokensK : kGemvTokens;
 }
 inline void run_panel_f32(const PackedView& w, int panel, const float* x, size_t ldx, int t0, int t1, float* acc,

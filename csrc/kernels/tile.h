@@ -4,16 +4,6 @@
 // groups, each times its scale, then times the weight's scale, then the min's part), so a token's result does
 // not depend on the kernel or on the batch that it arrives in.
 
-// Where one group of 32 values finds its activations: `x` codes, `k` the record's padded length.
-struct ActRow {
-    const uint8_t* base;
-    AI const uint8_t* x(int k) const { return base + k; }
-    AI const float* scale(int kp, int g16) const { return reinterpret_cast<const float*>(base + act_scale_at(kp)) + g16; }
-    AI const int32_t* nsum(int kp, int g16) const { return reinterpret_cast<const int32_t*>(base + act_nsum_at(kp)) + g16; }
-    AI const float* ssum(int kp, int g16) const { return reinterpret_cast<const float*>(base + act_ssum_at(kp)) + g16; }
-    AI const float* ssum32(int kp, int g32) const { return reinterpret_cast<const float*>(base + act_ssum32_at(kp)) + g32; }
-};
-
 // What an integer accumulator starts from: minus offset * sum of the group's activations.
 // Formats with a min have no offset.
 template <bool kMin>
@@ -236,6 +226,8 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     constexpr bool kGrid = I.kind == Kind::Grid;
     if constexpr (I.kind != Kind::Codebook && (!kGrid || kGridVectors))
         if (tokens <= few) return run_direct<F>(p, w.kblocks, 0, a, act, tokens, HeaderScales<F>{}, acc, Ahead{});
+    if constexpr (kGrid && kGridBytes)
+        if (tokens <= few) return grid_direct<F>(p, w.kblocks, a, act, tokens, acc);
     const Unpacked u = unpacked_at(scratch, kGrid && kGridVectors ? act_xt_at(a.k) : 0);
     constexpr bool kDirect = kDirectMany && I.kind != Kind::Codebook && !kGrid;
     constexpr int kAtOnce = kDirect ? kDirectTokens : kTileTokens;

@@ -173,7 +173,7 @@ constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 4, kF32Vectors = 1;
 constexpr int kDirectTokens = 4;
 constexpr bool kDirectMany = false;
 // As in vec_avx512.h.
-constexpr int kGemvTokens = 4, kGemvTokensK = 4, kGridTokens = 0;
+constexpr int kGemvTokens = 4, kGemvTokensK = 4, kGridTokens = 4;
 // bfloat16: see vec_scalar.h for what they compute.
 constexpr bool kHasBf16 = false;
 // The rounded bfloat16 in each lane's high half; the low half is undefined.
