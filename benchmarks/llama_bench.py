@@ -61,14 +61,21 @@ def measure(calls: list[list[str]]) -> dict[str, float]:
 def figures(printed: str) -> dict[str, float]:
     """Tokens a second of the tests in llama-bench's JSON: those that generate are decode, the others prefill.
 
+    ik_llama.cpp prints what it does to a model's tensors between the brackets, so each test is read on its own.
+
     Raises:
-        PeerError: it is no such JSON.
+        PeerError: a test that lacks its figures, or no test at all.
     """
+    found: dict[str, float] = {}
+    at = printed.find("{")
     try:
-        tests = json.loads(printed[printed.index("[") :])
-        return {
-            "decode_tok_s" if test["n_gen"] else "prefill_tok_s": statistics.median(test["samples_ts"])
-            for test in tests
-        }
+        while at >= 0:
+            test, end = json.JSONDecoder().raw_decode(printed, at)
+            phase = "decode_tok_s" if test["n_gen"] else "prefill_tok_s"
+            found[phase] = statistics.median(test["samples_ts"])
+            at = printed.find("{", end)
     except (ValueError, KeyError, TypeError) as error:
         raise PeerError(f"no JSON of llama-bench: {printed[:200]!r}") from error
+    if not found:
+        raise PeerError(f"no JSON of llama-bench: {printed[:200]!r}")
+    return found

@@ -41,7 +41,9 @@ def _fake(folder: Path, text: str) -> tuple[Path, Path]:
 
 
 def test_ik_is_run_with_repacking_turn_by_turn_with_ktcore(tmp_path: Path, smollm2_path: Path) -> None:
-    binary, log = _fake(tmp_path, "loading\n" + json.dumps([_test(8, 0, 90, 100, 300), _test(8, 2, 7, 5, 6)]))
+    # as it prints models with latent attention: words between the brackets
+    tests = [json.dumps(_test(8, 0, 90, 100, 300)), json.dumps(_test(8, 2, 7, 5, 6))]
+    binary, log = _fake(tmp_path, "[\n==== Adjusted tensors\nComputed blk.0 as 512 x 4096\n" + ",\n".join(tests) + "]")
     command = [sys.executable, str(BENCHMARKS / "versus_llamacpp.py"), str(smollm2_path), "--peer", "ik_llama.cpp"]
     command += ["--llama-bench", str(binary), "--rounds", "2", "--prompt", "8", "--new", "2", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -68,7 +70,9 @@ def test_llama_cpp_decodes_at_the_depth_of_the_prompt(tmp_path: Path, bench: Mod
     assert len(log.read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("text", ["", "usage: llama-bench [options]", "[1]", json.dumps([{"n_gen": 0}])])
+@pytest.mark.parametrize(
+    "text", ["", "usage: llama-bench [options]", "[1]", json.dumps([{"n_gen": 0}]), '[{"n_gen": 0']
+)
 def test_what_is_no_result_is_refused(tmp_path: Path, bench: ModuleType, text: str) -> None:
     binary, _ = _fake(tmp_path, text)
     with pytest.raises(bench.PeerError, match="no JSON of llama-bench"):
