@@ -92,6 +92,9 @@ class Checkpoint(ABC):
         """Of a tensor in an ordered format: the input that each stored column belongs to, int64 [in]."""
         raise CheckpointError(f"{self.path}: '{name}' has its columns in place")
 
+    def ask_for(self, name: str) -> None:  # noqa: B027
+        """Tell the system that this tensor is read soon, so that it comes from the disk meanwhile; from any thread."""
+
     @abstractmethod
     def release(self, name: str) -> None:
         """Let the system drop this tensor's pages from memory; reading it again brings them back from the file."""

@@ -86,14 +86,21 @@ class ConvertedCheckpoint(Checkpoint):
         weight = self._weights.get(name)
         return self._base.file_of(name if weight is None else weight.sources[0])
 
+    def ask_for(self, name: str) -> None:
+        for source in self._sources(name):
+            self._base.ask_for(source)
+
     def release(self, name: str) -> None:
-        self._check(name)
-        weight = self._weights.get(name)
-        for source in (name,) if weight is None else weight.sources:
+        for source in self._sources(name):
             self._base.release(source)
 
     def close(self) -> None:
         self._base.close()
+
+    def _sources(self, name: str) -> Sequence[str]:
+        self._check(name)
+        weight = self._weights.get(name)
+        return (name,) if weight is None else weight.sources
 
     def _check(self, name: str) -> None:
         if name not in self.tensors:

@@ -59,6 +59,10 @@ class JoinedCheckpoint(Checkpoint):
         owner, own = self._owner(name)
         return owner.file_of(own)
 
+    def ask_for(self, name: str) -> None:
+        owner, own = self._owner(name)
+        owner.ask_for(own)
+
     def release(self, name: str) -> None:
         owner, own = self._owner(name)
         owner.release(own)

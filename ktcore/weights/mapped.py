@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,14 @@ class MappedFile:
         if nbytes == 0:
             return np.empty(0, dtype=np.uint8)
         return np.frombuffer(self.map, dtype=np.uint8, count=nbytes, offset=offset)
+
+    def ask_for(self, offset: int, nbytes: int) -> None:
+        """Have the system read this range into its cache where it can; Python's other threads run meanwhile."""
+        if nbytes == 0 or not hasattr(os, "posix_fadvise"):
+            return
+        # by a descriptor, since mmap.madvise holds the interpreter's lock; a file that was moved away gets no advice
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def release(self, offset: int, nbytes: int) -> None:
         """Drop the pages of this range from the process where the system can; they are read again on next use."""
@@ -101,6 +110,10 @@ class MappedCheckpoint(Checkpoint):
 
     def file_of(self, name: str) -> Path:
         return self._find(name).file.path
+
+    def ask_for(self, name: str) -> None:
+        stored = self._find(name)
+        stored.file.ask_for(stored.offset, stored.info.nbytes)
 
     def release(self, name: str) -> None:
         stored = self._find(name)

@@ -12,6 +12,7 @@ from ktcore.backend.implementation import CacheOwner, ExpertLoad, Implementation
 from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry
 from ktcore.engine.experts.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
+from ktcore.engine.load.read_ahead import ReadAhead
 from ktcore.engine.step.decode_graph import graph_device
 from ktcore.engine.step.devices import Devices
 from ktcore.engine.step.runner import LoadedModel
@@ -49,8 +50,15 @@ def load_modules(
         BackendError: a device that the plan uses is not available here, with the backend's own reason.
         CheckpointError: a tensor cannot be read.
     """
-    loader = _Loader(plan, checkpoint, registry, threads, progress, max_tokens, packed)
     graph = plan.graph
+    # packed weights on disk are read instead of the checkpoint's, and the table is read row by row as tokens come
+    wanted = [node.all_weights() if node is not graph.embed and packed is None else {} for node in graph.roots()]
+    with ReadAhead(checkpoint, wanted) as ahead:
+        return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, max_tokens, packed, ahead))
+
+
+def _loaded_model(loader: _Loader) -> LoadedModel:
+    plan, graph = loader.plan, loader.plan.graph
     try:
         model = LoadedModel(
             embed=loader.root(graph.embed),
@@ -88,6 +96,7 @@ class _Loader:
         progress: Progress | None,
         max_tokens: int,
         packed: PackedParts | None,
+        ahead: ReadAhead,
     ) -> None:
         self.plan = plan
         self.checkpoint = checkpoint
@@ -95,6 +104,7 @@ class _Loader:
         self.progress = progress
         self.max_tokens = max_tokens
         self.packed = packed
+        self.ahead = ahead
         self.devices = Devices(lambda device: registry.runtime(device, threads=threads))
         self.caches: list[CacheOwner] = []
         self.states: list[StateOwner] = []
@@ -108,6 +118,7 @@ class _Loader:
 
     def root(self, node: Node) -> Module:
         """A top-level node; its input may come from another device than its own."""
+        self.ahead.next()
         module = self.load(node)
         device = self.devices.runtime(self.plan.choices[node.name].device).device
         return module if len(self.plan.devices) == 1 and device.type == "cpu" else Arriving(module, device)

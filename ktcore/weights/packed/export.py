@@ -47,6 +47,9 @@ class ReadLog(Checkpoint):
     def file_of(self, name: str) -> Path:
         return self.base.file_of(name)
 
+    def ask_for(self, name: str) -> None:
+        self.base.ask_for(name)
+
     def release(self, name: str) -> None:
         self.base.release(name)
 
