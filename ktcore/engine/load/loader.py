@@ -51,8 +51,9 @@ def load_modules(
         CheckpointError: a tensor cannot be read.
     """
     graph = plan.graph
-    # packed weights on disk are read instead of the checkpoint's, and the table is read row by row as tokens come
-    wanted = [node.all_weights() if node is not graph.embed and packed is None else {} for node in graph.roots()]
+    # what is packed on disk already is not packed from the checkpoint, and the table is read row by row as tokens come
+    stored = packed is not None and packed.complete
+    wanted = [{} if stored or node is graph.embed else node.all_weights() for node in graph.roots()]
     with ReadAhead(checkpoint, wanted) as ahead:
         return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, max_tokens, packed, ahead))
 

@@ -45,7 +45,13 @@ class Part:
 
 
 class PackedParts(ABC):
-    """Packed weights of one model on disk."""
+    """Packed weights of one model on disk.
+
+    Attributes:
+        complete: all that is kept here has been packed; the model's own files are hardly read any more.
+    """
+
+    complete: bool = False
 
     @abstractmethod
     def get(self, part: Part, fill: Fill) -> Bytes | None:

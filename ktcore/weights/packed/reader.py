@@ -25,6 +25,8 @@ class PartReader(PackedParts):
         body: its manifest.
     """
 
+    complete = True
+
     def __init__(self, folder: Path, body: Mapping[str, Any]) -> None:
         self.folder = folder
         self._parts: Mapping[str, dict[str, Any]] = body["parts"]
