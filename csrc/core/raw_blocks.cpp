@@ -35,10 +35,7 @@ void scales(Format f, const uint8_t* b, float* d, float* m) {
             }
             return;
         case Format::Q3_K:
-            for (int i = 0; i < 16; i++) {
-                const int lo = s[i & 7] >> (i < 8 ? 0 : 4) & 15, hi = s[8 + (i & 3)] >> (2 * (i >> 2)) & 3;
-                d[i] = d0 * static_cast<float>((lo | hi << 4) - 32);
-            }
+            for (int i = 0; i < 16; i++) d[i] = d0 * static_cast<float>(scale_q3_k(s, i));
             return;
         case Format::Q4_K:
         case Format::Q5_K:
@@ -118,7 +115,7 @@ void raw_dequantize(Format f, const uint8_t* row, int cols, float* out) {
     if (t.kind == Kind::Float) return dequantize_float(f, row, cols, out);
     const int offset = t.offset_shift < 0 ? 0 : 1 << t.offset_shift;
     for (int i = 0; i < cols; i += t.block, row += t.block_bytes) {
-        if (t.kind == Kind::Codebook || t.kind == Kind::Grid) {
+        if (t.kind == Kind::Ternary || t.kind == Kind::Grid) {
             dequantize_codebook(f, row, out + i);
             continue;
         }

@@ -19,6 +19,8 @@ void raw_dequantize(Format f, const uint8_t* row, int cols, float* out);
 // Rows ids[0 .. count) of `rows` rows, to out [count][cols]. Throws std::invalid_argument for an id that is none, before
 // any row is written.
 void raw_dequantize_rows(Format f, const uint8_t* raw, int64_t rows, int cols, const int64_t* ids, int64_t count, float* out);
+// Packs one block of TQ1_0, as raw_pack.
+void ternary_pack(const RawRows& rows, uint8_t* out);
 // Packs one block of a panel into zeroed memory; what belongs to rows that the matrix does not have stays zero.
 void raw_pack(Format f, const RawRows& rows, uint8_t* out);
 

@@ -1,5 +1,5 @@
-// Codebook formats (IQ1 to IQ3, TQ1_0) in plain C++: a block becomes int8 codes and a scale per 16 values. Layouts:
-// ggml-common.h of ggml; values as gguf-py dequantises them, to the last bit.
+// Codebook formats (IQ1 to IQ3, TQ1_0) in plain C++: a block becomes int8 codes and a scale per 16 values; and TQ1_0's
+// panels. Layouts: ggml-common.h of ggml; values as gguf-py dequantises them, to the last bit.
 #include <cstring>
 
 #include "core/f16.h"
@@ -134,6 +134,23 @@ void tq1_0(const uint8_t* b, int8_t* c, float* scale) {
 }
 
 }  // namespace
+
+void ternary_pack(const RawRows& rows, uint8_t* out) {
+    for (int r = 0; r < rows.count; r++) {
+        int8_t c[256];
+        float scale[16];
+        tq1_0(rows[r], c, scale);
+        std::memcpy(out + r * 2, rows[r] + 52, 2);
+        uint8_t* to = out + 64 + r / kHalfRows * 64 + r % kHalfRows * 4;
+        for (int n = 0; n < 3; n++)
+            for (int k = 0; k < 16; k++) {
+                int value = 0;
+                for (int f = 0; f < 5; f++) value = value * 3 + c[n * 80 + f * 16 + k] + 1;
+                to[n * 512 + k / 4 * 128 + k % 4] = static_cast<uint8_t>((value * 256 + 242) / 243);
+            }
+        for (int k = 0; k < 16; k++) to[1536 + k % 4] |= static_cast<uint8_t>((c[240 + k] + 1) << (2 * (k / 4)));
+    }
+}
 
 void raw_int8(Format f, const uint8_t* block, int8_t* codes, float* scale) {
     switch (f) {

@@ -146,6 +146,20 @@ inline void scales_iq4_xs(const uint8_t* b, int8_t* out) {
         out[i] = static_cast<int8_t>(((b[4 + i / 2] >> (4 * (i & 1)) & 15) | (high >> (2 * i) & 3) << 4) - 32);
 }
 
+// Scale i of a Q3_K block, less 32.
+inline int scale_q3_k(const uint8_t* s, int i) {
+    const int lo = s[i & 7] >> (i < 8 ? 0 : 4) & 15, hi = s[8 + (i & 3)] >> (2 * (i >> 2)) & 3;
+    return (lo | hi << 4) - 32;
+}
+// All as a packed header has them (kernels/unpack.h), where two planes of bytes are a vector: what is left of bytes 0, 2
+// and 4 is scale 12, of 1, 3 and 5 scale 13, and so on.
+inline void scales_q3_k(const uint8_t* s, int8_t* out) {
+    for (int i = 0; i < 12; i++) {
+        const int rest = scale_q3_k(s, 12 + i / 6 * 2 + i % 2) & 63;
+        out[i] = static_cast<int8_t>(scale_q3_k(s, i) << 2 | (rest >> (4 - i / 2 % 3 * 2) & 3));
+    }
+}
+
 // Unsigned codes (offset included) of one block; of a table format, the indices.
 [[gnu::always_inline]] inline void read_codes(Format f, const uint8_t* block, uint8_t* codes) {
     const FormatInfo& t = info(f);

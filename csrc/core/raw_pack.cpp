@@ -12,7 +12,6 @@ namespace {
 
 // Row `row`'s part (0..31) of a packed block's header.
 [[gnu::always_inline]] inline void pack_header(Format f, const uint8_t* block, int row, uint8_t* header) {
-    const int half = row / kHalfRows, lane = row % kHalfRows;
     uint8_t* plain = header + row * 2;  // of the 16-bit values, 32 rows side by side
     if (f == Format::MXFP4) {
         const uint16_t d = e8m0_half(block[0]);
@@ -20,7 +19,7 @@ namespace {
         return;
     }
     if (f == Format::NVFP4) {
-        for (int i = 0; i < 4; i++) header[half * 64 + lane * 4 + i] = ue4m3(block[i]);
+        for (int i = 0; i < 4; i++) header[i * kPanelRows + row] = ue4m3(block[i]);
         return;
     }
     if (info(f).zero_point) {
@@ -29,14 +28,12 @@ namespace {
         return;
     }
     const Parts& p = parts(f);
-    int8_t unpacked[8];
+    int8_t unpacked[12];
     const uint8_t* from = block + p.scales;
-    if (f == Format::IQ4_XS) {
-        scales_iq4_xs(block, unpacked);
-        from = reinterpret_cast<const uint8_t*>(unpacked);
-    }
-    for (int z = 0; z < p.scale_bytes / 4; z++)
-        std::memcpy(header + (z * 2 + half) * 64 + lane * 4, from + z * 4, 4);
+    if (f == Format::IQ4_XS) scales_iq4_xs(block, unpacked);
+    if (f == Format::Q3_K) scales_q3_k(from, unpacked);
+    if (f == Format::IQ4_XS || f == Format::Q3_K) from = reinterpret_cast<const uint8_t*>(unpacked);
+    for (int z = 0; z < p.scale_bytes; z++) header[z * kPanelRows + row] = from[z];
     plain += p.scale_bytes * kPanelRows;
     std::memcpy(plain, block + p.d, 2);
     if (p.m >= 0) std::memcpy(plain + 64, block + p.m, 2);
@@ -63,7 +60,12 @@ template <int Bits>
             for (Quads& quad : c) quad = quad >> 4 & kNibbles;
             plane += 512;
         }
-        if (Bits == 6 || Bits == 2 || Bits == 3) {
+        if (Bits == 3) {
+            for (int v = 0; v < 2; v++) put(v, c[v] | c[v + 3] << 3 | (c[v + 6] & kBytes * 6) << 5);
+            put(2, c[2] | c[5] << 3 | (c[6] & kBytes) << 6 | (c[7] & kBytes) << 7);
+            continue;
+        }
+        if (Bits == 6 || Bits == 2) {
             for (int v = 0; v < 2; v++) {
                 Quads quad{};
                 for (int i = 0; i < 4; i++) quad |= (c[v * 4 + i] & kPairs) << (2 * i);
@@ -186,10 +188,7 @@ void raw_pack(Format f, const RawRows& rows, uint8_t* out) {
     switch (t.kind) {
         case Kind::Float: return pack_float(f, rows, out);
         case Kind::Grid: return grid_pack(f, rows, out);
-        case Kind::Codebook:
-            for (int r = 0; r < rows.count; r++)
-                std::memcpy(out + r * t.block_bytes, rows[r], static_cast<size_t>(t.block_bytes));
-            return;
+        case Kind::Ternary: return ternary_pack(rows, out);
         default: return kPack[static_cast<size_t>(f)](rows, out);
     }
 }

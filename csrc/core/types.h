@@ -21,9 +21,9 @@ enum class Format : uint8_t {
 
 // How a format becomes numbers. Affine: unsigned codes, scales and mins or a constant offset, in bit planes;
 // Table: like it, the 4-bit codes being indices into kTables; Grid: indices of lattice points and signs by panels of rows
-// (core/grids.h); Codebook: the file's own blocks, turned into int8 codes and 16-value scales by raw_int8 when they are
-// read; Float: numbers as they are.
-enum class Kind : uint8_t { Affine, Table, Grid, Codebook, Float };
+// (core/grids.h); Ternary: codes of two bits, five of which a byte holds as base-3 digits (kernels/ternary.h); Float: numbers
+// as they are.
+enum class Kind : uint8_t { Affine, Table, Grid, Ternary, Float };
 
 // One row of the format table. `bits` of a packed code, `group` values that share a (sub)scale, `offset_shift`:
 // the code's constant offset is 1 << offset_shift (-1: none). `header` is the packed header of 32 rows.
@@ -74,7 +74,7 @@ constexpr FormatInfo kFormats[] = {
     {"IQ3_S", 256, 110, 256, 64, 8, 32, false, 6, Kind::Grid},
     {"IQ1_S", 256, 50, 256, 64, 8, 32, false, 6, Kind::Grid, 0, false, 3},
     {"IQ1_M", 256, 56, 256, 64, 8, 16, false, 6, Kind::Grid, 0, false, 3},
-    {"TQ1_0", 256, 54, 256, 0, 8, 16, false, 7, Kind::Codebook},
+    {"TQ1_0", 256, 54, 256, 64, 2, 32, false, 0, Kind::Ternary},
     {"F16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
     {"BF16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
     {"F32", 1, 4, 32, 0, 32, 32, false, -1, Kind::Float},
@@ -89,11 +89,11 @@ constexpr uint16_t kScaleIsBf16 = 0x8000;  // in a stored zero point: the scale'
 
 constexpr const FormatInfo& info(Format f) { return kFormats[static_cast<int>(f)]; }
 constexpr int packed_block_bytes(const FormatInfo& i) {
-    if (i.kind == Kind::Codebook || i.kind == Kind::Grid) return kPanelRows * (i.block_bytes + i.more);
+    if (i.kind == Kind::Ternary || i.kind == Kind::Grid) return kPanelRows * (i.block_bytes + i.more);
     return i.header + kPanelRows * i.packed_k * i.bits / 8;
 }
 // Codes need all eight bits of an unsigned byte.
-constexpr bool wide_codes(const FormatInfo& i) { return (i.bits == 8 && i.kind != Kind::Grid) || i.kind == Kind::Table; }
+constexpr bool wide_codes(const FormatInfo& i) { return (i.bits == 8 && i.kind != Kind::Grid) || (i.kind == Kind::Table && i.table == 0); }
 
 // A packed matrix as the kernels see it: `panels` panels of 32 rows, each `kblocks` blocks long.
 struct PackedView {

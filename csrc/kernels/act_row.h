@@ -9,3 +9,11 @@ struct ActRow {
     AI const float* ssum(int kp, int g16) const { return reinterpret_cast<const float*>(base + act_ssum_at(kp)) + g16; }
     AI const float* ssum32(int kp, int g32) const { return reinterpret_cast<const float*>(base + act_ssum32_at(kp)) + g32; }
 };
+
+// What an integer accumulator starts from: minus offset * sum of the group's activations. Formats with a min have no
+// offset. Wide codes are multiplied 128 less than they are where kLessHalf; the only offset that they come with is 128.
+template <bool kMin, bool kWide = false>
+AI VI seed(const ActRow& a, int kp, int g16, int shift) {
+    if (kWide && kLessHalf) return kMin ? subi(seti(0), sll(bci(a.nsum(kp, g16)), 7)) : seti(0);
+    return kMin ? seti(0) : sll(bci(a.nsum(kp, g16)), shift);
+}

@@ -3,6 +3,7 @@
 #include "kernels/unpack.h"
 #include "kernels/act_row.h"
 #include "kernels/grids.h"
+#include "kernels/ternary.h"
 #include "kernels/tile.h"
 #include "kernels/tile_f32.h"
 #include "kernels/tile_bf16.h"

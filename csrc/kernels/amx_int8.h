@@ -118,8 +118,8 @@ void tiled_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     for (int b = 0; b < w.kblocks; b += kStep) {
         const int n = w.kblocks - b < kStep ? w.kblocks - b : kStep;
         const uint8_t *slice = p + static_cast<size_t>(b) * kBytes, *next = slice + static_cast<size_t>(n) * kBytes;
-        if constexpr (I.kind == Kind::Codebook)
-            unpack_codebook<F>(slice, n, u);
+        if constexpr (I.kind == Kind::Ternary)
+            unpack_ternary<F>(slice, n, u);
         else if constexpr (I.kind == Kind::Grid)
             unpack_grid<F>(slice, n, u);
         else

@@ -186,6 +186,11 @@ struct Layout<F, Kind::Grid> {
         }
         d = mulf(mulf(ldh(reinterpret_cast<const uint16_t*>(block + h * 32)), setf(G.unit)), cvtif(odd));
     }
+    struct Header {
+        const uint8_t* block;
+        AI explicit Header(const uint8_t* p) : block(p) {}
+        AI void scale(int s, int h, VF& d, VF& m) const { Layout::scale(block, s, h, d, m); }
+    };
 };
 
 template <Format F>

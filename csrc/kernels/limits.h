@@ -20,7 +20,7 @@ AI void opaque(PeakInt& x) { asm volatile("" : "+x"(x)); }
 AI void opaque(PeakFloat& x) { asm volatile("" : "+x"(x)); }
 AI PeakInt peak_int(int x) { return _mm256_set1_epi32(x); }
 AI PeakFloat peak_float(float x) { return _mm256_set1_ps(x); }
-AI PeakInt peak_dot4(PeakInt acc, PeakInt x, PeakInt y) { return dot4h<false>(acc, x, y); }
+AI PeakInt peak_dot4(PeakInt acc, PeakInt x, PeakInt y) { return dot4h(acc, x, y); }
 AI PeakFloat peak_fma(PeakFloat acc, PeakFloat x, PeakFloat y) { return _mm256_fmadd_ps(x, y, acc); }
 #else
 using PeakInt = VI;

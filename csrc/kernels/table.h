@@ -30,7 +30,7 @@ inline void run_panel(const PackedView& w, int panel, const ActView& a, int t0, 
     kTablesOf.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, few);
 }
 inline int few_tokens(Format f) {
-    if (info(f).kind == Kind::Codebook || info(f).kind == Kind::Float) return 0;
+    if (info(f).kind == Kind::Float) return 0;
     if (info(f).kind == Kind::Grid) return kGridTokens;
     return info(f).packed_k == 256 ? kGemvTokensK : kGemvTokens;
 }

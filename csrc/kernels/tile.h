@@ -4,13 +4,6 @@
 // groups, each times its scale, then times the weight's scale, then the min's part), so a token's result does
 // not depend on the kernel or on the batch that it arrives in.
 
-// What an integer accumulator starts from: minus offset * sum of the group's activations.
-// Formats with a min have no offset.
-template <bool kMin>
-AI VI seed(const ActRow& a, int kp, int g16, int shift) {
-    return kMin ? seti(0) : sll(bci(a.nsum(kp, g16)), shift);
-}
-
 // Once unpacked, formats of one group size, with or without mins, share a kernel.
 // acc[t][32] (+)= unpacked groups [0, groups) times T tokens; g0 is the first group's index in K. shift: the format's
 // offset_shift.
@@ -31,12 +24,12 @@ void tile(const Unpacked& w, int groups, int g0, const ActView& a, const uint8_t
             UNR for (int s = 0; s < 2; s++) {
                 VI dot[T][H];
                 UNR for (int t = 0; t < T; t++) {
-                    const VI start = seed<kMin>(ActRow{act + t * stride}, kp, g16 + s, shift);
+                    const VI start = seed<kMin, kWide>(ActRow{act + t * stride}, kp, g16 + s, shift);
                     UNR for (int h = 0; h < H; h++) dot[t][h] = start;
                 }
                 UNR for (int q = 0; q < 4; q++) {
-                    VI v[H];
-                    UNR for (int h = 0; h < H; h++) v[h] = ldi(codes + ((s * 4 + q) * 2 + h) * 64);
+                    Operand<kWide> v[H];
+                    UNR for (int h = 0; h < H; h++) v[h] = operand<kWide>(ldi(codes + ((s * 4 + q) * 2 + h) * 64));
                     UNR for (int t = 0; t < T; t++) {
                         const VI x4 = bci(x + t * stride + s * 16 + q * 4);
                         UNR for (int h = 0; h < H; h++) dot[t][h] = dot4<kWide>(dot[t][h], v[h], x4);
@@ -77,19 +70,26 @@ void tile(const Unpacked& w, int groups, int g0, const ActView& a, const uint8_t
 template <Format F>
 struct HeaderScales {
     static constexpr bool kReadsAhead = true;
-    AI void get(const uint8_t* block, int s, int h, VF& d, VF& m) const { Layout<F>::scale(block, s, h, d, m); }
-    AI void next_block() {}
+    using Block = typename Layout<F>::Header;
+    AI Block block(const uint8_t* p) { return Block(p); }
 };
 // ... or a slice's, unpacked once for many.
 template <Format F>
 struct SliceScales {
     static constexpr bool kReadsAhead = false;
+    struct Block {
+        const float *scales, *mins;
+        AI void scale(int s, int h, VF& d, VF& m) const {
+            d = ldf(scales + s * 32 + h * 16);
+            m = Layout<F>::I.has_min ? ldf(mins + s * 32 + h * 16) : setf(0.f);
+        }
+    };
     const float *scale, *min;
-    AI void get(const uint8_t*, int s, int h, VF& d, VF& m) const {
-        d = ldf(scale + s * 32 + h * 16);
-        m = Layout<F>::I.has_min ? ldf(min + s * 32 + h * 16) : setf(0.f);
+    AI Block block(const uint8_t*) {
+        const Block out{scale, min};
+        scale += Layout<F>::kScales * 32, min += Layout<F>::kScales * 32;
+        return out;
     }
-    AI void next_block() { scale += Layout<F>::kScales * 32, min += Layout<F>::kScales * 32; }
 };
 
 // The same straight from the packed panel: codes are taken apart in registers, by other ports of the core than those that
@@ -106,13 +106,14 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
     UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++)
         sum[t][h] = g0 == 0 ? setf(0.f) : ldf(acc + t * 32 + h * 16);
     int g32 = g0;
-    for (int b = 0; b < blocks; b++, p += L::kBytes, scales.next_block()) {
+    for (int b = 0; b < blocks; b++, p += L::kBytes) {
+        const typename Scales::Block header = scales.block(p);
         const uint8_t* gp = p + I.header;
         for (int g = 0; g < L::kGroups; g++, g32++, gp += L::kGroupBytes) {
             const uint8_t* x = act + g32 * 32 + (I.kind == Kind::Grid ? act_xt_at(kp) : 0);
             VI dot[2][T][2];
             UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
-                dot[s][t][0] = dot[s][t][1] = seed<I.has_min>(ActRow{act + t * stride}, kp, g32 * 2 + s, I.offset_shift);
+                dot[s][t][0] = dot[s][t][1] = seed<I.has_min, L::kWide>(ActRow{act + t * stride}, kp, g32 * 2 + s, I.offset_shift);
             if (Scales::kReadsAhead)
                 UNR for (int i = 0; i < kAsk; i++) touch(p + kReadAhead + (g * kLines / L::kGroups + i) * 64);
             if constexpr (I.kind == Kind::Grid) {
@@ -125,7 +126,7 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
                     }
                 }
             } else UNR for (int q = 0; q < 4; q++) UNR for (int s = 0; s < 2; s++) {
-                const VI v0 = L::quad(gp, s * 4 + q, 0), v1 = L::quad(gp, s * 4 + q, 1);
+                const auto v0 = operand<L::kWide>(L::quad(gp, s * 4 + q, 0)), v1 = operand<L::kWide>(L::quad(gp, s * 4 + q, 1));
                 UNR for (int t = 0; t < T; t++) {
                     const VI y = bci(x + t * stride + s * 16 + q * 4);
                     dot[s][t][0] = dot4<L::kWide>(dot[s][t][0], v0, y);
@@ -135,7 +136,7 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
             UNR for (int h = 0; h < 2; h++) {
                 VF d, m;
                 if (I.group == 32) {
-                    scales.get(p, g, h, d, m);
+                    header.scale(g, h, d, m);
                     UNR for (int t = 0; t < T; t++) {
                         const ActRow row{act + t * stride};
                         VF part = mulf(cvtif(dot[0][t][h]), bcf(row.scale(kp, g32 * 2)));
@@ -145,7 +146,7 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
                     }
                 } else {
                     UNR for (int s = 0; s < 2; s++) {
-                        scales.get(p, g * 2 + s, h, d, m);
+                        header.scale(g * 2 + s, h, d, m);
                         UNR for (int t = 0; t < T; t++) {
                             const ActRow row{act + t * stride};
                             const VF part = mulf(cvtif(dot[s][t][h]), bcf(row.scale(kp, g32 * 2 + s)));
@@ -196,6 +197,14 @@ void run_tiles(const Unpacked& u, int groups, int g0, const ActView& a, const ui
     }
 }
 
+template <Format F, int T, class Scales>
+AI void direct_tile(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_t* act, Scales scales, float* acc) {
+    if constexpr (kFormats[static_cast<int>(F)].kind == Kind::Ternary)
+        direct_ternary<F, T>(p, blocks, a, act, acc);
+    else
+        direct<F, T>(p, blocks, g0, a, act, scales, acc);
+}
+
 // All tokens, four at once, over blocks from group g0 of K on.
 template <Format F, class Scales>
 AI void run_direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_t* act, int tokens, Scales scales,
@@ -206,11 +215,11 @@ AI void run_direct(const uint8_t* p, int blocks, int g0, const ActView& a, const
         ahead.ask();
         const uint8_t* x = act + t * a.stride;
         switch (n) {
-            case 1: direct<F, 1>(p, blocks, g0, a, x, scales, acc + t * 32); break;
-            case 2: direct<F, 2>(p, blocks, g0, a, x, scales, acc + t * 32); break;
-            case 3: direct<F, 3>(p, blocks, g0, a, x, scales, acc + t * 32); break;
-            case 4: direct<F, 4>(p, blocks, g0, a, x, scales, acc + t * 32); break;
-            default: direct<F, kDirectTokens>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            case 1: direct_tile<F, 1>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            case 2: direct_tile<F, 2>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            case 3: direct_tile<F, 3>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            case 4: direct_tile<F, 4>(p, blocks, g0, a, x, scales, acc + t * 32); break;
+            default: direct_tile<F, kDirectTokens>(p, blocks, g0, a, x, scales, acc + t * 32); break;
         }
         t += n;
     }
@@ -224,12 +233,12 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     const uint8_t* act = a.base + t0 * a.stride;
     const int tokens = t1 - t0;
     constexpr bool kGrid = I.kind == Kind::Grid;
-    if constexpr (I.kind != Kind::Codebook && (!kGrid || kGridVectors))
+    if constexpr (!kGrid || kGridVectors)
         if (tokens <= few) return run_direct<F>(p, w.kblocks, 0, a, act, tokens, HeaderScales<F>{}, acc, Ahead{});
     if constexpr (kGrid && kGridBytes)
         if (tokens <= few) return grid_direct<F>(p, w.kblocks, a, act, tokens, acc);
     const Unpacked u = unpacked_at(scratch, kGrid && kGridVectors ? act_xt_at(a.k) : 0);
-    constexpr bool kDirect = kDirectMany && I.kind != Kind::Codebook && !kGrid;
+    constexpr bool kDirect = kDirectMany && !kGrid && I.kind != Kind::Ternary;
     constexpr int kAtOnce = kDirect ? kDirectTokens : kTileTokens;
     const int share = (kStep * kBytes / 64 * kAtOnce + tokens - 1) / tokens;
     for (int b = 0; b < w.kblocks; b += kStep) {
@@ -242,8 +251,8 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
             unpack_scales<F>(slice, n, u);
             run_direct<F>(slice, n, b * kGroups, a, act, tokens, SliceScales<F>{u.scale, u.min}, acc, ahead);
         } else {
-            if constexpr (I.kind == Kind::Codebook)
-                unpack_codebook<F>(slice, n, u);
+            if constexpr (I.kind == Kind::Ternary)
+                unpack_ternary<F>(slice, n, u);
             else if constexpr (kGrid)
                 unpack_grid<F>(slice, n, u);
             else

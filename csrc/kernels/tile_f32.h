@@ -93,14 +93,11 @@ AI void group_f32(const uint8_t* panel, int g32, float* out) {
             quad_f32<F>(panel, g32 * 8 + q, w);
             UNR for (int j = 0; j < 4; j++) UNR for (int h = 0; h < 2; h++) stf(out + (q * 4 + j) * 32 + h * 16, w[j][h]);
         }
-    } else if constexpr (I.kind == Kind::Codebook || I.kind == Kind::Grid) {
+    } else if constexpr (I.kind == Kind::Grid) {
         int8_t codes[256];
         float scale[16];
         for (int r = 0; r < kPanelRows; r++) {
-            if (I.kind == Kind::Grid)
-                grid_int8(F, block, r, codes, scale);
-            else
-                raw_int8(F, block + r * I.block_bytes, codes, scale);
+            grid_int8(F, block, r, codes, scale);
             for (int k = 0; k < 32; k++) {
                 const int at = g32 % kGroups * 32 + k;
                 out[k * kPanelRows + r] = static_cast<float>(codes[at]) * scale[at / 16];

@@ -28,9 +28,19 @@ AI VI xori(VI x, VI y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.
 AI VI srl(VI x, int n) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
 AI VI sll(VI x, int n) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
 AI VI sra24(VI x) { return {_mm256_srai_epi32(x.a, 24), _mm256_srai_epi32(x.b, 24)}; }
+AI VI sra(VI x, int n) { return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
+AI VI add8(VI x, VI y) { return {_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b)}; }
+AI VI subs8(VI x, VI y) { return {_mm256_subs_epu8(x.a, y.a), _mm256_subs_epu8(x.b, y.b)}; }
+AI VI avg8(VI x, VI y) { return {_mm256_avg_epu8(x.a, y.a), _mm256_avg_epu8(x.b, y.b)}; }
 AI VI subi(VI x, VI y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 AI VI addi(VI x, VI y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 AI VF castf(VI x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+AI VI merge(VI x, VI mx, VI y, VI my) { return ori(andi(x, mx), andi(y, my)); }
+AI VI ldu8(const void* p) {
+    const __m128i a = _mm_loadu_si64(p), b = _mm_loadu_si64(static_cast<const uint8_t*>(p) + 8);
+    return {_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(b)};
+}
+constexpr bool kLookupMasks = false;
 AI VI ldw(const void* p) {
     const __m128i* q = static_cast<const __m128i*>(p);
     return {_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
@@ -46,19 +56,41 @@ AI VF cvtif(VI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 AI VI cvtfi(VF x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 AI __m256 round1(__m256 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 AI VF roundv(VF x) { return {round1(x.a), round1(x.b)}; }
-// vpmaddubsw saturates where two products exceed 16 bits, which only codes of 8 bits can reach: those take
-// even and odd bytes apart.
+// vpmaddubsw saturates where two products exceed 16 bits, which only codes of 8 bits can reach: those less 128 stay within
+// them, as magnitudes, and activations that take their signs.
+constexpr bool kLessHalf = true;
+struct Signed {
+    VI magnitude, less;
+};
 template <bool kWide>
+struct OperandOf {
+    using Type = VI;
+};
+template <>
+struct OperandOf<true> {
+    using Type = Signed;
+};
+template <bool kWide>
+using Operand = typename OperandOf<kWide>::Type;
+template <bool kWide>
+AI Operand<kWide> operand(VI u) {
+    if constexpr (!kWide) return u;
+    else {
+        const VI less = xori(u, seti(static_cast<int>(0x80808080)));
+        return {{_mm256_abs_epi8(less.a), _mm256_abs_epi8(less.b)}, less};
+    }
+}
 AI __m256i dot4h(__m256i acc, __m256i u, __m256i s) {
-    const __m256i one = _mm256_set1_epi16(1);
-    if (!kWide) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), one));
-    const __m256i low = _mm256_set1_epi16(255);
-    const __m256i even = _mm256_maddubs_epi16(_mm256_and_si256(u, low), s);
-    const __m256i odd = _mm256_maddubs_epi16(_mm256_andnot_si256(low, u), s);
-    return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even, one), _mm256_madd_epi16(odd, one)));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
 template <bool kWide>
-AI VI dot4(VI acc, VI u, VI s) { return {dot4h<kWide>(acc.a, u.a, s.a), dot4h<kWide>(acc.b, u.b, s.b)}; }
+AI VI dot4(VI acc, const Operand<kWide>& u, VI s) {
+    if constexpr (kWide)
+        return {dot4h(acc.a, u.magnitude.a, _mm256_sign_epi8(s.a, u.less.a)),
+                dot4h(acc.b, u.magnitude.b, _mm256_sign_epi8(s.b, u.less.b))};
+    else
+        return {dot4h(acc.a, u.a, s.a), dot4h(acc.b, u.b, s.b)};
+}
 AI VF addf(VF x, VF y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 AI VF subf(VF x, VF y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 AI VF mulf(VF x, VF y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -79,8 +111,8 @@ AI void sth(uint16_t* p, VF x) {
     _mm_storeu_si128(q + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
 AI VF ld8(const void* p) {
-    const __m128i b = _mm_loadu_si128(static_cast<const __m128i*>(p));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8)))};
+    const __m128i a = _mm_loadu_si64(p), b = _mm_loadu_si64(static_cast<const int8_t*>(p) + 8);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b))};
 }
 AI VF bch(const void* p) {
     uint16_t h;

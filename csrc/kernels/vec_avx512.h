@@ -27,34 +27,80 @@ AI VI xori(VI x, VI y) { return _mm512_xor_si512(x, y); }
 AI VI srl(VI x, int n) { return _mm512_srli_epi32(x, static_cast<unsigned>(n)); }
 AI VI sll(VI x, int n) { return _mm512_slli_epi32(x, static_cast<unsigned>(n)); }
 AI VI sra24(VI x) { return _mm512_srai_epi32(x, 24); }
+AI VI sra(VI x, int n) { return _mm512_srai_epi32(x, static_cast<unsigned>(n)); }
+// Of 64 unsigned bytes: the sum modulo 256, the difference or 0, the mean rounded up.
+AI VI add8(VI x, VI y) { return _mm512_add_epi8(x, y); }
+AI VI subs8(VI x, VI y) { return _mm512_subs_epu8(x, y); }
+AI VI avg8(VI x, VI y) { return _mm512_avg_epu8(x, y); }
 AI VI subi(VI x, VI y) { return _mm512_sub_epi32(x, y); }
 AI VI addi(VI x, VI y) { return _mm512_add_epi32(x, y); }
 AI VF castf(VI x) { return _mm512_castsi512_ps(x); }
-// 16 unsigned words.
+// (x & mx) | (y & my), whose masks have no bit in common.
+AI VI merge(VI x, VI mx, VI y, VI my) { return _mm512_ternarylogic_epi32(_mm512_and_si512(x, mx), y, my, 0xf8); }
+// 16 unsigned bytes, words.
+AI VI ldu8(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
 AI VI ldw(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
 // x where the sign bit is set, else y.
 AI VF selectf(VI sign, VF x, VF y) { return _mm512_mask_blend_ps(_mm512_movepi32_mask(sign), y, x); }
-// table[code] for every byte; codes below 16.
+// table[code] for every byte; codes below 16, or kLookupMasks: their upper bits do not count.
 AI VI lookup16(VI codes, const uint8_t* table) {
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))), codes);
+    const VI four = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+#if defined(__AVX512VBMI__)
+    return _mm512_permutexvar_epi8(codes, four);
 }
+constexpr bool kLookupMasks = true;
+#else
+    return _mm512_shuffle_epi8(four, codes);
+}
+constexpr bool kLookupMasks = false;
+#endif
 AI VF cvtif(VI x) { return _mm512_cvtepi32_ps(x); }
 AI VI cvtfi(VF x) { return _mm512_cvtps_epi32(x); }
 AI VF roundv(VF x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// Codes as dot4 takes them.
 #if defined(__AVX512VNNI__)
+template <bool kWide>
+using Operand = VI;
+template <bool kWide>
+AI VI operand(VI u) { return u; }
+constexpr bool kLessHalf = false;
 template <bool kWide>
 AI VI dot4(VI acc, VI u, VI s) { return _mm512_dpbusd_epi32(acc, u, s); }
 #else
-// vpmaddubsw saturates where two products exceed 16 bits, which only codes of 8 bits can reach: those take
-// even and odd bytes apart.
+// vpmaddubsw saturates where two products exceed 16 bits, which only codes of 8 bits can reach: those less 128 stay within
+// them, as magnitudes, and activations that take their signs.
+constexpr bool kLessHalf = true;
+struct Signed {
+    VI magnitude;
+    __mmask64 minus;
+};
 template <bool kWide>
-AI VI dot4(VI acc, VI u, VI s) {
+struct OperandOf {
+    using Type = VI;
+};
+template <>
+struct OperandOf<true> {
+    using Type = Signed;
+};
+template <bool kWide>
+using Operand = typename OperandOf<kWide>::Type;
+template <bool kWide>
+AI Operand<kWide> operand(VI u) {
+    if constexpr (!kWide) return u;
+    else {
+        const VI less = _mm512_xor_si512(u, _mm512_set1_epi8(-128));
+        return {_mm512_abs_epi8(less), _mm512_movepi8_mask(less)};
+    }
+}
+template <bool kWide>
+AI VI dot4(VI acc, const Operand<kWide>& u, VI s) {
     const VI one = _mm512_set1_epi16(1);
-    if (!kWide) return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(u, s), one));
-    const VI low = _mm512_set1_epi16(255);
-    const VI even = _mm512_maddubs_epi16(_mm512_and_si512(u, low), s);
-    const VI odd = _mm512_maddubs_epi16(_mm512_andnot_si512(low, u), s);
-    return _mm512_add_epi32(acc, _mm512_add_epi32(_mm512_madd_epi16(even, one), _mm512_madd_epi16(odd, one)));
+    VI pairs;
+    if constexpr (kWide)
+        pairs = _mm512_maddubs_epi16(u.magnitude, _mm512_mask_sub_epi8(s, u.minus, _mm512_setzero_si512(), s));
+    else
+        pairs = _mm512_maddubs_epi16(u, s);
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, one));
 }
 #endif
 AI VF addf(VF x, VF y) { return _mm512_add_ps(x, y); }
@@ -177,6 +223,10 @@ AI VF dotbf(VF acc, VI a, VI b) {
 constexpr bool kHasTables128 = true;
 AI VI lookup128(VI codes, const uint8_t* table) {
     return _mm512_permutex2var_epi8(_mm512_loadu_si512(table), codes, _mm512_loadu_si512(table + 64));
+}
+// table[code] of every byte.
+AI VI lookup256(VI codes, const uint8_t* table) {
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), lookup128(codes, table), lookup128(codes, table + 128));
 }
 #else
 constexpr bool kHasTables128 = false;

@@ -23,9 +23,13 @@ AI VI xori(VI a, VI b) { KT_LANES a.v[i] ^= b.v[i]; return a; }
 AI VI srl(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n); return a; }
 AI VI sll(VI a, int n) { KT_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n); return a; }
 AI VI sra24(VI a) { KT_LANES a.v[i] >>= 24; return a; }
+AI VI sra(VI a, int n) { KT_LANES a.v[i] >>= n; return a; }
 AI VI subi(VI a, VI b) { KT_LANES a.v[i] -= b.v[i]; return a; }
 AI VI addi(VI a, VI b) { KT_LANES a.v[i] += b.v[i]; return a; }
 AI VF castf(VI a) { VF r; __builtin_memcpy(&r, &a, 64); return r; }
+AI VI merge(VI a, VI ma, VI b, VI mb) { return ori(andi(a, ma), andi(b, mb)); }
+AI VI ldu8(const void* p) { VI r; KT_LANES r.v[i] = static_cast<const uint8_t*>(p)[i]; return r; }
+constexpr bool kLookupMasks = false;
 AI VI ldw(const void* p) { uint16_t w[16]; __builtin_memcpy(w, p, 32); VI r; KT_LANES r.v[i] = w[i]; return r; }
 AI VF selectf(VI sign, VF x, VF y) { KT_LANES x.v[i] = sign.v[i] < 0 ? x.v[i] : y.v[i]; return x; }
 AI VI lookup16(VI codes, const uint8_t* table) {
@@ -48,6 +52,12 @@ AI VI dot4(VI acc, VI u, VI s) {
     }
     return acc;
 }
+// Codes as dot4 takes them: as they are.
+template <bool kWide>
+using Operand = VI;
+template <bool kWide>
+AI VI operand(VI u) { return u; }
+constexpr bool kLessHalf = false;
 AI VF addf(VF a, VF b) { KT_LANES a.v[i] += b.v[i]; return a; }
 AI VF subf(VF a, VF b) { KT_LANES a.v[i] -= b.v[i]; return a; }
 AI VF mulf(VF a, VF b) { KT_LANES a.v[i] *= b.v[i]; return a; }

@@ -76,6 +76,6 @@ def test_sums_agree_to_the_last_bit(
         outs[isa] = run_linear(pool, _native.PackedMatrix.pack(pool, format, rows, cols, raw), x)
         np.testing.assert_array_equal(outs[isa].view(np.int32), outs["scalar"].view(np.int32), isa)
     want = x.astype(np.float64) @ reference(format, raw, rows, cols).astype(np.float64).T
-    # Codebook formats round their scales once more than the gguf package's floats do.
+    # Grid formats round their scales once more than the gguf package's floats do.
     size = np.abs(x).astype(np.float64) @ np.abs(reference(format, raw, rows, cols)).astype(np.float64).T
     assert (np.abs(outs["scalar"] - want) <= 4e-7 * size + 1e-30).all()

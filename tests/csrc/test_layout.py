@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from ktcore_cpu import _native, packing
 
-PINNED = ("cpu.panels/2", "1beb5d28a6f3b12e")
+PINNED = ("cpu.panels/3", "817aecb7b2cf2ed9")
 ROWS, COLS = 40, 512
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 PANEL_ROWS = 32
-LAYOUT = "cpu.panels/2"
+LAYOUT = "cpu.panels/3"
 """Name and version of the packed layout; every change of the native panels, of any format, raises the version."""
 OPTIONS = frozenset({"activations"})
 
