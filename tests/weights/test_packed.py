@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,29 @@ class Packing:
 
 def wanted() -> np.ndarray:
     return np.arange(1, 4, dtype=np.uint8)[:, None].repeat(5000, 1)
+
+
+def test_a_piece_is_written_while_the_next_one_is_packed(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing, begun, seen = Packing(part), [Event() for _ in range(3)], list[bool]()
+    plain = os.pwrite
+
+    def fill(piece: int) -> np.ndarray:
+        begun[piece].set()
+        return packing(piece)
+
+    def late(file: int, data: Any, offset: int) -> int:
+        # the last one waits for nothing
+        seen.append(begun[min(2, data[0])].wait(timeout=30))
+        return plain(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", late)
+    writer = PartWriter(tmp_path / "p", IDENTITY)
+    assert np.array_equal(writer.get(part, fill), wanted())
+    assert seen == [True] * 3
+    writer.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ktcore-part-writer")]
 
 
 def begun(folder: Path, part: Part) -> None:

@@ -1,9 +1,10 @@
-"""Writes packed parts beside their final place, a piece at a time, so that a kill costs no more than one piece."""
+"""Writes packed parts beside their final place, a piece at a time, so that a kill costs no more than two pieces."""
 
 from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from ktcore.weights.packed.parts import Bytes, Fill, PackedParts, Part
 from ktcore.weights.packed.reader import PackedMismatch
 
 JOURNAL = "journal.jsonl"
+Losses = list[tuple[float, float]]
 
 
 class PartWriter(PackedParts):
     """Parts that are written as they are asked for, and mapped from where they were written.
 
-    The journal's first line names what is being written; each later one is a part with its place, or a finished piece
-    with its checksum. Pieces of an earlier run are read and held against their checksums before they count.
+    A thread writes a piece and sums it up while the next one is packed. The journal's first line names what is being
+    written; each later one is a part with its place, or a finished piece with its checksum. Pieces of an earlier run
+    are read and held against their checksums before they count.
 
     Args:
         folder: unfinished; made when it is not there.
@@ -36,6 +39,7 @@ class PartWriter(PackedParts):
         self.resumed = 0
         """Bytes of pieces that an earlier run had finished."""
         self._end = 0
+        self._thread = ThreadPoolExecutor(1, "ktcore-part-writer")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / PARTS, os.O_RDWR | os.O_CREAT, 0o644)
@@ -53,23 +57,28 @@ class PartWriter(PackedParts):
                 f"{self.folder}: an unfinished run in layout {entry['layout']}, this ktcore writes {part.layout}",
                 f"delete {self.folder}",
             )
-        sums: list[str] = entry["sums"]
-        for piece in range(len(sums), part.pieces):
-            before = [(w.loss.error, w.loss.value) for w in part.weights]
-            data = np.ascontiguousarray(fill(piece)).reshape(-1)
-            if data.nbytes != part.nbytes:
-                raise ValueError(f"{part.what}: piece {piece} has {data.nbytes} bytes, announced were {part.nbytes}")
-            losses = [
-                (w.loss.error - old[0], w.loss.value - old[1]) for w, old in zip(part.weights, before, strict=True)
-            ]
-            self._write(entry["offset"] + piece * part.nbytes, data)
-            line = {"piece": part.key, "sum": digest(data), "losses": losses}
-            self._note(line)
-            self._count(line)
+        writing: tuple[Future[str], Losses] | None = None
+        try:
+            for piece in range(len(entry["sums"]), part.pieces):
+                before = [(w.loss.error, w.loss.value) for w in part.weights]
+                data = np.ascontiguousarray(fill(piece)).reshape(-1)
+                if data.nbytes != part.nbytes:
+                    raise ValueError(
+                        f"{part.what}: piece {piece} has {data.nbytes} bytes, announced were {part.nbytes}"
+                    )
+                losses = [
+                    (w.loss.error - old[0], w.loss.value - old[1]) for w, old in zip(part.weights, before, strict=True)
+                ]
+                earlier, writing = writing, None
+                self._finish(part, earlier)
+                writing = self._thread.submit(self._store, entry["offset"] + piece * part.nbytes, data), losses
+        finally:
+            self._finish(part, writing)
         return _view(self._file, entry)
 
     def close(self) -> None:
         """Close the files; mapped parts stay."""
+        self._thread.shutdown()
         if self._file >= 0:
             os.close(self._file)
             self._journal.close()
@@ -108,6 +117,19 @@ class PartWriter(PackedParts):
             raise write_error(self.folder / PARTS, error) from error
         self._note(place)
         return self._count(place)
+
+    def _finish(self, part: Part, writing: tuple[Future[str], Losses] | None) -> None:
+        """Wait until a piece is written, then note it."""
+        if writing is None:
+            return
+        line = {"piece": part.key, "sum": writing[0].result(), "losses": writing[1]}
+        self._note(line)
+        self._count(line)
+
+    def _store(self, offset: int, data: Bytes) -> str:
+        """Write a piece; gives its checksum. Runs beside the packing of the next one."""
+        self._write(offset, data)
+        return digest(data)
 
     def _write(self, offset: int, data: Bytes) -> None:
         rest = data.data
