@@ -240,6 +240,8 @@ PYBIND11_MODULE(_native, m) {
         const FormatInfo& f = info(parse_format(format));
         return packed_block_bytes(f) / (static_cast<double>(kPanelRows) * f.packed_k / f.block * f.block_bytes);
     }, py::arg("format"));
+    m.def("prefer_huge_pages", [](uintptr_t data, size_t bytes) { prefer_huge_pages(reinterpret_cast<void*>(data), bytes); },
+          py::arg("ptr"), py::arg("bytes"));
     m.def("cache_row_bytes", [](const std::string& kv_dtype, int width) {
         check(width > 0 && width <= 1 << 20, "width must be positive");
         return cache_row_bytes(parse_cache_type(kv_dtype), width);

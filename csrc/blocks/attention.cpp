@@ -13,7 +13,8 @@ CacheType parse_cache_type(const std::string& name) {
     if (name == "f16") return CacheType::F16;
     if (name == "bf16") return CacheType::BF16;
     if (name == "q8") return CacheType::Q8;
-    check(name == "f32", "unknown cache type '" + name + "'; known: f16, bf16, f32, q8");
+    if (name == "i16") return CacheType::I16;
+    check(name == "f32", "unknown cache type '" + name + "'; known: i16, f16, bf16, f32, q8");
     return CacheType::F32;
 }
 
@@ -105,8 +106,9 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
             float* key = k + at * kv_width + h * s.head_dim;
             rotate(key, c_.k_norm, turn);
             const size_t slot = ((page * s.kv_heads + h) * cache.page_size + pos % cache.page_size) * row_bytes;
-            kn.to_cache(key, s.head_dim, static_cast<uint8_t*>(cache.k) + slot, cache.type);
-            kn.to_cache(v + at * kv_width + h * s.head_dim, s.head_dim, static_cast<uint8_t*>(cache.v) + slot, cache.type);
+            kn.to_cache(key, s.head_dim, s.head_dim, static_cast<uint8_t*>(cache.k) + slot, cache.type);
+            kn.to_cache(v + at * kv_width + h * s.head_dim, s.head_dim, s.head_dim, static_cast<uint8_t*>(cache.v) + slot,
+                        cache.type);
         }
     };
     if (n <= kSerialTokens) {

@@ -13,9 +13,10 @@ constexpr int kSerialTokens = 4;
 // the wider latents: expansion is once a key, (latent + rope + latent) - (nope + rope + value) once a query and key.
 constexpr int kExpandQueries = 128;
 
+constexpr int padded_keys(int keys) { return (keys + 15) / 16 * 16; }
+constexpr size_t kExpandScratch = kPanelScratch + sizeof(float) * kTokenChunk * kPanelRows;
 // Expanded keys and values live for one call: half precision loses nothing beside what an 8-bit cache already has.
 constexpr CacheType expanded_type(CacheType cache) { return cache == CacheType::Q8 ? CacheType::F16 : cache; }
-constexpr size_t element_bytes(CacheType cache) { return cache_row_bytes(expanded_type(cache), 1); }
 }  // namespace
 
 // All scratch of one call; pieces that the call does not need are empty.
@@ -57,7 +58,9 @@ MLABlock::MLABlock(EnginePtr engine, Weights weights, Config config)
 
 int MLABlock::expanded_heads(int context, CacheType type) const {
     constexpr size_t kBudget = size_t{64} << 20;
-    const size_t head = static_cast<size_t>(context) * (c_.nope + c_.rope + c_.value) * element_bytes(type);
+    const CacheType wide = expanded_type(type);
+    const size_t row = cache_row_bytes(wide, c_.nope + c_.rope) + cache_row_bytes(wide, c_.value);
+    const size_t head = static_cast<size_t>(padded_keys(context)) * row;
     return static_cast<int>(std::clamp<size_t>(kBudget / head, 1, static_cast<size_t>(c_.heads)));
 }
 
@@ -87,7 +90,8 @@ void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cach
     b.low = w_.q_a ? rows_of(static_cast<size_t>(w_.q->view().cols)) : Rows{};
     b.mid = rows_of(heads * static_cast<size_t>(c_.value));
     b.latent_act = {nullptr, act_stride(padded_k(c_.latent)), padded_k(c_.latent)};
-    const size_t element = element_bytes(cache.type), keys = static_cast<size_t>(longest);
+    const CacheType wide_type = expanded_type(cache.type);
+    const size_t keys = static_cast<size_t>(padded_keys(longest));
     const size_t key_values = keys * static_cast<size_t>(b.group_heads);
     Carver carver;
     carver.want(&b.in.act.base, b.in.act.stride * count);
@@ -103,10 +107,11 @@ void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cach
     carver.want(&b.latent_out, few_.empty() ? 0 : count * heads * static_cast<size_t>(c_.latent));
     carver.want(&b.latents, keys * static_cast<size_t>(row));
     carver.want(&b.latent_act.base, keys * b.latent_act.stride);
-    carver.want(&b.keys, key_values * static_cast<size_t>(q_dim) * element);
-    carver.want(&b.values, key_values * static_cast<size_t>(c_.value) * element);
+    carver.want(&b.keys, key_values * cache_row_bytes(wide_type, q_dim));
+    carver.want(&b.values, key_values * cache_row_bytes(wide_type, c_.value));
     carver.carve(e.pool);
-    reserve_products(e, head_scratch(std::max(c_.nope, c_.latent)));
+    const size_t wide_rows = sizeof(float) * kTokenChunk * static_cast<size_t>(std::max(q_dim, c_.value));
+    reserve_products(e, std::max(head_scratch(std::max(c_.nope, c_.latent)), longest ? kExpandScratch + wide_rows : 0));
 
     project(x, step, b);
     append(step, cache, b);
@@ -157,7 +162,7 @@ void MLABlock::append(Step& step, const Cache& cache, const Buffers& b) {
         const int seq = step.sequence_of(t), pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
         const size_t page = static_cast<size_t>(step.blocks(seq)[pos / cache.page_size]);
         const size_t slot = page * static_cast<size_t>(cache.page_size) + static_cast<size_t>(pos % cache.page_size);
-        kn.to_cache(kv, row, static_cast<uint8_t*>(cache.k) + slot * row_bytes, cache.type);
+        kn.to_cache(kv, row, c_.latent, static_cast<uint8_t*>(cache.k) + slot * row_bytes, cache.type);
     };
     if (n <= kSerialTokens) {
         for (int t = 0; t < n; t++) one(t);
@@ -217,8 +222,7 @@ void MLABlock::attend_expanded(const AttendSpan& span, const Cache& cache, Buffe
     const Kernels& kn = e.kernels;
     const int q_dim = c_.nope + c_.rope, row = c_.latent + c_.rope, keys = span.context;
     const CacheType wide_type = expanded_type(cache.type);
-    const size_t element = element_bytes(cache.type), row_bytes = cache_row_bytes(cache.type, row),
-                 ldx = static_cast<size_t>(row);
+    const size_t row_bytes = cache_row_bytes(cache.type, row), ldx = static_cast<size_t>(row);
     const PackedView &kw = expand_.w->view(), &vw = v_.w->view();
     const bool int8 = !needs_float(kw, c_.exact) || !needs_float(vw, c_.exact);
     constexpr int kStep = 16;
@@ -227,13 +231,13 @@ void MLABlock::attend_expanded(const AttendSpan& span, const Cache& cache, Buffe
             const size_t page = static_cast<size_t>(span.blocks[t / cache.page_size]);
             const size_t slot = page * static_cast<size_t>(cache.page_size) + static_cast<size_t>(t % cache.page_size);
             float* to = b.latents + static_cast<size_t>(t) * ldx;
-            kn.from_cache(static_cast<const uint8_t*>(cache.k) + slot * row_bytes, row, to, cache.type);
+            kn.from_cache(static_cast<const uint8_t*>(cache.k) + slot * row_bytes, row, c_.latent, to, cache.type);
             if (int8) kn.quantize(to, c_.latent, nullptr, 0.f, b.latent_act, t);
         }
     });
     const Rows rows{b.latents, ldx, b.latent_act};
-    const int step = b.group_heads, chunks = (keys + kTokenChunk - 1) / kTokenChunk;
-    const size_t key_row = static_cast<size_t>(q_dim) * element, value_row = static_cast<size_t>(c_.value) * element;
+    const int padded = padded_keys(keys), step = b.group_heads, chunks = (keys + kTokenChunk - 1) / kTokenChunk;
+    const size_t key_row = cache_row_bytes(wide_type, q_dim), value_row = cache_row_bytes(wide_type, c_.value);
     const size_t q_width = static_cast<size_t>(c_.heads * q_dim);
     for (int h0 = 0; h0 < c_.heads; h0 += step) {
         const int n = std::min(step, c_.heads - h0);
@@ -241,25 +245,28 @@ void MLABlock::attend_expanded(const AttendSpan& span, const Cache& cache, Buffe
             const int h = item % n, t0 = item / n * kTokenChunk, t1 = std::min(keys, t0 + kTokenChunk);
             uint8_t* scratch = e.pool.local(thread);
             float* acc = reinterpret_cast<float*>(scratch + kPanelScratch);
-            const auto expand = [&](const HeadMatrix& m, uint8_t* to, size_t stride) {
+            float* wide = reinterpret_cast<float*>(scratch + kExpandScratch);
+            // Whole rows of `width` values; `tail` follows what the matrix makes of the latents.
+            const auto expand = [&](const HeadMatrix& m, int width, const float* tail, uint8_t* to, size_t stride) {
                 for (int p = 0; p < m.panels(); p++) {
                     run_panel(e, m.w->view(), (h0 + h) * m.panels() + p, rows, c_.exact, t0, t1, acc, scratch);
                     const int col = p * kPanelRows, cols = std::min(kPanelRows, m.rows - col);
-                    for (int t = t0; t < t1; t++)
-                        kn.to_cache(acc + (t - t0) * kPanelRows, cols,
-                                    to + static_cast<size_t>(t) * stride + static_cast<size_t>(col) * element, wide_type);
+                    kn.store(acc, t1 - t0, cols, wide + col, static_cast<size_t>(width), nullptr, nullptr, 0);
+                }
+                for (int t = t0; t < t1; t++) {
+                    float* row = wide + (t - t0) * width;
+                    const size_t rest = sizeof(float) * static_cast<size_t>(width - m.rows);
+                    if (tail) std::memcpy(row + m.rows, tail + static_cast<size_t>(t) * ldx, rest);
+                    kn.to_cache(row, width, width, to + static_cast<size_t>(t) * stride, wide_type);
                 }
             };
-            uint8_t* k = b.keys + static_cast<size_t>(h) * static_cast<size_t>(keys) * key_row;
-            expand(expand_, k, key_row);
-            for (int t = t0; t < t1; t++)
-                kn.to_cache(b.latents + static_cast<size_t>(t) * ldx + c_.latent, c_.rope,
-                            k + static_cast<size_t>(t) * key_row + static_cast<size_t>(c_.nope) * element, wide_type);
-            expand(v_, b.values + static_cast<size_t>(h) * static_cast<size_t>(keys) * value_row, value_row);
+            const size_t first = static_cast<size_t>(h) * static_cast<size_t>(padded);
+            expand(expand_, q_dim, b.latents + c_.latent, b.keys + first * key_row, key_row);
+            expand(v_, c_.value, nullptr, b.values + first * value_row, value_row);
         });
-        // One page as long as the context.
+        // One page, as long as the context or a little longer.
         const int32_t page = 0;
-        const Cache wide{b.keys, b.values, 1, keys, wide_type};
+        const Cache wide{b.keys, b.values, 1, padded, wide_type};
         const AttendShape shape{n, n, q_dim, c_.scale, 0, c_.value, q_dim, c_.value};
         plan_.clear();
         plan_.add(shape, {span.token, span.queries, keys, &page}, wide, b.q + h0 * q_dim, q_width, b.context + h0 * c_.value,

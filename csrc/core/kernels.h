@@ -41,13 +41,14 @@ struct Kernels {
                         size_t ldo);
     // Rotates x in place; cos/sin hold `width`/2 values. interleaved: pairs (2i, 2i+1), else (i, i+width/2).
     void (*rope)(float* x, int width, const float* cosine, const float* sine, bool interleaved);
-    void (*to_cache)(const float* x, int n, void* out, CacheType type);
+    // split: where the row's second part begins; n: it has one. Matters to I16 alone.
+    void (*to_cache)(const float* x, int n, int split, void* out, CacheType type);
     void (*attend)(const AttendItem& item, uint8_t* scratch);
     // Folds `parts` partial results of `rows` rows (laid out part-major, overwritten) into out.
     void (*attend_merge)(float* ml, float* sums, int parts, int rows, int value_dim, int group, const float* sinks,
                          float* out, size_t out_stride);
     // out [n] floats of a cached row.
-    void (*from_cache)(const void* row, int n, float* out, CacheType type);
+    void (*from_cache)(const void* row, int n, int split, float* out, CacheType type);
     // x [n] *= sigmoid(gate [n]).
     void (*sigmoid_gate)(float* x, const float* gate, int n);
     // silu of a causal depthwise convolution of n channels; weight [width][stride], rows oldest first.
@@ -69,7 +70,8 @@ constexpr int kSplitKeys = 256;  // the softmax runs over parts of so many keys,
 constexpr int dpad(int head_dim) { return (head_dim + 15) / 16 * 16; }
 // width: the larger of a key's and a value's. Rows are padded to groups of 8 where they are few.
 constexpr size_t attend_scratch(int width, int rows) {
-    return 4 * (size_t{2} * kKeyBlock * dpad(width) + size_t(rows + 8) * (3 * dpad(width) + kKeyBlock + 4)) + 256;
+    const size_t w = static_cast<size_t>(width + 31) / 32 * 32, r = static_cast<size_t>(rows + 15);
+    return 4 * (4 * kKeyBlock * w + r * (3 * w + 4 * kKeyBlock + 16)) + 8192;
 }
 constexpr int kDeltaChunk = 16;
 constexpr int kDeltaSerial = 4;  // so many tokens of a sequence go one by one, more by chunks, which round differently

@@ -24,6 +24,9 @@ class Memory {
     size_t size_ = 0, mapped_ = 0;
 };
 
+// Asks the system for huge pages where the range holds whole ones; without them reading a cache misses the TLB.
+void prefer_huge_pages(void* data, size_t bytes);
+
 // `root` below stands before /proc and /sys: tests bring files of their own.
 std::vector<int> allowed_cpus();
 // One CPU of each physical core among the allowed ones.

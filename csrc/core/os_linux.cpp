@@ -55,6 +55,18 @@ Memory::~Memory() {
 }
 #endif
 
+void prefer_huge_pages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+    if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a wish: nothing is lost without
+#else
+    (void)data;
+    (void)bytes;
+#endif
+}
+
 Memory::Memory(Memory&& other) noexcept { *this = std::move(other); }
 
 Memory& Memory::operator=(Memory&& other) noexcept {

@@ -130,12 +130,15 @@ struct FloatRows {
 
 enum class Activation : uint8_t { Silu, Relu, GeluTanh };
 enum class Arithmetic : uint8_t { Int8, Bf16, F32 };
-// Q8: 32 values share a half-precision scale; a row holds all its codes, then all its scales.
-enum class CacheType : uint8_t { F16, F32, BF16, Q8 };
+// Q8: 32 values share a half-precision scale; a row holds all its codes, then all its scales. I16: codes of 16 bits, then a
+// float scale; of a row in two parts (latents: the values, then the rotated key) it is the first part's, followed by the
+// second's as bfloat16; last the largest magnitude among the first part's codes (kernels/cache.h).
+enum class CacheType : uint8_t { F16, F32, BF16, Q8, I16 };
 constexpr int kCacheGroup = 32;
 constexpr size_t cache_codes(int n) { return static_cast<size_t>(n + kCacheGroup - 1) / kCacheGroup * kCacheGroup; }
 constexpr size_t cache_row_bytes(CacheType type, int n) {
     return type == CacheType::F32  ? size_t{4} * static_cast<size_t>(n)
+           : type == CacheType::I16 ? size_t{2} * static_cast<size_t>(n + n % 2) + 8
            : type == CacheType::Q8 ? cache_codes(n) + 2 * (cache_codes(n) / kCacheGroup)
                                    : size_t{2} * static_cast<size_t>(n);
 }

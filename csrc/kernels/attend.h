@@ -177,7 +177,7 @@ AI void finish_row(const float* ml, const float* sum, const float* sink, float* 
         gain = rest[0];
         total = total * gain + own[0];
     }
-    const VF inv = setf(total > 0.f ? gain / total : 0.f);
+    const VF inv = setf(total == 0.f ? 0.f : gain / total);
     for (int d = 0; d < width; d += 16) store_part(out + d, mulf(ldf(sum + d), inv), width - d);
 }
 
@@ -275,12 +275,15 @@ void attend_keys(const AttendItem& it, uint8_t* scratch) {
                    it.out + (r / it.group) * it.out_stride + (r % it.group) * it.value_dim, it.value_dim);
 }
 
+#include "kernels/attend_int16.h"
+
 inline void attend_item(const AttendItem& it, uint8_t* scratch) {
     switch (it.type) {
         case CacheType::F32: return attend_keys<CacheType::F32>(it, scratch);
         case CacheType::F16: return attend_keys<CacheType::F16>(it, scratch);
         case CacheType::BF16: return attend_keys<CacheType::BF16>(it, scratch);
         case CacheType::Q8: return attend_keys<CacheType::Q8>(it, scratch);
+        case CacheType::I16: return attend_int16(it, scratch);
     }
 }
 

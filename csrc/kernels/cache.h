@@ -10,8 +10,80 @@ AI void quantize_cache32(VF a, VF b, int8_t* codes, uint8_t* scale) {
     __builtin_memcpy(scale, &half, 2);
 }
 
+// I16: integers of a part of a row. Its scale makes the norm of every 128 of them kFixNorm at most, so that their products
+// with a query of like kind are exact in 32 bits.
+constexpr int kFixGroup = 128;
+constexpr float kFixNorm = 32767.f;
+
+// The largest norm of a group of 128 values, or somewhat more: each lane is its largest over the groups. NaN if a value is
+// NaN or Inf.
+AI float fix_norm(const float* x, int n) {
+    VF most = setf(0.f), all = setf(0.f);
+    for (int d = 0; d < n; d += kFixGroup) {
+        VF sum = setf(0.f);
+        for (int i = d; i < n && i < d + kFixGroup; i += 16) {
+            const VF v = load_part(x + i, n - i);
+            sum = fma(v, v, sum);
+        }
+        most = maxf(most, sum);
+        all = addf(all, sum);
+    }
+    return sqrt1(hsum(fma(all, setf(0.f), most)));
+}
+// Codes of x [n] at `step` a unit; the largest magnitude. A step that is no number, or too small, has codes of zero.
+AI float fix_codes(const float* x, int n, float step, int16_t* out) {
+    const bool usable = step >= 0x1p-120f && step <= 3.40282347e38f;
+    const VF inv = setf(usable ? 1.f / step : 0.f);
+    VF top = setf(0.f);
+    for (int i = 0; i < n; i += 16) {
+        const VI codes = usable ? cvtfi(mulf(load_part(x + i, n - i), inv)) : seti(0);
+        top = maxf(top, absf(cvtif(codes)));
+        if (n - i >= 16) {
+            st16(out + i, codes);
+        } else {
+            int16_t tail[16];
+            st16(tail, codes);
+            __builtin_memcpy(out + i, tail, sizeof(int16_t) * static_cast<size_t>(n - i));
+        }
+    }
+    return hmax(top);
+}
+struct FixScales {
+    float scale;
+    uint16_t rest;  // bfloat16
+    uint16_t most;
+};
+AI FixScales fix_scales(const uint8_t* row, int n) {
+    FixScales s;
+    __builtin_memcpy(&s, row + 2 * (n + n % 2), sizeof s);
+    return s;
+}
+AI void cache_fix(const float* x, int n, int split, uint8_t* out) {
+    int16_t* codes = reinterpret_cast<int16_t*>(out);
+    if (n % 2) codes[n] = 0;
+    FixScales s{fix_norm(x, split) / kFixNorm, 0, 0};
+    s.most = static_cast<uint16_t>(fix_codes(x, split, s.scale, codes));
+    if (split < n) {
+        const float step = fix_norm(x + split, n - split) / kFixNorm;
+        uint32_t bits;
+        __builtin_memcpy(&bits, &step, 4);
+        if (step <= 3e38f) bits += 0xffff;  // up: codes must not exceed 16 bits
+        s.rest = static_cast<uint16_t>(bits >> 16);
+        fix_codes(x + split, n - split, bf16_to_float(s.rest), codes + split);
+    }
+    __builtin_memcpy(out + 2 * (n + n % 2), &s, sizeof s);
+}
+inline void uncache_fix(const uint8_t* row, int n, int split, float* out) {
+    const int16_t* codes = reinterpret_cast<const int16_t*>(row);
+    const FixScales s = fix_scales(row, n);
+    const float rest = bf16_to_float(s.rest);
+    for (int i = 0; i < split; i++) out[i] = static_cast<float>(codes[i]) * s.scale;
+    for (int i = split; i < n; i++) out[i] = static_cast<float>(codes[i]) * rest;
+}
+
 // x [n] as one cached row. Q8 is GGUF's Q8_0 but for where the scales are.
-inline void cache_row(const float* x, int n, void* out, CacheType type) {
+inline void cache_row(const float* x, int n, int split, void* out, CacheType type) {
+    if (type == CacheType::I16) return cache_fix(x, n, split, static_cast<uint8_t*>(out));
     if (type == CacheType::F32) {
         __builtin_memcpy(out, x, 4 * static_cast<size_t>(n));
         return;
@@ -60,13 +132,14 @@ void uncache(const uint8_t* row, int n, float* out) {
 }
 
 // A whole cached row of n values.
-inline void uncache_row(const void* row, int n, float* out, CacheType type) {
+inline void uncache_row(const void* row, int n, int split, float* out, CacheType type) {
     const uint8_t* p = static_cast<const uint8_t*>(row);
     switch (type) {
         case CacheType::F32: return uncache<CacheType::F32>(p, n, out);
         case CacheType::F16: return uncache<CacheType::F16>(p, n, out);
         case CacheType::BF16: return uncache<CacheType::BF16>(p, n, out);
         case CacheType::Q8: return uncache<CacheType::Q8>(p, n, out);
+        case CacheType::I16: return uncache_fix(p, n, split, out);
     }
 }
 

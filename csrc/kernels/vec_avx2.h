@@ -91,6 +91,21 @@ AI VI dot4(VI acc, const Operand<kWide>& u, VI s) {
     else
         return {dot4h(acc.a, u.a, s.a), dot4h(acc.b, u.b, s.b)};
 }
+AI VI dot2(VI acc, VI a, VI b) { return addi(acc, {_mm256_madd_epi16(a.a, b.a), _mm256_madd_epi16(a.b, b.b)}); }
+AI VI bci2(const void* p) {
+    int64_t x;
+    __builtin_memcpy(&x, p, 8);
+    const __m256i r = _mm256_set1_epi64x(x);
+    return {r, r};
+}
+AI VI sum2(VI x) { return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(x.a, x.b), 0xd8), _mm256_setzero_si256()}; }
+AI void st16(int16_t* p, VI x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8));
+}
+AI VI pack2(VI low, VI high) {
+    high = sll(high, 16);
+    return {_mm256_blend_epi16(low.a, high.a, 0xaa), _mm256_blend_epi16(low.b, high.b, 0xaa)};
+}
 AI VF addf(VF x, VF y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 AI VF subf(VF x, VF y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 AI VF mulf(VF x, VF y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
@@ -203,6 +218,7 @@ AI void transpose16(VF* m) {
 AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 4, kF32Vectors = 1;
 constexpr int kDirectTokens = 4;
+constexpr int kFixKeys = 4, kFixVectors = 1, kFixKeysOne = 4;
 constexpr bool kDirectMany = false;
 // As in vec_avx512.h.
 constexpr int kGemvTokens = 4, kGemvTokensK = 4, kGridTokens = 4;

@@ -103,6 +103,27 @@ AI VI dot4(VI acc, const Operand<kWide>& u, VI s) {
     return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, one));
 }
 #endif
+// acc + a * b over the two 16-bit integers of each lane. Explicit: the compiler would move the sums about.
+#if defined(__AVX512VNNI__)
+AI VI dot2(VI acc, VI a, VI b) {
+    asm("vpdpwssd %2,%1,%0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
+#else
+AI VI dot2(VI acc, VI a, VI b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
+#endif
+// 64 bits in all pairs of lanes; the sums of such pairs in the lower eight lanes.
+AI VI bci2(const void* p) {
+    VI r;
+    asm("vpbroadcastq %1,%0" : "=v"(r) : "m"(*static_cast<const char(*)[8]>(p)));
+    return r;
+}
+AI VI sum2(VI x) {
+    return _mm512_zextsi256_si512(_mm512_cvtepi64_epi32(_mm512_add_epi32(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB))));
+}
+// 16 integers as 16-bit ones; the low halves of both in one lane.
+AI void st16(int16_t* p, VI x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x)); }
+AI VI pack2(VI low, VI high) { return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(high, 16)); }
 AI VF addf(VF x, VF y) { return _mm512_add_ps(x, y); }
 AI VF subf(VF x, VF y) { return _mm512_sub_ps(x, y); }
 AI VF mulf(VF x, VF y) { return _mm512_mul_ps(x, y); }
@@ -173,6 +194,7 @@ AI float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 // 5 x 2 tiles spill least: 0.57 to 0.61 TOPS a Zen 5 core, 6 x 2 0.55 to 0.57.
 constexpr int kTileTokens = 5, kTileHalves = 2, kF32Tokens = 6, kF32Vectors = 4;
 constexpr int kDirectTokens = 4;
+constexpr int kFixKeys = 4, kFixVectors = 4, kFixKeysOne = 16;  // tiles of attention: keys x 16 rows, few rows: keys
 #if defined(__AVX512VNNI__)
 constexpr bool kDirectMany = true;
 #else

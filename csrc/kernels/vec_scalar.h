@@ -58,6 +58,31 @@ using Operand = VI;
 template <bool kWide>
 AI VI operand(VI u) { return u; }
 constexpr bool kLessHalf = false;
+// 64 bits in all pairs of lanes; the sums of such pairs in the lower eight lanes.
+AI VI bci2(const void* p) {
+    VI r;
+    KT_LANES __builtin_memcpy(&r.v[i], static_cast<const uint8_t*>(p) + i % 2 * 4, 4);
+    return r;
+}
+AI VI sum2(VI a) {
+    KT_LANES a.v[i] = i < 8 ? a.v[2 * i] + a.v[2 * i + 1] : 0;
+    return a;
+}
+// acc + a * b over the two 16-bit integers of each lane; 16 integers as 16-bit ones; the low halves of both in one lane.
+AI VI dot2(VI acc, VI a, VI b) {
+    KT_LANES {
+        const uint32_t x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
+        const int low = static_cast<int16_t>(x) * static_cast<int16_t>(y);
+        const int high = static_cast<int16_t>(x >> 16) * static_cast<int16_t>(y >> 16);
+        acc.v[i] += low + high;
+    }
+    return acc;
+}
+AI void st16(int16_t* p, VI a) { KT_LANES p[i] = static_cast<int16_t>(a.v[i]); }
+AI VI pack2(VI low, VI high) {
+    KT_LANES low.v[i] = static_cast<int32_t>((static_cast<uint32_t>(low.v[i]) & 0xffff) | static_cast<uint32_t>(high.v[i]) << 16);
+    return low;
+}
 AI VF addf(VF a, VF b) { KT_LANES a.v[i] += b.v[i]; return a; }
 AI VF subf(VF a, VF b) { KT_LANES a.v[i] -= b.v[i]; return a; }
 AI VF mulf(VF a, VF b) { KT_LANES a.v[i] *= b.v[i]; return a; }
@@ -106,6 +131,7 @@ AI void transpose16(VF* m) {
 AI float sqrt1(float x) { return __builtin_sqrtf(x); }
 constexpr int kTileTokens = 2, kTileHalves = 1, kF32Tokens = 2, kF32Vectors = 1;
 constexpr int kDirectTokens = 4;
+constexpr int kFixKeys = 4, kFixVectors = 1, kFixKeysOne = 4;
 constexpr bool kDirectMany = false;
 // As in vec_avx512.h.
 constexpr int kGemvTokens = 4, kGemvTokensK = 4, kGridTokens = 0;

@@ -115,6 +115,12 @@ class Reference:
         y = torch.einsum("hqk,khv->qhv", scores.masked_fill(hidden, -torch.inf).softmax(-1), values)
         return (h + y.reshape(len(x), -1) @ o.T).numpy()
 
+    def cache(self, pages: int, kv_dtype: str) -> np.ndarray:
+        width = self.latent + ROPE
+        if kv_dtype == "i16":
+            return np.zeros((pages, PAGE, _native.cache_row_bytes("i16", width)), np.uint8)
+        return np.zeros((pages, PAGE, width), np.float16 if kv_dtype == "f16" else np.float32)
+
     def run(self, x: np.ndarray, counts: list[int], contexts: list[int], cache: np.ndarray) -> np.ndarray:
         """One step; sequence i owns pages i, n + i, 2 n + i …"""
         n, blocks = len(counts), len(cache) // len(counts)
@@ -123,7 +129,7 @@ class Reference:
         table = (np.arange(blocks)[None] * n + np.arange(n)[:, None]).astype(np.int32)
         step = _native.Step(positions.astype(np.int32), starts, np.array(contexts, np.int32), table)
         out = np.full_like(x, np.nan)
-        kind = "f16" if cache.dtype == np.float16 else "f32"
+        kind = {"float16": "f16", "float32": "f32", "uint8": "i16"}[cache.dtype.name]
         self.block.forward(x.ctypes.data, out.ctypes.data, step, cache.ctypes.data, len(cache), PAGE, kind)
         return out
 
@@ -153,10 +159,26 @@ def test_ragged_steps_equal_fp64(pool: _native.Pool, size: str, low_rank: bool, 
         assert error(got, want) < 5e-6
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kv_dtype", ["i16", "f16"])
+def test_a_cache_of_16_bits_stays_close_to_fp64(pool: _native.Pool, size: str, kv_dtype: str) -> None:
+    """Absorbed, a few and many tokens, and expanded."""
+    layer = Reference(pool, size, True, "half", exact=True, format="F32")
+    cache, context = layer.cache(24, kv_dtype), 0
+    if kv_dtype == "i16":
+        cache[:] = 255  # not a number
+    for number, count in enumerate((3, 150, 1, 40, 129, 1)):
+        context += count
+        x = tokens(count, number)
+        want = layer.expected(0, x)
+        assert error(layer.run(x, [count], [context], cache) - x, want - x) < 5e-4
+
+
+@pytest.mark.parametrize("kv_dtype", ["i16", "f16"])
 @pytest.mark.parametrize("format", ["Q8_0", "Q4_0", "F16"])
-def test_quantised_weights_and_a_half_precision_cache_stay_close(pool: _native.Pool, format: str) -> None:
+def test_quantised_weights_and_a_cache_of_16_bits_stay_close(pool: _native.Pool, format: str, kv_dtype: str) -> None:
     layer = Reference(pool, "aligned", True, "interleaved", exact=False, format=format)
-    cache = np.zeros((20, PAGE, layer.latent + ROPE), np.float16)
+    cache = layer.cache(20, kv_dtype)
     context = 0
     for number, count in enumerate((200, 1, 7)):
         context += count
@@ -166,11 +188,12 @@ def test_quantised_weights_and_a_half_precision_cache_stay_close(pool: _native.P
         assert error(got - x, want - x) < 0.03
 
 
-def test_result_does_not_depend_on_its_neighbours_or_threads(pool_of: Any, isa: str) -> None:
+@pytest.mark.parametrize("kv_dtype", ["i16", "f16"])
+def test_result_does_not_depend_on_its_neighbours_or_threads(pool_of: Any, isa: str, kv_dtype: str) -> None:
     results = []
     for threads in (1, 3):
         layer = Reference(pool_of(isa, threads), "aligned", False, "half", exact=False, format="Q8_0")
-        cache = np.zeros((2 * 10, PAGE, layer.latent + ROPE), np.float16)
+        cache = layer.cache(2 * 10, kv_dtype)
         x = tokens(40, 1)
         layer.run(x, [20, 20], [20, 20], cache)
         both = layer.run(x[:2].copy(), [1, 1], [21, 21], cache)

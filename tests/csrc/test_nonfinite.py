@@ -12,7 +12,7 @@ from .blocks import F32, random_blocks, run_linear
 from .test_attention import Layer, hidden_rows, ints
 from .test_experts import batch, make_bank
 from .test_experts import run as run_experts
-from .test_mla import ROPE, Reference
+from .test_mla import Reference
 from .test_mla import tokens as latent_rows
 from .test_mlp import ACTIVATIONS
 from .test_mlp import make as make_mlp
@@ -102,7 +102,7 @@ def test_router_still_chooses_distinct_experts(pool: _native.Pool, score: str, g
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf], ids=["nan", "inf"])
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "i16"])
 @pytest.mark.parametrize("format", ["F32", "Q8_0"])
 def test_attention_spoils_one_sequence_from_that_token_on(
     pool: _native.Pool, format: str, kv_dtype: str, poison: float
@@ -128,10 +128,13 @@ def test_attention_spoils_one_sequence_from_that_token_on(
 
 
 @pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("counts", [[1, 1], [40, 2]], ids=["decode", "prefill"])
-def test_latent_attention_spoils_one_sequence(pool: _native.Pool, exact: bool, counts: list[int]) -> None:
+@pytest.mark.parametrize("kv_dtype", ["f16", "i16"])
+@pytest.mark.parametrize("counts", [[1, 1], [40, 2], [130, 2]], ids=["decode", "prefill", "long"])
+def test_latent_attention_spoils_one_sequence(
+    pool: _native.Pool, exact: bool, counts: list[int], kv_dtype: str
+) -> None:
     layer = Reference(pool, "aligned", True, "half", exact, "Q8_0")
-    clean, got = (np.zeros((12, 16, layer.latent + ROPE), np.float16) for _ in range(2))
+    clean, got = (layer.cache(20, kv_dtype) for _ in range(2))
     x = latent_rows(sum(counts), 1)
     want = layer.run(x, counts, counts, clean)
     bad = x.copy()

@@ -105,7 +105,12 @@ def rms_norm(pool: Pool, x_ptr: int, weight: _F32, eps: float, out_ptr: int, tok
     """out = x / sqrt(mean(x^2) + eps) * weight, rows of len(weight); out may be x."""
 
 def cache_row_bytes(kv_dtype: str, width: int) -> int:
-    """Bytes of a cached row of `width` values. A "q8" row: int8 codes to a multiple of 32, then a float16 each 32."""
+    """Bytes of a cached row of `width` values. A "q8" row: int8 codes to a multiple of 32, then a float16 each 32.
+    An "i16" row: int16 codes to a multiple of 2, a float32 scale, then of a latent row the rotated part's scale as
+    bfloat16, and the largest magnitude among the codes of the first scale as uint16."""
+
+def prefer_huge_pages(ptr: int, bytes: int) -> None:
+    """Asks the system for huge pages over this memory, where it holds whole ones. A wish."""
 
 def dequantize_rows(
     format: str, raw_ptr: int, row_bytes: int, num_rows: int, cols: int, ids: _I64, out_ptr: int
@@ -201,7 +206,7 @@ class AttentionBlock:
         kv_dtype: str,
     ) -> None:
         """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, kv_heads, page_size] of rows of
-        head_dim values in kv_dtype "f16", "bf16", "f32" or "q8", `cache_row_bytes` each."""
+        head_dim values in kv_dtype "i16", "f16", "bf16", "f32" or "q8", `cache_row_bytes` each."""
 
 def delta_rule(pool: Pool, q: _F32, k: _F32, v: _F32, g: _F32, beta: _F32, state: _F32) -> _F32:
     """Gated delta rule: q, k [tokens, heads, key_dim] normalised and scaled, v [tokens, heads, value_dim], g, beta

@@ -21,14 +21,23 @@ if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 
-KV_TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "q8": torch.uint8}
-"""Cache types and what their pages are made of: q8 rows are bytes, 32 codes to a half-precision scale."""
+KV_TYPES = {
+    "i16": torch.uint8,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+    "q8": torch.uint8,
+}
+"""Cache types and what their pages are made of. i16 and q8 rows are bytes: codes of 16 bits and 8 bytes of scales, 32
+codes of 8 bits to a half-precision scale."""
+DEFAULT_KV_TYPE = "i16"
 
 
 class CpuAttention(Implementation):
     """Fused, with its own KV cache: pages [pages, kv_heads, page_size, head_dim].
 
-    Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "bf16", "f32", "q8": 8 bits, as GGUF's Q8_0).
+    Options: `activations` ("int8", "f32") and `kv_dtype` ("i16": 16-bit integers with a scale a row, whose products are
+    integers; "f16", "bf16", "f32"; "q8": 8 bits, as GGUF's Q8_0; products of these are float32).
     """
 
     id = "cpu.attention"
@@ -55,12 +64,12 @@ class CpuAttention(Implementation):
         return (64, 32, 128, 256)
 
     def cache_bytes_per_token(self, spec: AttentionSpec) -> int:
-        """As float16."""
+        """In the default type."""
         return self.cache_bytes(spec, {})
 
     def cache_bytes(self, spec: AttentionSpec, options: Mapping[str, Any]) -> int:
         """In the type that option `kv_dtype` names."""
-        return 2 * spec.kv_heads * row_bytes(options.get("kv_dtype", "f16"), spec.head_dim)
+        return 2 * spec.kv_heads * row_bytes(options.get("kv_dtype", DEFAULT_KV_TYPE), spec.head_dim)
 
     def load(self, request: LoadRequest) -> CpuAttentionModule:
         """Pack the four projections."""
@@ -154,7 +163,7 @@ def kv_dtype(request: LoadRequest) -> str:
     Raises:
         CheckpointError: there is no such type.
     """
-    wanted = request.options.get("kv_dtype", "f16")
+    wanted = request.options.get("kv_dtype", DEFAULT_KV_TYPE)
     if wanted not in KV_TYPES:
         raise CheckpointError(f"{request.name}: option kv_dtype={wanted!r}, known are {', '.join(KV_TYPES)}")
     return str(wanted)
@@ -162,15 +171,24 @@ def kv_dtype(request: LoadRequest) -> str:
 
 def row_bytes(kv_type: str, width: int) -> int:
     """Bytes of a cached row of `width` values; an unknown type, which `load` refuses, counts as float16."""
+    if kv_type == "i16":
+        return 2 * (width + width % 2) + 8
     if kv_type == "q8":
         return -(-width // 32) * 34
     return width * (4 if kv_type == "f32" else 2)
 
 
 def empty_rows(shape: tuple[int, ...], width: int, kv_type: str) -> torch.Tensor:
-    """Uninitialised cache rows of `width` values; the last dimension counts elements of the type."""
+    """Uninitialised cache rows of `width` values, in huge pages where the system gives them.
+
+    The last dimension counts elements of the type.
+    """
+    from ktcore_cpu import _native
+
     dtype = KV_TYPES[kv_type]
-    return torch.empty((*shape, row_bytes(kv_type, width) // dtype.itemsize), dtype=dtype)
+    rows = torch.empty((*shape, row_bytes(kv_type, width) // dtype.itemsize), dtype=dtype)
+    _native.prefer_huge_pages(rows.data_ptr(), rows.nbytes)
+    return rows
 
 
 def native_step(step: StepBatch) -> _native.Step:

@@ -17,7 +17,7 @@ from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import inverse_frequencies
 from ktcore.weights.ref import Weight
 from ktcore_cpu import packing
-from ktcore_cpu.attention import empty_rows, kv_dtype, native_step, row_bytes
+from ktcore_cpu.attention import DEFAULT_KV_TYPE, empty_rows, kv_dtype, native_step, row_bytes
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -29,7 +29,7 @@ KEPT_BYTES = 2
 class CpuMLA(Implementation):
     """Absorbed for up to 127 new tokens of a sequence, expanded from 128 on; the two round differently.
 
-    Options: `activations` ("int8", "f32") and `kv_dtype` ("f16", "bf16", "f32", "q8": 8 bits, as GGUF's Q8_0).
+    Options: `activations` and `kv_dtype`, as of cpu.attention.
     """
 
     id = "cpu.mla"
@@ -53,12 +53,12 @@ class CpuMLA(Implementation):
         return (64, 32, 128, 256, 16)
 
     def cache_bytes_per_token(self, spec: MLASpec) -> int:
-        """As float16."""
+        """In the default type."""
         return self.cache_bytes(spec, {})
 
     def cache_bytes(self, spec: MLASpec, options: Mapping[str, Any]) -> int:
         """In the type that option `kv_dtype` names."""
-        return row_bytes(options.get("kv_dtype", "f16"), spec.latent + spec.rope_dim)
+        return row_bytes(options.get("kv_dtype", DEFAULT_KV_TYPE), spec.latent + spec.rope_dim)
 
     def load(self, request: LoadRequest) -> CpuMLAModule:
         """Pack the projections and both forms of the key's."""
