@@ -32,6 +32,21 @@ void bind_weights(py::module_& m) {
                                    return few;
                                })
         .def("set_few", &set_few, py::arg("format"), py::arg("tokens"))
+        .def_property_readonly("ahead",
+                               [](const Engine& e) {
+                                   py::dict ahead;
+                                   for (int f = 0; f < kFormatCount; f++) ahead[kFormats[f].name] = e.ahead[f].load();
+                                   return ahead;
+                               })
+        .def("set_ahead", &set_ahead, py::arg("format"), py::arg("bytes"))
+        .def(
+            "measure_ahead",
+            [](Engine& e, const std::string& format) {
+                const Format f = parse_format(format);
+                NoGil nogil;
+                return measure_ahead(e, f);
+            },
+            py::arg("format"))
         .def(
             "measure_few",
             [](Engine& e, const std::string& format) {
@@ -247,6 +262,7 @@ PYBIND11_MODULE(_native, m) {
         return cache_row_bytes(parse_cache_type(kv_dtype), width);
     });
     m.attr("MOST_FEW") = kMostFew;
+    m.attr("MOST_AHEAD") = kMostAhead;
     bind_weights(m);
     bind_blocks(m);
     bind_delta(m);

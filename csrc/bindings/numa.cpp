@@ -73,6 +73,12 @@ void bind_numa(py::module_& m) {
             },
             py::arg("format"), py::arg("tokens"))
         .def(
+            "set_ahead",
+            [](const NodeTeam& team, const std::string& format, int bytes) {
+                for (int n = 0; n < team.nodes(); n++) set_ahead(*team.engine(n), format, bytes);
+            },
+            py::arg("format"), py::arg("bytes"))
+        .def(
             "bind",
             [](const NodeTeam& team, int node, const ExpertBank& bank) {
                 check(node >= 0 && node < team.nodes(), "the team has no such node");

@@ -5,9 +5,6 @@
 #include <cmath>
 
 namespace ktcore {
-namespace {
-constexpr int kSerialTokens = 4;
-}
 
 CacheType parse_cache_type(const std::string& name) {
     if (name == "f16") return CacheType::F16;
@@ -90,7 +87,7 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
         if (half && !c_.norm_after_rope) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
     };
     const size_t row_bytes = cache_row_bytes(cache.type, s.head_dim);
-    const auto append = [&](int t) {
+    each_token(e, n, [&](int t) {
         const size_t at = static_cast<size_t>(t);
         const float* turn = half ? turns + at * 2 * half : nullptr;
         for (int h = 0; h < s.heads; h++) rotate(q + at * q_width + h * s.head_dim, c_.q_norm, turn);
@@ -110,15 +107,7 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
             kn.to_cache(v + at * kv_width + h * s.head_dim, s.head_dim, s.head_dim, static_cast<uint8_t*>(cache.v) + slot,
                         cache.type);
         }
-    };
-    if (n <= kSerialTokens) {
-        for (int t = 0; t < n; t++) append(t);
-    } else {
-        constexpr int kStep = 8;
-        e.pool.run((n + kStep - 1) / kStep, [&](int item, int) {
-            for (int t = item * kStep; t < std::min(n, (item + 1) * kStep); t++) append(t);
-        });
-    }
+    });
     attend(e, s, step, cache, q, context, plan_);
     if (c_.gate)
         e.pool.run(n, [&](int t, int) {

@@ -6,7 +6,6 @@
 
 namespace ktcore {
 namespace {
-constexpr int kSerialTokens = 4;  // up to here the caller prepares the rows while the others still spin
 constexpr size_t kAccBytes = size_t{kTokenChunk} * kPanelRows * 4;
 }  // namespace
 
@@ -30,18 +29,10 @@ int padded_k(int cols) { return (cols + 31) / 32 * 32; }
 void prepare_rows(Engine& e, const float* x, size_t ldx, int tokens, int n, const Vector& norm, float eps, ActView* act,
                   float* normed) {
     const float* weight = data_or_null(norm);
-    const auto one = [&](int t) {
+    each_token(e, tokens, [&](int t) {
         const float* row = x + static_cast<size_t>(t) * ldx;
         if (act) e.kernels.quantize(row, n, weight, eps, *act, t);
         if (normed) e.kernels.rms_norm(row, n, weight, eps, normed + static_cast<size_t>(t) * n, n);
-    };
-    if (tokens <= kSerialTokens) {
-        for (int t = 0; t < tokens; t++) one(t);
-        return;
-    }
-    constexpr int kStep = 8;
-    e.pool.run((tokens + kStep - 1) / kStep, [&](int item, int) {
-        for (int t = item * kStep; t < std::min(tokens, (item + 1) * kStep); t++) one(t);
     });
 }
 
@@ -65,8 +56,7 @@ void run_panel(const Engine& e, const PackedView& w, int panel, const Rows& rows
     else if (needs_float(w, exact))
         e.kernels.panel_mixed(w, panel, {rows.x, rows.ldx, rows.rounded, rows.ld_rounded}, t0, t1, acc, scratch);
     else
-        e.kernels.panel(w, panel, rows.act, t0, t1, acc, scratch,
-                        e.few[static_cast<int>(w.format)].load(std::memory_order_relaxed));
+        e.kernels.panel(w, panel, rows.act, t0, t1, acc, scratch, e.reading(w.format));
 }
 
 void run_products(Engine& e, const Rows& rows, int tokens, bool exact, const Product* products, int count) {

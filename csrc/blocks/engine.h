@@ -13,11 +13,16 @@ namespace ktcore {
 // A pool with the kernels that its blocks use: the engine's native side.
 struct Engine {
     Engine(int threads, const std::vector<int>& cpus) : kernels(select_kernels()), pool(threads, cpus) {
-        for (int f = 0; f < kFormatCount; f++) few[f] = kernels.few(static_cast<Format>(f));
+        for (int f = 0; f < kFormatCount; f++) few[f] = kernels.few(static_cast<Format>(f)), ahead[f] = kReadAhead;
     }
     const Kernels& kernels;
     Pool pool;
-    std::atomic<int> few[kFormatCount];  // of each format, for kernels.panel; results do not depend on it
+    // Of each format, for kernels.panel; results do not depend on them.
+    std::atomic<int> few[kFormatCount], ahead[kFormatCount];
+    Reading reading(Format f) const {
+        const int i = static_cast<int>(f);
+        return {few[i].load(std::memory_order_relaxed), ahead[i].load(std::memory_order_relaxed)};
+    }
 };
 using EnginePtr = std::shared_ptr<Engine>;
 
@@ -72,6 +77,19 @@ class Carver {
 };
 
 int padded_k(int cols);
+// Calls fn(token) for all tokens, each alone: on this thread while they are few, and in one region when they are more.
+template <class F>
+void each_token(Engine& e, int tokens, const F& fn) {
+    constexpr int kSerial = 4;  // up to here the caller is done before the others are on their way
+    if (tokens <= kSerial) {
+        for (int t = 0; t < tokens; t++) fn(t);
+        return;
+    }
+    const int most = tokens / (4 * e.pool.threads()), step = most < 1 ? 1 : most > 8 ? 8 : most;
+    e.pool.run((tokens + step - 1) / step, [&](int item, int) {
+        for (int t = item * step; t < tokens && t < (item + 1) * step; t++) fn(t);
+    });
+}
 // Quantises (and normalises) `tokens` rows of n values into act, and / or writes normalised floats to `normed`.
 void prepare_rows(Engine& e, const float* x, size_t ldx, int tokens, int n, const Vector& norm, float eps, ActView* act,
                   float* normed);

@@ -7,8 +7,6 @@
 
 namespace ktcore {
 namespace {
-constexpr int kSerialTokens = 4;
-
 void scores_of(bool sigmoid, float* logits, int n) {
     if (sigmoid) {
         for (int i = 0; i < n; i++) logits[i] = 1.f / (1.f + std::exp(-logits[i]));
@@ -20,21 +18,28 @@ void scores_of(bool sigmoid, float* logits, int n) {
     for (int i = 0; i < n; i++) logits[i] /= sum;
 }
 
-// Index of the largest entry that `taken` does not mark; always one of them, also among NaNs.
-template <class Taken>
-int best_of(const float* v, int n, const Taken& taken) {
-    int best = -1;
-    for (int i = 0; i < n; i++)
-        if (!taken(i) && (best < 0 || v[i] > v[best] || (std::isnan(v[best]) && !std::isnan(v[i])))) best = i;
-    return best;
+// Indices of the k largest entries in falling order, the lower one first of equals, NaNs behind all numbers. One pass: an
+// entry is looked at twice only if it is among the k largest so far.
+template <class Index>
+void largest(const float* v, int n, int k, Index* out) {
+    const auto beats = [v](int i, Index j) { return v[i] > v[j] || (std::isnan(v[j]) && !std::isnan(v[i])); };
+    int held = 0;
+    for (int i = 0; i < n; i++) {
+        if (held == k && !beats(i, out[k - 1])) continue;
+        int at = held < k ? held++ : k - 1;
+        for (; at > 0 && beats(i, out[at - 1]); at--) out[at] = out[at - 1];
+        out[at] = i;
+    }
 }
 
 void mask_groups(const RouterConfig& c, float* choice, float* score) {
     const int size = c.experts / c.groups;
     for (int g = 0; g < c.groups; g++) {
         const float* v = choice + g * size;
-        const int a = best_of(v, size, [](int) { return false; });
-        score[g] = v[a] + (c.top2_sum && size > 1 ? v[best_of(v, size, [a](int i) { return i == a; })] : 0.f);
+        const int two = c.top2_sum && size > 1 ? 2 : 1;
+        int best[2];
+        largest(v, size, two, best);
+        score[g] = v[best[0]] + (two == 2 ? v[best[1]] : 0.f);
     }
     const float none = -std::numeric_limits<float>::infinity(), fill = c.top2_sum ? none : 0.f;
     // A kept group is one that fewer than groups_kept others beat.
@@ -61,14 +66,8 @@ void choose_experts(const RouterConfig& c, float* logits, float* scratch, int64_
     float* choice = scratch;
     for (int i = 0; i < c.experts; i++) choice[i] = c.bias.empty() ? logits[i] : logits[i] + c.bias[static_cast<size_t>(i)];
     if (c.groups > 1) mask_groups(c, choice, scratch + c.experts);
-    for (int k = 0; k < c.top_k; k++) {
-        const int64_t* chosen = ids;
-        const int best = best_of(choice, c.experts, [chosen, k](int i) {
-            return std::find(chosen, chosen + k, i) != chosen + k;
-        });
-        ids[k] = best;
-        weights[k] = logits[best];
-    }
+    largest(choice, c.experts, c.top_k, ids);
+    for (int k = 0; k < c.top_k; k++) weights[k] = logits[ids[k]];
     if (c.on_logits) scores_of(c.sigmoid, weights, c.top_k);
     float sum = 0.f;
     for (int k = 0; k < c.top_k; k++) sum += weights[k];
@@ -78,17 +77,9 @@ void choose_experts(const RouterConfig& c, float* logits, float* scratch, int64_
 
 void choose_experts(Engine& e, const RouterConfig& c, float* logits, float* scratch, size_t ld, int tokens, int64_t* ids,
                     float* weights) {
-    const auto one = [&](int t) {
+    each_token(e, tokens, [&](int t) {
         const size_t at = static_cast<size_t>(t), k = static_cast<size_t>(c.top_k);
         choose_experts(c, logits + at * ld, scratch + at * 2 * ld, ids + at * k, weights + at * k);
-    };
-    if (tokens <= kSerialTokens) {
-        for (int t = 0; t < tokens; t++) one(t);
-        return;
-    }
-    constexpr int kStep = 8;
-    e.pool.run((tokens + kStep - 1) / kStep, [&](int item, int) {
-        for (int t = item * kStep; t < std::min(tokens, (item + 1) * kStep); t++) one(t);
     });
 }
 

@@ -6,11 +6,17 @@
 
 namespace ktcore {
 
+// How a panel is read, which no result depends on: up to `few` tokens straight from it (see blocks/switch.h), asking for
+// what lies `ahead` bytes behind; 0: for what comes next.
+struct Reading {
+    int few, ahead;
+};
+
 struct Kernels {
     const char* name;
-    // acc [t1-t0][32] = rows 32*panel.. of w times quantised tokens t0..t1. scratch: kPanelScratch bytes. Up to `few`
-    // tokens (see blocks/switch.h) are multiplied straight from the panel, more by tiles of it unpacked: the same sums.
-    void (*panel)(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch, int few);
+    // acc [t1-t0][32] = rows 32*panel.. of w times quantised tokens t0..t1. scratch: kPanelScratch bytes. Few tokens
+    // are multiplied straight from the panel, more by tiles of it unpacked: the same sums.
+    void (*panel)(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch, Reading how);
     // `few` for a format that nobody has measured.
     int (*few)(Format format);
     // The same from float rows (any format), without quantisation.
@@ -61,8 +67,9 @@ struct Kernels {
 
 constexpr int kChunkK = 512;  // values of K unpacked to L1 at once
 constexpr size_t kPanelScratch = size_t{kChunkK} * kPanelRows * 4 + 2 * (kChunkK / 16) * kPanelRows * 4;
-// Bytes that the decode kernels prefetch ahead, block headers included. One Zen 5 core reads Q4_K at 42 to 44 GB/s with
-// 8 KB, 30 to 35 with 4 KB, 24 to 34 with 2 KB; Zen 4 preferred demand loads.
+// Bytes that the decode kernels prefetch ahead, block headers included, where nobody has measured. One Zen 5 core reads Q4_K
+// at 42 to 44 GB/s with 8 KB, 30 to 35 with 4 KB, 24 to 34 with 2 KB; one Zen 4 core Q6_K at 17 GB/s with 8 KB, 25 with 256
+// bytes: lines asked for wait in the places that its loads wait in.
 constexpr int kReadAhead = 8192;
 constexpr int kKeyBlock = 64;  // keys of one attention step
 constexpr int kSplitKeys = 256;  // the softmax runs over parts of so many keys, folded in order: results do not depend on

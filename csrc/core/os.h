@@ -43,5 +43,7 @@ void yield_thread();
 void wait_while_equal(const std::atomic<uint32_t>& word, uint32_t value);
 void wake_all(const std::atomic<uint32_t>& word);
 int64_t now_ns();
+// Writes back and drops these bytes' lines from all caches; false where the processor has no instruction for it.
+bool evict_lines(const void* p, size_t bytes);
 
 }  // namespace ktcore

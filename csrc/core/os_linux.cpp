@@ -168,6 +168,18 @@ void wake_all(const std::atomic<uint32_t>& word) {
     syscall(SYS_futex, reinterpret_cast<const uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
 }
 
+bool evict_lines(const void* p, size_t bytes) {
+#if defined(__x86_64__)
+    const char* at = static_cast<const char*>(p);
+    for (size_t i = 0; i < bytes; i += 64) __builtin_ia32_clflush(at + i);
+    __builtin_ia32_mfence();
+    return true;
+#else
+    static_cast<void>(p), static_cast<void>(bytes);
+    return false;
+#endif
+}
+
 int64_t now_ns() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

@@ -98,7 +98,7 @@ void tiled_slice(Tiles& tiles, const Unpacked& u, int groups, int g0, const ActV
 
 // As panel_int8, for more than a few tokens.
 template <Format F>
-void tiled_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch, int) {
+void tiled_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch, Reading) {
     constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
     constexpr int kBytes = packed_block_bytes(I), kStep = kChunkK / I.packed_k, kGroups = I.packed_k / 32;
     static_assert(I.has_min == (I.offset_shift < 0), "codes are either unsigned with a min or recentred");

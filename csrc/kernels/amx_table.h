@@ -17,9 +17,9 @@ constexpr Tiled tiled_tables(std::integer_sequence<int, F...>) {
 constexpr Tiled kTiled = tiled_tables(std::make_integer_sequence<int, kFormatCount>());
 
 inline void panel_tiled(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch,
-                        int few) {
-    if (t1 - t0 <= few) return base().panel(w, panel, a, t0, t1, acc, scratch, few);
-    kTiled.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, few);
+                        Reading how) {
+    if (t1 - t0 <= how.few) return base().panel(w, panel, a, t0, t1, acc, scratch, how);
+    kTiled.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, how);
 }
 
 inline int few_tiled(Format f) { return info(f).kind == Kind::Float ? 0 : kFewTiled; }

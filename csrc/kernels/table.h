@@ -26,8 +26,8 @@ constexpr Tables tables_of(std::integer_sequence<int, F...>) {
 constexpr Tables kTablesOf = tables_of(std::make_integer_sequence<int, kFormatCount>());
 
 inline void run_panel(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch,
-                      int few) {
-    kTablesOf.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, few);
+                      Reading how) {
+    kTablesOf.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, how);
 }
 inline int few_tokens(Format f) {
     if (info(f).kind == Kind::Float) return 0;

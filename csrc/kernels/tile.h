@@ -71,6 +71,7 @@ template <Format F>
 struct HeaderScales {
     static constexpr bool kReadsAhead = true;
     using Block = typename Layout<F>::Header;
+    int ahead;
     AI Block block(const uint8_t* p) { return Block(p); }
 };
 // ... or a slice's, unpacked once for many.
@@ -114,8 +115,8 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
             VI dot[2][T][2];
             UNR for (int s = 0; s < 2; s++) UNR for (int t = 0; t < T; t++)
                 dot[s][t][0] = dot[s][t][1] = seed<I.has_min, L::kWide>(ActRow{act + t * stride}, kp, g32 * 2 + s, I.offset_shift);
-            if (Scales::kReadsAhead)
-                UNR for (int i = 0; i < kAsk; i++) touch(p + kReadAhead + (g * kLines / L::kGroups + i) * 64);
+            if constexpr (Scales::kReadsAhead)
+                UNR for (int i = 0; i < kAsk; i++) touch(p + scales.ahead + (g * kLines / L::kGroups + i) * 64);
             if constexpr (I.kind == Kind::Grid) {
                 UNR for (int s = 0; s < 2; s++) {
                     VI v[4][2];
@@ -226,7 +227,8 @@ AI void run_direct(const uint8_t* p, int blocks, int g0, const ActView& a, const
 }
 
 template <Format F>
-void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch, int few) {
+void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch,
+                Reading how) {
     constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
     constexpr int kBytes = packed_block_bytes(I), kStep = kChunkK / I.packed_k, kGroups = I.packed_k / 32;
     const uint8_t* p = w.data + panel * w.panel_bytes;
@@ -234,9 +236,13 @@ void panel_int8(const PackedView& w, int panel, const ActView& a, int t0, int t1
     const int tokens = t1 - t0;
     constexpr bool kGrid = I.kind == Kind::Grid;
     if constexpr (!kGrid || kGridVectors)
-        if (tokens <= few) return run_direct<F>(p, w.kblocks, 0, a, act, tokens, HeaderScales<F>{}, acc, Ahead{});
+        if (tokens <= how.few) {
+            // several passes over the panel: what lies far ahead comes while they multiply
+            const int ahead = tokens > kDirectTokens ? kReadAhead : how.ahead;
+            return run_direct<F>(p, w.kblocks, 0, a, act, tokens, HeaderScales<F>{ahead}, acc, Ahead{});
+        }
     if constexpr (kGrid && kGridBytes)
-        if (tokens <= few) return grid_direct<F>(p, w.kblocks, a, act, tokens, acc);
+        if (tokens <= how.few) return grid_direct<F>(p, w.kblocks, a, act, tokens, acc);
     const Unpacked u = unpacked_at(scratch, kGrid && kGridVectors ? act_xt_at(a.k) : 0);
     constexpr bool kDirect = kDirectMany && !kGrid && I.kind != Kind::Ternary;
     constexpr int kAtOnce = kDirect ? kDirectTokens : kTileTokens;

@@ -95,12 +95,19 @@ def sample(
     """
     logits = penalised(logits, params, seen, prompt_len)
     if params.temperature == 0:
-        likeliest = int(logits.argmax())  # of what is not a number the first, wherever it stands
-        check_highest(float(logits[likeliest]))
-        return likeliest
+        found = highest(logits)
+        check_highest(float(logits[found]))
+        return found
     probs, index = _candidates(logits / params.temperature, params)
     choice = _drawn(probs, generator)
     return int(choice if index is None else index[choice])
+
+
+def highest(logits: torch.Tensor) -> int:
+    """Index of the highest of logits float32 [vocab], the lowest of equals; of what is not a number the first."""
+    # on the host by numpy, which takes many at a time: a tenth of the time that torch takes for 150,000. Neither starts
+    # torch's threads, as max would: they hold up the native ones
+    return int(logits.numpy().argmax() if logits.device.type == "cpu" else logits.argmax())
 
 
 def check_highest(logit: float) -> None:

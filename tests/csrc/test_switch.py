@@ -1,4 +1,4 @@
-"""The switch between products of few tokens and of many: no result depends on it, and it is measured."""
+"""How panels are read, few tokens or many and from how far ahead: no result depends on it, and it is measured."""
 
 from __future__ import annotations
 
@@ -24,6 +24,25 @@ def test_results_do_not_depend_on_it(pool: _native.Pool, format: str) -> None:
         assert all((r == results[0]).all() for r in results)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_results_do_not_depend_on_how_far_ahead_lines_are_asked_for(pool: _native.Pool, format: str) -> None:
+    w = _native.PackedMatrix.pack(pool, format, 70, 768, random_blocks(format, 70, 768))
+    x = np.random.default_rng(0).standard_normal((1, 768)).astype(np.float32)
+    results = []
+    for ahead in (0, 256, _native.MOST_AHEAD):
+        pool.set_ahead(format, ahead)
+        results.append(run_linear(pool, w, x))
+    assert all((r == results[0]).all() for r in results)
+
+
+def test_a_measured_distance_is_within_its_range(pool: _native.Pool) -> None:
+    before = pool.ahead
+    found = {f: pool.measure_ahead(f) for f in ("Q4_0", "Q6_K", "BF16", "TQ1_0")}
+    assert all(n % 64 == 0 and 0 <= n <= _native.MOST_AHEAD for n in found.values())
+    assert found["BF16"] == before["BF16"], "there is one way"
+    assert pool.ahead == before
+
+
 def test_a_measured_point_is_within_its_range(pool: _native.Pool) -> None:
     before = pool.few
     assert all(0 <= pool.measure_few(f) <= _native.MOST_FEW for f in ("Q4_0", "Q6_K", "IQ2_S", "BF16"))
@@ -37,3 +56,8 @@ def test_impossible_points_are_refused(pool: _native.Pool) -> None:
         pool.set_few("Q4_K", -1)
     with pytest.raises(ValueError, match="Q4_X"):
         pool.set_few("Q4_X", 3)
+    for ahead in (-64, 100, _native.MOST_AHEAD + 64):
+        with pytest.raises(ValueError, match="0 to 65536, whole cache lines"):
+            pool.set_ahead("Q4_K", ahead)
+    with pytest.raises(ValueError, match="Q4_X"):
+        pool.set_ahead("Q4_X", 0)

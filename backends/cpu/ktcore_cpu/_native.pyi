@@ -13,6 +13,8 @@ _I64 = NDArray[np.int64]
 
 MOST_FEW: int
 """The largest switch point of `Pool.few`."""
+MOST_AHEAD: int
+"""The longest distance of `Pool.ahead`, bytes."""
 
 def isa_supported() -> list[str]:
     """Instruction sets that this build can use on this CPU, lowest first: "scalar", "avx2", "avx512"..."""
@@ -66,7 +68,14 @@ class Pool:
     def set_few(self, format: str, tokens: int) -> None:
         """Replaces the built-in guess; ValueError unless tokens is 0 to MOST_FEW."""
     def measure_few(self, format: str) -> int:
-        """Times both ways on this thread, some 20 ms; changes nothing."""
+        """Times both ways on this thread over panels that are in no cache, some 100 ms; changes nothing."""
+    @property
+    def ahead(self) -> dict[str, int]:
+        """By weight format: bytes ahead of which few tokens' products ask for lines; no result depends on it."""
+    def set_ahead(self, format: str, bytes: int) -> None:
+        """Replaces the built-in guess; ValueError unless bytes is 0 to MOST_AHEAD, a multiple of 64."""
+    def measure_ahead(self, format: str) -> int:
+        """Times some distances on this thread in the same way, some 20 ms; changes nothing."""
 
 class PackedMatrix:
     """A weight matrix [rows, cols] in panels of 32 rows, in as many bytes as GGUF takes (rows padded to 32)."""
@@ -427,6 +436,8 @@ class NodeTeam:
     def nodes(self) -> int: ...
     def set_few(self, format: str, tokens: int) -> None:
         """As `Pool.set_few`, on every node."""
+    def set_ahead(self, format: str, bytes: int) -> None:
+        """As `Pool.set_ahead`, on every node."""
     def bind(self, node: int, bank: ExpertBank) -> None:
         """Memory of the bank that nothing has touched yet will come from that node alone; RuntimeError if it cannot."""
     def pack(self, parts: list[tuple[ExpertBank, int, Any, Any, Any] | None]) -> None:

@@ -1,4 +1,4 @@
-"""Where products of few tokens end and those of many begin: measured once a machine, kept in the user's cache."""
+"""How panels are best read, few tokens at once and from how far ahead: measured once a machine, kept in its cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -23,8 +23,20 @@ def switch_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ktcore" / "cpu-switch.json"
 
 
+class Reading(NamedTuple):
+    """How one format's panels are read.
+
+    Attributes:
+        few: up to so many tokens are multiplied straight from the panel (`Pool.few`).
+        ahead: bytes ahead of which lines are asked for (`Pool.ahead`).
+    """
+
+    few: int
+    ahead: int
+
+
 class Switch:
-    """The switch points of a pool, each set when its format is first used.
+    """The figures of a pool, each format's set when it is first used.
 
     Args:
         pool: whose products are meant.
@@ -36,19 +48,28 @@ class Switch:
         self._set: set[str] = set()
 
     def use(self, *formats: str) -> None:
-        """Set the switch points of these weight formats, measuring those that no earlier process has kept."""
+        """Set the figures of these weight formats, measuring those that no earlier process has kept."""
         wanted = set(formats) - self._set
         if not wanted:
             return
         self._set |= wanted
         path = self._path or switch_file()
         kept = _read(path).get(_machine(), {})
-        new = {f: self._pool.measure_few(f) for f in sorted(wanted - kept.keys())}
+        new = {f: self._measured(f) for f in sorted(wanted - kept.keys())}
         for name in wanted:
-            self._pool.set_few(name, (kept | new)[name])
+            self._set_to(name, (kept | new)[name])
         if new:
-            log.info("measured on this machine: products of few tokens are those of up to %s", new)
+            log.info("measured on this machine: %s", new)
             _keep(path, kept | new)
+
+    def _measured(self, format: str) -> Reading:
+        ahead = self._pool.measure_ahead(format)
+        self._pool.set_ahead(format, ahead)  # the other figure depends on it
+        return Reading(self._pool.measure_few(format), ahead)
+
+    def _set_to(self, format: str, how: Reading) -> None:
+        self._pool.set_few(format, how.few)
+        self._pool.set_ahead(format, how.ahead)
 
 
 def _machine() -> str:
@@ -62,14 +83,12 @@ def _machine() -> str:
     return f"{model}; {_native.isa_selected()}; ktcore-cpu {version('ktcore')}"
 
 
-def _read(path: Path) -> dict[str, dict[str, int]]:
+def _read(path: Path) -> dict[str, dict[str, Reading]]:
     """All machines' figures; none where there is no file, or one that is not ours."""
-    from ktcore_cpu import _native
-
     try:
         machines = json.loads(path.read_text())
         return {
-            machine: {f: n for f, n in figures.items() if isinstance(n, int) and 0 <= n <= _native.MOST_FEW}
+            machine: {f: Reading(*how) for f, how in figures.items() if _possible(how)}
             for machine, figures in machines.items()
         }
     except FileNotFoundError:
@@ -79,7 +98,16 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
         return {}
 
 
-def _keep(path: Path, figures: dict[str, int]) -> None:
+def _possible(how: object) -> bool:
+    from ktcore_cpu import _native
+
+    if not (isinstance(how, list) and len(how) == 2 and all(isinstance(n, int) for n in how)):
+        return False
+    few, ahead = how
+    return 0 <= few <= _native.MOST_FEW and 0 <= ahead <= _native.MOST_AHEAD and ahead % 64 == 0
+
+
+def _keep(path: Path, figures: dict[str, Reading]) -> None:
     """Write the file anew beside the old one, then put it in its place; a folder that takes no file is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

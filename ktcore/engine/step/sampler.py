@@ -9,7 +9,7 @@ import torch
 from ktcore.engine.schedule.sequence import Chosen, Finish, Sequence
 from ktcore.engine.step.scores import Scores
 from ktcore.errors import LogitsError, RequestError
-from ktcore.ops.sampling import check_highest
+from ktcore.ops.sampling import check_highest, highest
 
 FEW = 1024
 """Most candidates that are fetched from a device in place of a row."""
@@ -69,9 +69,8 @@ def _append(
     try:
         if row is not None:
             if sequence.guide is not None or sequence.top_logprobs is not None:
-                # before a form hides what is not a number, and before logprobs tell of it; else drawing sees to it.
-                # By argmax, which one thread does: max starts torch's threads, which hold up the native ones
-                check_highest(float(row[row.argmax()]))
+                # before a form hides what is not a number, and before logprobs tell of it; else drawing sees to it
+                check_highest(float(row[highest(row)]))
             _next(sampler, sequence, row)
         else:
             assert likeliest is not None

@@ -88,6 +88,7 @@ def pack_shares(
         request.runtime.switch.use(*formats)  # type: ignore[attr-defined]
         for format in formats:
             team.set_few(format, request.runtime.pool.few[format])  # type: ignore[attr-defined]
+            team.set_ahead(format, request.runtime.pool.ahead[format])  # type: ignore[attr-defined]
         banks = []
         for node, share in enumerate(plan.shares):
             columns = share.columns[1] - share.columns[0]
