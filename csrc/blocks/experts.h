@@ -22,7 +22,6 @@ struct ExpertPlan {
     };
     std::vector<Group> groups;
     std::vector<Item> items;
-    std::vector<std::pair<int, int>> downs;  // runs of down's panels
     std::vector<int32_t> token;  // of each sorted row
     std::vector<float> weight;
     std::vector<int> cursor;

@@ -10,7 +10,6 @@ namespace {
 constexpr size_t kAcc = size_t{kTokenChunk} * kPanelRows;
 constexpr int kPassCost = 8;  // reading a panel once costs about as much as so many rows of it
 constexpr int kItemsPerThread = 24;
-constexpr int kLongestRun = 8;  // of down's panels
 
 size_t gather_stride(int hidden) { return act_stride(padded_k(hidden)); }
 size_t gather_floats(int hidden) { return (static_cast<size_t>(hidden) * 4 + 63) / 64 * 64; }
@@ -29,8 +28,7 @@ void cut_items(ExpertPlan& plan, int threads) {
     int64_t cost = 0;
     for (const auto& g : plan.groups) cost += int64_t{g.w.gate.panels} * (g.count + kPassCost * chunks_of(g.count));
     const int64_t target = std::max<int64_t>(1, cost / (int64_t{threads} * kItemsPerThread));
-    auto& items = plan.items;
-    items.clear();
+    plan.items.clear();
     for (size_t i = 0; i < plan.groups.size(); i++) {
         const auto& g = plan.groups[i];
         const int chunks = chunks_of(g.count);
@@ -38,33 +36,7 @@ void cut_items(ExpertPlan& plan, int threads) {
             const int r0 = chunk_begin(g.count, chunks, c), r1 = chunk_begin(g.count, chunks, c + 1);
             const int step = static_cast<int>(std::clamp<int64_t>(target / (r1 - r0 + kPassCost), 1, g.w.gate.panels));
             for (int p = 0; p < g.w.gate.panels; p += step)
-                items.push_back({static_cast<int>(i), r0, r1, p, std::min(g.w.gate.panels, p + step)});
-        }
-    }
-    // The last of each thread's items become short ones: who is done takes those from another, and nobody waits for long.
-    for (size_t t = static_cast<size_t>(threads), n = items.size(); t > 0 && n >= static_cast<size_t>(threads); t--) {
-        const size_t last = n * t / static_cast<size_t>(threads) - 1;
-        const auto whole = items[last];
-        items[last].panel1 = whole.panel0 + 1;
-        for (int p = whole.panel1 - 1; p > whole.panel0; p--) {
-            auto one = whole;
-            one.panel0 = p, one.panel1 = p + 1;
-            items.insert(items.begin() + static_cast<std::ptrdiff_t>(last) + 1, one);
-        }
-    }
-}
-
-// Down's panels in runs, each thread's share ending in short ones: who is done takes from the end of another's, so that
-// nobody waits for long.
-void cut_downs(ExpertPlan& plan, int panels, int threads) {
-    plan.downs.clear();
-    const int longest = std::clamp(panels / (threads * 8), 1, kLongestRun);
-    for (int t = 0; t < threads; t++) {
-        const int end = static_cast<int>(int64_t{panels} * (t + 1) / threads);
-        for (int p = static_cast<int>(int64_t{panels} * t / threads); p < end;) {
-            const int step = std::clamp((end - p) / 2, 1, longest);
-            plan.downs.emplace_back(p, p + step);
-            p += step;
+                plan.items.push_back({static_cast<int>(i), r0, r1, p, std::min(g.w.gate.panels, p + step)});
         }
     }
 }
@@ -217,10 +189,10 @@ void run_experts(Engine& e, ExpertPlan& plan, const ExpertRun& run) {
                [&](int i, int thread) { gate_up(e, plan, run, plan.items[static_cast<size_t>(i)], thread); });
     if (run.weight_on_input) std::fill(plan.weight.begin(), plan.weight.end(), 1.f);
     const int panels = (run.hidden + kPanelRows - 1) / kPanelRows;
-    cut_downs(plan, panels, threads);
-    e.pool.run(static_cast<int>(plan.downs.size()), [&](int i, int thread) {
-        const auto [p0, p1] = plan.downs[static_cast<size_t>(i)];
-        down(e, plan, run, plan.weight.data(), p0, p1, thread);
+    // Long runs: each group's are read from end to end, then comes another's. Eight panels are 5% quicker than four.
+    const int step = std::clamp(panels / (threads * 4), 1, 16);
+    e.pool.run((panels + step - 1) / step, [&](int i, int thread) {
+        down(e, plan, run, plan.weight.data(), i * step, std::min(panels, (i + 1) * step), thread);
     });
 }
 

@@ -234,6 +234,22 @@ def test_router_chooses_as_the_definition(pool: _native.Pool, kind: str, tokens:
     )
 
 
+@pytest.mark.parametrize("top_k", [1, 5, 24])
+def test_router_takes_the_best_in_falling_order_of_equals_the_lower_and_nan_last(
+    pool: _native.Pool, top_k: int
+) -> None:
+    n = 24
+    spec = RouterSpec(n, n, top_k, "F32", "sigmoid", logit_bias=True)
+    weight = _native.PackedMatrix.pack(pool, "F32", n, n, np.eye(n, dtype=np.float32).view(np.uint8))
+    x = np.random.default_rng(8).integers(-3, 4, (40, n)).astype(np.float32)
+    nothing = np.where(np.arange(n) % 5 == 2, np.nan, 0).astype(np.float32)
+    ids, weights = np.empty((40, top_k), np.int64), np.empty((40, top_k), np.float32)
+    block = _native.RouterBlock(pool, weight, config(spec, None, nothing))
+    block.forward(x.ctypes.data, ids.ctypes.data, weights.ctypes.data, 40)
+    # numpy puts NaN behind all numbers, and a stable order leaves equals as they were
+    np.testing.assert_array_equal(ids, np.argsort(-(x + nothing), axis=1, kind="stable")[:, :top_k])
+
+
 def test_router_of_nan_gives_experts_that_exist(pool: _native.Pool) -> None:
     spec = RouterSpec(32, 16, 4, "F32", "sigmoid", groups=4, groups_kept=2, group_score="top2_sum")
     w = _native.PackedMatrix.pack(pool, "F32", 16, 32, random_blocks("F32", 16, 32))

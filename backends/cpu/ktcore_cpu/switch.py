@@ -103,7 +103,7 @@ def _possible(how: object) -> bool:
 
     if not (isinstance(how, list) and len(how) == 2 and all(isinstance(n, int) for n in how)):
         return False
-    few, ahead = how
+    few, ahead = map(int, how)
     return 0 <= few <= _native.MOST_FEW and 0 <= ahead <= _native.MOST_AHEAD and ahead % 64 == 0
 
 
