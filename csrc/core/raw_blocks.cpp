@@ -35,7 +35,10 @@ void scales(Format f, const uint8_t* b, float* d, float* m) {
             }
             return;
         case Format::Q3_K:
-            for (int i = 0; i < 16; i++) d[i] = d0 * static_cast<float>(scale_q3_k(s, i));
+            for (int i = 0; i < 16; i++) {
+                const int lo = s[i & 7] >> (i < 8 ? 0 : 4) & 15, hi = s[8 + (i & 3)] >> (2 * (i >> 2)) & 3;
+                d[i] = d0 * static_cast<float>((lo | hi << 4) - 32);
+            }
             return;
         case Format::Q4_K:
         case Format::Q5_K:

@@ -6,6 +6,7 @@
 #include "core/grids.h"
 #include "core/iq_grids.h"
 #include "core/load.h"
+#include "core/quads.h"
 #include "core/raw_blocks.h"
 
 namespace ktcore {
@@ -118,37 +119,62 @@ void iq1_m(const uint8_t* b, int8_t* c, float* scale) {
     }
 }
 
-// Base-3 digits, the highest first: multiplied out modulo 256, the top of three times the byte is the digit.
-void trits(const uint8_t* q, int bytes, int digits, int8_t* c) {
-    static constexpr uint8_t kPower[5] = {1, 3, 9, 27, 81};
-    for (int n = 0; n < digits; n++)
-        for (int i = 0; i < bytes; i++)
-            *c++ = static_cast<int8_t>((static_cast<uint8_t>(q[i] * kPower[n]) * 3 >> 8) - 1);
+// Base-3 digits of 16 bytes, the highest first: the top of three times a byte is the digit, the rest what is left.
+void trits(Bytes left, int digits, int stride, int8_t* c) {
+    for (int n = 0; n < digits; n++, c += stride) {
+        const Bytes digit = reinterpret_cast<Bytes>(-(left > 85) - (left > 170) - 1);
+        std::memcpy(c, &digit, stride < 16 ? 4 : 16);
+        left = left + left + left;
+    }
+}
+
+void trits_of(const uint8_t* b, int8_t* c) {
+    for (int i = 0; i < 32; i += 16) trits(load<Bytes>(b + i), 5, 32, c + i);
+    trits(load<Bytes>(b + 32), 5, 16, c + 160);
+    Bytes four{};
+    std::memcpy(&four, b + 48, 4);
+    trits(four, 4, 4, c + 240);
 }
 
 void tq1_0(const uint8_t* b, int8_t* c, float* scale) {
-    trits(b, 32, 5, c);
-    trits(b + 32, 16, 5, c + 160);
-    trits(b + 48, 4, 4, c + 240);
+    trits_of(b, c);
     for (int g = 0; g < 16; g++) scale[g] = half(b + 52);
 }
+
+// The byte of five digits, by their number.
+struct Fives {
+    uint8_t byte[243];
+};
+constexpr Fives make_fives() {
+    Fives out{};
+    for (int v = 0; v < 243; v++) out.byte[v] = static_cast<uint8_t>((v * 256 + 242) / 243);
+    return out;
+}
+constexpr Fives kFives = make_fives();
 
 }  // namespace
 
 void ternary_pack(const RawRows& rows, uint8_t* out) {
     for (int r = 0; r < rows.count; r++) {
         int8_t c[256];
-        float scale[16];
-        tq1_0(rows[r], c, scale);
+        trits_of(rows[r], c);
         std::memcpy(out + r * 2, rows[r] + 52, 2);
         uint8_t* to = out + 64 + r / kHalfRows * 64 + r % kHalfRows * 4;
-        for (int n = 0; n < 3; n++)
-            for (int k = 0; k < 16; k++) {
-                int value = 0;
-                for (int f = 0; f < 5; f++) value = value * 3 + c[n * 80 + f * 16 + k] + 1;
-                to[n * 512 + k / 4 * 128 + k % 4] = static_cast<uint8_t>((value * 256 + 242) / 243);
+        for (int n = 0; n < 3; n++) {
+            Bytes value{};
+            for (int f = 0; f < 5; f++)
+                value = value + value + value + load<Bytes>(reinterpret_cast<uint8_t*>(c) + n * 80 + f * 16) + 1;
+            uint8_t v[16];
+            std::memcpy(v, &value, 16);
+            for (int k = 0; k < 16; k += 4) {
+                const uint8_t four[4] = {kFives.byte[v[k]], kFives.byte[v[k + 1]], kFives.byte[v[k + 2]], kFives.byte[v[k + 3]]};
+                std::memcpy(to + n * 512 + k / 4 * 128, four, 4);
             }
-        for (int k = 0; k < 16; k++) to[1536 + k % 4] |= static_cast<uint8_t>((c[240 + k] + 1) << (2 * (k / 4)));
+        }
+        uint8_t last[4] = {};
+        for (int q = 0; q < 4; q++)
+            for (int k = 0; k < 4; k++) last[k] |= static_cast<uint8_t>((c[240 + q * 4 + k] + 1) << (2 * q));
+        std::memcpy(to + 1536, last, 4);
     }
 }
 

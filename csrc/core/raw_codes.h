@@ -146,17 +146,22 @@ inline void scales_iq4_xs(const uint8_t* b, int8_t* out) {
         out[i] = static_cast<int8_t>(((b[4 + i / 2] >> (4 * (i & 1)) & 15) | (high >> (2 * i) & 3) << 4) - 32);
 }
 
-// Scale i of a Q3_K block, less 32.
-inline int scale_q3_k(const uint8_t* s, int i) {
-    const int lo = s[i & 7] >> (i < 8 ? 0 : 4) & 15, hi = s[8 + (i & 3)] >> (2 * (i >> 2)) & 3;
-    return (lo | hi << 4) - 32;
+// The sixteen 6-bit scales of a Q3_K block, less 32: four words of four bytes, of which the lower six bits count.
+inline void words_q3_k(const uint8_t* s, uint32_t* out) {
+    const uint32_t low[2] = {load<uint32_t>(s), load<uint32_t>(s + 4)}, high = load<uint32_t>(s + 8);
+    for (int i = 0; i < 4; i++)
+        out[i] = ((low[i % 2] >> (i / 2 * 4) & kNibbles) | (high >> (2 * i) & kPairs) << 4) ^ kBytes * 32;
 }
 // All as a packed header has them (kernels/unpack.h), where two planes of bytes are a vector: what is left of bytes 0, 2
 // and 4 is scale 12, of 1, 3 and 5 scale 13, and so on.
-inline void scales_q3_k(const uint8_t* s, int8_t* out) {
-    for (int i = 0; i < 12; i++) {
-        const int rest = scale_q3_k(s, 12 + i / 6 * 2 + i % 2) & 63;
-        out[i] = static_cast<int8_t>(scale_q3_k(s, i) << 2 | (rest >> (4 - i / 2 % 3 * 2) & 3));
+inline void scales_q3_k(const uint8_t* s, uint8_t* out) {
+    uint32_t w[4];
+    words_q3_k(s, w);
+    const uint32_t top = w[3] >> 4 & kPairs, middle = w[3] >> 2 & kPairs, bottom = w[3] & kPairs;
+    const uint32_t rest[3] = {(top & 0xffff) | middle << 16, (bottom & 0xffff) | (top & 0xffff0000), middle >> 16 | (bottom & 0xffff0000)};
+    for (int i = 0; i < 3; i++) {
+        const uint32_t four = w[i] << 2 | rest[i];
+        std::memcpy(out + i * 4, &four, 4);
     }
 }
 

@@ -10,8 +10,8 @@
 namespace ktcore {
 namespace {
 
-// Row `row`'s part (0..31) of a packed block's header.
-[[gnu::always_inline]] inline void pack_header(Format f, const uint8_t* block, int row, uint8_t* header) {
+// Row `row`'s part (0..31) of a packed block's header but for the bytes of scales, which go to `scales`.
+[[gnu::always_inline]] inline void pack_header(Format f, const uint8_t* block, int row, uint8_t* header, uint8_t* scales) {
     uint8_t* plain = header + row * 2;  // of the 16-bit values, 32 rows side by side
     if (f == Format::MXFP4) {
         const uint16_t d = e8m0_half(block[0]);
@@ -19,7 +19,7 @@ namespace {
         return;
     }
     if (f == Format::NVFP4) {
-        for (int i = 0; i < 4; i++) header[i * kPanelRows + row] = ue4m3(block[i]);
+        for (int i = 0; i < 4; i++) scales[i] = ue4m3(block[i]);
         return;
     }
     if (info(f).zero_point) {
@@ -28,15 +28,34 @@ namespace {
         return;
     }
     const Parts& p = parts(f);
-    int8_t unpacked[12];
-    const uint8_t* from = block + p.scales;
-    if (f == Format::IQ4_XS) scales_iq4_xs(block, unpacked);
-    if (f == Format::Q3_K) scales_q3_k(from, unpacked);
-    if (f == Format::IQ4_XS || f == Format::Q3_K) from = reinterpret_cast<const uint8_t*>(unpacked);
-    for (int z = 0; z < p.scale_bytes; z++) header[z * kPanelRows + row] = from[z];
+    if (f == Format::IQ4_XS)
+        scales_iq4_xs(block, reinterpret_cast<int8_t*>(scales));
+    else if (f == Format::Q3_K)
+        scales_q3_k(block + p.scales, scales);
+    else if (p.scale_bytes > 0)
+        std::memcpy(scales, block + p.scales, static_cast<size_t>(p.scale_bytes));
     plain += p.scale_bytes * kPanelRows;
     std::memcpy(plain, block + p.d, 2);
     if (p.m >= 0) std::memcpy(plain + 64, block + p.m, 2);
+}
+
+// Up to 16 bytes of four rows each to [byte][32 rows].
+[[gnu::always_inline]] inline void pack_scales(const uint8_t (*scales)[16], int bytes, uint8_t* out) {
+    Bytes v[4];
+    std::memcpy(v, scales, 64);
+    const Bytes low[2] = {choose<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(v[0], v[1]),
+                          choose<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(v[2], v[3])};
+    const Bytes high[2] = {choose<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(v[0], v[1]),
+                           choose<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(v[2], v[3])};
+    Bytes fours[4];
+    for (int i = 0; i < 2; i++) {
+        const Bytes a = i ? high[0] : low[0], b = i ? high[1] : low[1];
+        fours[i * 2] = choose<0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23>(a, b);
+        fours[i * 2 + 1] = choose<8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31>(a, b);
+    }
+    uint8_t flat[64];
+    std::memcpy(flat, fours, 64);
+    for (int z = 0; z < bytes; z++) std::memcpy(out + z * kPanelRows, flat + z * 4, 4);
 }
 
 // A dword holds four neighbouring k of one row, so each plane is shifts and ors of the group's eight quads. `codes` of four
@@ -101,11 +120,17 @@ void pack_bits(const RawRows& rows, int r, int at, int groups, uint8_t* out) {
 template <Format F>
 void pack_block(const RawRows& rows, uint8_t* out) {
     constexpr FormatInfo t = info(F);
+    constexpr int kScaleBytes = F == Format::NVFP4 ? 4 : parts(F).scale_bytes;
     constexpr bool fifth = F == Format::Q5_0 || F == Format::Q5_1;
     for (int r = 0; r < rows.count; r += 4) {
         alignas(16) uint8_t codes[4][t.packed_k];
         uint8_t* first = out + t.header + r / kHalfRows * 64 + r % kHalfRows * 4;
-        for (int i = 0; i < 4 && r + i < rows.count; i++) pack_header(F, rows[r + i], r + i, out);
+        alignas(16) uint8_t scales[4][16] = {};
+        for (int i = 0; i < 4 && r + i < rows.count; i++) pack_header(F, rows[r + i], r + i, out, scales[i]);
+        if (kScaleBytes > 8) pack_scales(scales, kScaleBytes, out + r);
+        if (kScaleBytes <= 8)
+            for (int i = 0; i < 4; i++)
+                for (int z = 0; z < kScaleBytes; z++) out[z * kPanelRows + r + i] = scales[i][z];
         if (F == Format::Q1_0) {
             pack_bits(rows, r, kShort.low, t.packed_k / 32, first);
             continue;
