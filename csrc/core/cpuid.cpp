@@ -14,6 +14,10 @@
 #endif
 
 namespace ktcore {
+// Of isa/avx_vnni.cpp and isa/avx_vnni_emulated.cpp.
+const Kernels& kernels_avx_vnni();
+const Kernels& kernels_avx_vnni_emulated();
+
 namespace {
 
 #if defined(__x86_64__)
@@ -91,6 +95,7 @@ std::vector<Unit> all_units() {
         out.push_back({name, needs, kernels});
     };
     add("avx2", {"avx2", "fma", "f16c"}, kernels_avx2);
+    out.push_back({"avx_vnni", {"avx2", "fma", "f16c", "avx_vnni"}, kernels_avx_vnni});  // not all of the next have it
     add("avx512", {"avx512f", "avx512dq", "avx512bw", "avx512vl"}, kernels_avx512);
     add("avx512_vnni", {"avx512_vnni"}, kernels_avx512_vnni);
     add("avx512_bf16", {"avx512_bf16", "avx512vbmi", "gfni"}, kernels_avx512_bf16);
@@ -99,10 +104,11 @@ std::vector<Unit> all_units() {
     return out;
 }
 
-// Runs by name only: for tests of the tile kernels on a CPU without tiles.
+// Run by name only: for tests of kernels on a CPU without their instructions.
 std::vector<Unit> emulated_units() {
 #if defined(KTCORE_X86)
-    return {{"amx_emulated", {"avx2", "fma", "f16c"}, kernels_amx_emulated}};
+    return {{"avx_vnni_emulated", {"avx2", "fma", "f16c"}, kernels_avx_vnni_emulated},
+            {"amx_emulated", {"avx2", "fma", "f16c"}, kernels_amx_emulated}};
 #else
     return {};
 #endif

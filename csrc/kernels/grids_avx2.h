@@ -62,6 +62,10 @@ AI W dot16(const W* v, const W* x) {
     W dot = _mm256_setzero_si256();
     UNR for (int q = 0; q < 4; q++) dot = _mm256_dpbusd_epi32(dot, v[q], x[q]);
     return dot;
+#elif defined(__AVXVNNI__) || defined(KTCORE_EMULATE_VNNI)
+    W dot = _mm256_setzero_si256();
+    UNR for (int q = 0; q < 4; q++) dot = dot4h(dot, v[q], x[q]);
+    return dot;
 #else
     const W one = _mm256_set1_epi16(1);
     const W a = _mm256_add_epi16(_mm256_maddubs_epi16(v[0], x[0]), _mm256_maddubs_epi16(v[1], x[1]));

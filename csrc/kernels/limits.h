@@ -32,7 +32,7 @@ AI PeakFloat peak_float(float x) { return setf(x); }
 AI PeakInt peak_dot4(PeakInt acc, PeakInt x, PeakInt y) { return dot4<false>(acc, x, y); }
 AI PeakFloat peak_fma(PeakFloat acc, PeakFloat x, PeakFloat y) { return fma(x, y, acc); }
 #endif
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr int kDotChains = 12;
 #else
 constexpr int kDotChains = 6;

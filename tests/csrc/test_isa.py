@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from ktcore_cpu import _native
 
-UNITS = ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"]
+UNITS = ["scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"]
 NEEDS = {
     "avx2": "avx2",
+    "avx_vnni": "avx_vnni",
     "avx512": "avx512bw",
     "avx512_vnni": "avx512_vnni",
     "avx512_bf16": "avx512_bf16",

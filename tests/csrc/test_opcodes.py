@@ -22,6 +22,8 @@ AVX512 = AVX2 | {"avx512"}
 Found = dict[str, dict[str, str]]
 ALLOWED = {  # namespace ktcore::isa_NAME: what its functions may use; all other code: nothing beyond SSE2
     "avx2": AVX2,
+    "avx_vnni": AVX2 | {"avx_vnni"},
+    "avx_vnni_emulated": AVX2,
     "avx512": AVX512,
     "avx512_vnni": AVX512 | {"vnni"},
     "avx512_bf16": AVX512 | {"vnni", "bf16", "vbmi", "gfni"},
@@ -69,6 +71,7 @@ def test_no_unit_uses_an_instruction_that_it_is_not_chosen_for(module: Found) ->
     ("unit", "instructions"),
     [
         ("avx2", {"avx", "fma", "f16c"}),
+        ("avx_vnni", {"avx", "avx_vnni"}),
         ("avx512", {"avx512"}),
         ("avx512_vnni", {"avx512", "vnni"}),
         ("amx", {"avx512", "amx"}),
@@ -85,6 +88,7 @@ namespace ktcore {
 namespace isa_avx2 { __m256 twice(__m256 x) { return _mm256_add_ps(x, x); } }
 namespace isa_avx512 { __m512 twice(__m512 x) { return _mm512_add_ps(x, x); } }
 namespace isa_new { __m512i dot(__m512i a, __m512i b) { return _mm512_dpbusd_epi32(a, b, b); } }
+namespace isa_vex { __m256i dot(__m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(a, b, b); } }
 namespace isa_tiles { void zero() { _tile_zero(0); } }
 int masked(__m512i a, __m512i b) { return _mm512_cmpeq_epi32_mask(a, b); }
 float plain(float x) { return x + x; }
@@ -98,13 +102,14 @@ def test_instructions_in_the_wrong_place_are_found(tmp_path: Path) -> None:
         pytest.skip("needs a C++ compiler")
     source, built = tmp_path / "probe.cpp", tmp_path / "probe.o"
     source.write_text(SOURCE)
-    flags = ["-mavx512f", "-mavx512vnni", "-mamx-tile"]
+    flags = ["-mavx512f", "-mavx512vnni", "-mavxvnni", "-mamx-tile"]
     subprocess.run([compiler, "-O2", *flags, "-c", str(source), "-o", str(built)], check=True)
     found = features(built)
     text = "\n".join(violations(found, {"avx2": AVX2, "avx512": AVX2}))
     assert "isa_avx2" not in text
     assert re.search(r"isa_avx512.* uses avx512: vaddps zmm", text)
     assert re.search(r"isa_new.* uses vnni: vpdpbusd", text)
+    assert re.search(r"isa_vex.* uses avx_vnni: .*vpdpbusd ymm", text)
     assert re.search(r"isa_tiles.* uses amx: tilezero", text)
     assert re.search(r"masked.* uses avx512: ", text)
     assert re.search(r"plain.* uses avx: ", text)
