@@ -102,7 +102,7 @@ inline void unpack_ternary(const uint8_t* p, int blocks, const Unpacked& out) {
 
 // Few tokens straight from the panel, in the tile's order of additions; H row halves at once.
 template <Format F, int T, int H>
-AI void direct_ternary(const uint8_t* p, int half, int blocks, const ActView& a, const uint8_t* act, float* acc) {
+AI void direct_ternary(const uint8_t* p, int half, int blocks, const ActView& a, const uint8_t* act, int ahead, float* acc) {
     using L = Layout<F>;
     const size_t stride = a.stride;
     const int kp = a.k;
@@ -118,7 +118,7 @@ AI void direct_ternary(const uint8_t* p, int half, int blocks, const ActView& a,
         UNR for (int h = 0; h < H; h++) typename L::Header(p).scale(0, half + h, d[h], m);
         const uint8_t* x = act + b * 256;
         UNR for (int n = 0; n < kFiveGroups; n++) {
-            if (half == 0) UNR for (int i = 0; i < 9; i++) touch(p + kReadAhead + (n * 9 + i) * 64);
+            if (half == 0) UNR for (int i = 0; i < 9; i++) touch(p + ahead + (n * 9 + i) * 64);
             VI dot[5][T][H];
             UNR for (int f = 0; f < 5; f++) UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < H; h++)
                 dot[f][t][h] = seed<false>(ActRow{act + t * stride}, kp, b * 16 + n * 5 + f, kDigitAt[f]);
@@ -144,11 +144,11 @@ AI void direct_ternary(const uint8_t* p, int half, int blocks, const ActView& a,
 // Ten sums of a token are under way with both.
 constexpr int kTernaryBoth = sizeof(VI) == 64 && kDirectMany ? 2 : 0;
 template <Format F, int T>
-void direct_ternary(const uint8_t* p, int blocks, const ActView& a, const uint8_t* act, float* acc) {
+void direct_ternary(const uint8_t* p, int blocks, const ActView& a, const uint8_t* act, int ahead, float* acc) {
     if constexpr (T <= kTernaryBoth) {
-        direct_ternary<F, T, 2>(p, 0, blocks, a, act, acc);
+        direct_ternary<F, T, 2>(p, 0, blocks, a, act, ahead, acc);
     } else {
-        direct_ternary<F, T, 1>(p, 0, blocks, a, act, acc);
-        direct_ternary<F, T, 1>(p, 1, blocks, a, act, acc);
+        direct_ternary<F, T, 1>(p, 0, blocks, a, act, ahead, acc);
+        direct_ternary<F, T, 1>(p, 1, blocks, a, act, ahead, acc);
     }
 }

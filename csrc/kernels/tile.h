@@ -201,7 +201,7 @@ void run_tiles(const Unpacked& u, int groups, int g0, const ActView& a, const ui
 template <Format F, int T, class Scales>
 AI void direct_tile(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_t* act, Scales scales, float* acc) {
     if constexpr (kFormats[static_cast<int>(F)].kind == Kind::Ternary)
-        direct_ternary<F, T>(p, blocks, a, act, acc);
+        direct_ternary<F, T>(p, blocks, a, act, scales.ahead, acc);
     else
         direct<F, T>(p, blocks, g0, a, act, scales, acc);
 }
