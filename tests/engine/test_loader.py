@@ -97,10 +97,20 @@ class Runtime:
 
 class Checkpoint:
     def __init__(self) -> None:
+        self.asked: list[str] = []
         self.released: list[str] = []
+
+    def ask_for(self, name: str) -> None:
+        self.asked.append(name)
 
     def release(self, name: str) -> None:
         self.released.append(name)
+
+
+class OnDisk:
+    """Packed weights of which some are there already."""
+
+    complete = False
 
 
 @dataclass
@@ -148,7 +158,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_parts_come_before_the_whole_which_gets_them_by_role() -> None:
     options = {"some": "option"}
     world = planned(llama(1), lambda node: {"options": options} if node.name.endswith(".o") else None)
-    model = world.load(threads=3, packed="parts on disk", max_tokens=7)
+    packed = OnDisk()
+    model = world.load(threads=3, packed=packed, max_tokens=7)
     attention, mlp = model.layers[0]
     assert isinstance(attention, Loaded)
     assert list(attention.request.children) == ["q", "k", "v", "o", "cache", "norm", "rope"]
@@ -157,7 +168,7 @@ def test_parts_come_before_the_whole_which_gets_them_by_role() -> None:
         assert child.request.spec is attention.request.spec.children()[role]
     assert attention.request.children["o"].request.options == options
     q = attention.request.children["q"].request
-    assert (q.options, q.packed, q.device) == ({}, "parts on disk", "capabilities of host:0")
+    assert (q.options, q.packed, q.device) == ({}, packed, "capabilities of host:0")
     assert (q.runtime.name, q.runtime.threads) == ("host:0", 3)
     assert {role: weight.ref for role, weight in q.weights.items()} == {
         "weight": WeightRef(("layers.0.attn.q",), (HIDDEN, HIDDEN), "Q8_0")
