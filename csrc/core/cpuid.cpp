@@ -14,10 +14,6 @@
 #endif
 
 namespace ktcore {
-// Of isa/avx_vnni.cpp and isa/avx_vnni_emulated.cpp.
-const Kernels& kernels_avx_vnni();
-const Kernels& kernels_avx_vnni_emulated();
-
 namespace {
 
 #if defined(__x86_64__)

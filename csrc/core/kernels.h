@@ -88,6 +88,8 @@ constexpr size_t delta_scratch(int key_dim, int value_dim) {
 
 const Kernels& kernels_scalar();
 const Kernels& kernels_avx2();
+const Kernels& kernels_avx_vnni();
+const Kernels& kernels_avx_vnni_emulated();
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx512_vnni();
 const Kernels& kernels_avx512_bf16();

@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #endif
 
+#include <type_traits>
+
 #include "core/f16.h"
 #include "core/grids.h"
 #include "core/iq_grids.h"

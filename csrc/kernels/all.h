@@ -12,4 +12,5 @@
 #include "kernels/attend.h"
 #include "kernels/delta.h"
 #include "kernels/limits.h"
+#include "kernels/table_int8.h"
 #include "kernels/table.h"

@@ -1,34 +1,22 @@
 // Builds the unit's function table from the templates. Inside the unit's namespace.
-using PanelInt8 = decltype(Kernels::panel);
 using PanelFloat = void (*)(const PackedView&, int, const float*, size_t, int, int, float*, uint8_t*);
 using PanelMixed = void (*)(const PackedView&, int, const FloatRows&, int, int, float*, uint8_t*);
 using PanelUnpack = void (*)(const PackedView&, int, float*, uint8_t*);
 
-// A row of the format table is all that a format needs to be in these: null where it has no such kernel.
-template <int F>
-constexpr PanelInt8 int8_of() {
-    if constexpr (kFormats[F].kind != Kind::Float) return panel_int8<static_cast<Format>(F)>;
-    return nullptr;
-}
+// A row of the format table is all that a format needs to be in these.
 struct Tables {
-    PanelInt8 int8[kFormatCount];
     PanelFloat exact[kFormatCount];
     PanelMixed mixed[kFormatCount];
     PanelUnpack unpack[kFormatCount];
 };
 template <int... F>
 constexpr Tables tables_of(std::integer_sequence<int, F...>) {
-    return {{int8_of<F>()...},
-            {panel_float<static_cast<Format>(F)>...},
+    return {{panel_float<static_cast<Format>(F)>...},
             {panel_mixed<static_cast<Format>(F)>...},
             {panel_unpack<static_cast<Format>(F)>...}};
 }
 constexpr Tables kTablesOf = tables_of(std::make_integer_sequence<int, kFormatCount>());
 
-inline void run_panel(const PackedView& w, int panel, const ActView& a, int t0, int t1, float* acc, uint8_t* scratch,
-                      Reading how) {
-    kTablesOf.int8[static_cast<int>(w.format)](w, panel, a, t0, t1, acc, scratch, how);
-}
 inline int few_tokens(Format f) {
     if (info(f).kind == Kind::Float) return 0;
     if (info(f).kind == Kind::Grid) return kGridTokens;

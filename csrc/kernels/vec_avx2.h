@@ -83,15 +83,7 @@ struct Signed {
     VI magnitude, less;
 };
 template <bool kWide>
-struct OperandOf {
-    using Type = VI;
-};
-template <>
-struct OperandOf<true> {
-    using Type = Signed;
-};
-template <bool kWide>
-using Operand = typename OperandOf<kWide>::Type;
+using Operand = std::conditional_t<kWide, Signed, VI>;
 template <bool kWide>
 AI Operand<kWide> operand(VI u) {
     if constexpr (!kWide) return u;

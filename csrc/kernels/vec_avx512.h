@@ -74,6 +74,7 @@ struct Signed {
     VI magnitude;
     __mmask64 minus;
 };
+// not std::conditional: template arguments lose a vector's attributes
 template <bool kWide>
 struct OperandOf {
     using Type = VI;

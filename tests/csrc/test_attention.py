@@ -239,14 +239,19 @@ def test_many_heads_of_a_group_are_cut_by_tokens_and_by_context(pool: _native.Po
         np.testing.assert_array_equal(layer.run(x[a:b], one(a, b - a, table)), whole[a:b])
 
 
-@pytest.mark.parametrize("dim", [128, 64, 24])
-def test_eight_bit_rows_are_what_gguf_makes_of_them(pool: _native.Pool, dim: int) -> None:
-    """v has no norm and no rotation: with identity weights its cached rows are x itself, as Q8_0."""
+def identity_block(pool: _native.Pool, dim: int) -> _native.AttentionBlock:
+    """One head whose cached values are its input."""
     eye = _native.PackedMatrix.pack(pool, "F32", dim, dim, np.eye(dim, dtype=np.float32).view(np.uint8))
-    block = _native.AttentionBlock(
+    return _native.AttentionBlock(
         pool, eye, eye, eye, eye, heads=1, kv_heads=1, head_dim=dim, rope_pairing="half",
         inv_freq=np.empty(0, np.float32), softmax_scale=1.0, exact=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dim", [128, 64, 24])
+def test_eight_bit_rows_are_what_gguf_makes_of_them(pool: _native.Pool, dim: int) -> None:
+    """v has no norm and no rotation: with identity weights its cached rows are x itself, as Q8_0."""
+    block = identity_block(pool, dim)
     x = hidden_rows(32, dim) * np.float32(7)
     x[3, 5] = 600  # an outlier costs its own 32 values only
     codes = -(-dim // 32) * 32
@@ -280,11 +285,7 @@ def test_integer_rows_do_not_see_the_rows_beside_them(pool: _native.Pool, heads:
 @pytest.mark.parametrize("dim", [256, 128, 24])
 def test_integer_rows_are_closer_than_half_precision(pool: _native.Pool, dim: int) -> None:
     """v has no norm and no rotation: with identity weights its cached rows are x itself."""
-    eye = _native.PackedMatrix.pack(pool, "F32", dim, dim, np.eye(dim, dtype=np.float32).view(np.uint8))
-    block = _native.AttentionBlock(
-        pool, eye, eye, eye, eye, heads=1, kv_heads=1, head_dim=dim, rope_pairing="half",
-        inv_freq=np.empty(0, np.float32), softmax_scale=1.0, exact=True,
-    )  # fmt: skip
+    block = identity_block(pool, dim)
     x = hidden_rows(32, dim) * np.float32(7)
     x[3, 5] = 600  # an outlier
     x[4] = 0
