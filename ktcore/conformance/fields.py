@@ -173,6 +173,7 @@ FIELDS: Mapping[str, Seen | Unseen] = {
     "gated_delta_net.decay_format": FORMAT,
     "gated_delta_net.dt_bias_format": FORMAT,
     "gated_delta_net.decay_log": Seen("L3.gated_delta_net.decay-log"),
+    "gated_delta_net.tiled": Seen("L3.gated_delta_net.tiled"),
     "gated_delta_net.norm": Seen("L3.gated_delta_net.ragged"),
     "gated_delta_net.residual": Seen("L3.gated_delta_net.no-residual"),
     "sampling.vocab": SHAPE,

@@ -9,6 +9,7 @@ from ktcore.graph.complete import check_formats, check_settings, check_tensors
 from ktcore.graph.families import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
+from ktcore.graph.wrappers import WRAPPERS
 from ktcore.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def build_graph(checkpoint: Checkpoint, experts: OtherExperts | None = None) -> 
     known = GGUF_ARCHITECTURES if settings.gguf else HF_ARCHITECTURES
     build = known.get(settings.architecture)
     if build is None:
+        names = sorted({*known, *(() if settings.gguf else WRAPPERS)})
         raise ArchitectureError(
             f"{checkpoint.path}: architecture '{settings.architecture}' is not supported",
-            f"supported in this kind of checkpoint: {', '.join(sorted(known))}",
+            f"supported in this kind of checkpoint: {', '.join(names)}",
         )
     check_settings(settings)
     graph = build(settings)

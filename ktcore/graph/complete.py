@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
 
 from ktcore.errors import CheckpointError
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
+from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.formats import is_readable
+from ktcore.weights.joined import PREFIX
 
 # (config.json key, GGUF key): what other families do, and members of these may one day do; 0, 1 and null mean "not"
 UNREAD = (
@@ -23,11 +25,12 @@ UNREAD = (
     ("alibi", "attention.max_alibi_bias"),
     ("use_parallel_residual", "use_parallel_residual"),
 )
-LAYER = re.compile(r"(?:language_model\.)?(?:model\.layers|blk)\.(\d+)\.")
+LAYER = re.compile(r"(?:language_model\.model\.|model\.language_model\.|model\.|)(?:layers|blk)\.(\d+)\.")
+FURTHER = "layers that predict further tokens"
 # derived values that older files hold, and the second of two layouts of the same projection
 KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|attn_rot_embd\.|attn_kv_b\.weight$")
 
-# of checkpoints whose routed experts are taken from elsewhere
+# of checkpoints whose routed experts are taken from elsewhere, where the other's own graph has checked its tensors
 EXPERTS = re.compile(r"\.experts\.|_exps\.|\.ffn_(?:gate|up|down)\.\d+\.")
 
 
@@ -44,15 +47,37 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_tensors(settings: Settings, graph: Graph) -> None:
-    """Raises ArchitectureError when a layer holds tensors that no operator of the graph uses."""
+    """Raises ArchitectureError when the checkpoint holds tensors that no operator uses and no rule leaves out."""
     used = {source for root in graph.roots() for ref in root.all_weights().values() for source in ref.sources}
-    unused = list(_unused(settings, len(graph.layers), used))
+    unused = [
+        name
+        for name in settings.checkpoint.tensors
+        if name not in used
+        and not part_of(graph, name)
+        and not KNOWN_EXTRA.search(name)
+        and not (settings.experts is not None and (name.startswith(PREFIX) or EXPERTS.search(name)))
+    ]
     if unused:
         rest = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
         raise settings.error(
             f"nothing uses tensors {', '.join(unused[:4])}{rest}: architecture '{settings.architecture}' has no such",
             "this is a variant of the architecture, or its configuration belongs to another model",
         )
+
+
+def part_of(graph: Graph, tensor: str) -> str:
+    """Which part of the checkpoint that is not run a tensor belongs to; "" for none."""
+    found = LAYER.match(tensor)
+    if found and int(found[1]) >= len(graph.layers):
+        return FURTHER
+    return next((part for start, part in graph.left_out.items() if tensor.startswith(start)), "")
+
+
+def left_out(checkpoint: Checkpoint, graph: Graph) -> Counter[str]:
+    """How many tensors of the checkpoint belong to each part that is not run."""
+    parts = Counter(part_of(graph, tensor) for tensor in checkpoint.tensors)
+    del parts[""]
+    return parts
 
 
 def check_formats(settings: Settings, graph: Graph) -> None:
@@ -64,13 +89,3 @@ def check_formats(settings: Settings, graph: Graph) -> None:
                 f"{where}: tensor '{ref.sources[0]}' is {ref.stored or ref.format}, whose values nothing here can read",
                 "take the model in another format: such types are for intermediate results, or too new",
             )
-
-
-def _unused(settings: Settings, layers: int, used: set[str]) -> Iterator[str]:
-    for name in settings.checkpoint.tensors:
-        found = LAYER.match(name)
-        if settings.experts is not None and EXPERTS.search(name):
-            continue
-        # layers beyond the configured number predict further tokens, and are left out
-        if found and name not in used and int(found[1]) < layers and not KNOWN_EXTRA.search(name):
-            yield name

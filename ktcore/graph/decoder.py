@@ -38,6 +38,7 @@ def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) 
         norm=make.norm("norm", hidden, rms_eps(make)),
         head=_head(make, vocab, hidden, embed),
         sampler=make.node("sampler", SamplingSpec(vocab)),
+        left_out={**settings.defaults.left_out, **(settings.wrapper.left_out if settings.wrapper else {})},
     )
 
 

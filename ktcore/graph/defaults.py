@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -48,12 +48,16 @@ class Defaults:
         biases: last part of a projection's node name -> the key of config.json that says whether it has a bias, or
             `ALWAYS`. Asked only where there are no weights; else the tensors tell.
         gguf: key without the architecture's prefix -> what llama.cpp takes where it is absent, beyond `LLAMA_CPP`.
+        only: key of config.json -> the values that are known; any other is refused by the key's name.
+        left_out: beginnings of tensors' names that belong to a part which is not run -> which part.
     """
 
     hub: Mapping[str, Any] = field(default_factory=dict)
     null: Mapping[str, Any] = field(default_factory=dict)
     gguf: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, Collection[Any]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 EMPTY = Defaults()

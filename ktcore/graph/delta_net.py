@@ -1,4 +1,4 @@
-"""Gated delta net nodes as Qwen3-Next's checkpoints hold them: projections grouped by key head, or split up."""
+"""Gated delta net nodes as checkpoints of Qwen3-Next and 3.5 hold them: projections grouped by key head, or split."""
 
 from __future__ import annotations
 
@@ -20,13 +20,24 @@ DELTA_NET: NameTable = {
     "attn.out_norm": ("linear_attn.norm", "ssm_norm"),
     "attn.out": ("linear_attn.out_proj", "ssm_out"),
 }
-
+SPLIT_DELTA_NET: NameTable = {
+    **{name: tensors for name, tensors in DELTA_NET.items() if name not in ("attn.qkvz", "attn.ba")},
+    "attn.qkv": ("linear_attn.in_proj_qkv", "attn_qkv"),
+    "attn.z": ("linear_attn.in_proj_z", "attn_gate"),
+    "attn.b": ("linear_attn.in_proj_b", "ssm_beta"),
+    "attn.a": ("linear_attn.in_proj_a", "ssm_alpha"),
+}
+"""Qwen3.5's."""
 
 KEY_HEADS = ("linear_num_key_heads", "ssm.group_count")
 
 
-def delta_net_node(make: NodeMaker, name: str) -> Node:
-    """One layer's branch."""
+def delta_net_node(make: NodeMaker, name: str, *, tiled: bool = False) -> Node:
+    """One layer's branch.
+
+    Args:
+        tiled: value heads are stored in the order of `GatedDeltaNetSpec.tiled`.
+    """
     s = make.settings
     hidden = s.integer("hidden_size", "embedding_length")
     key_heads = s.integer(*KEY_HEADS)
@@ -71,13 +82,14 @@ def delta_net_node(make: NodeMaker, name: str) -> Node:
         dt_bias_format=dt_bias.format,
         # converters to GGUF store the rates themselves
         decay_log=not s.gguf,
+        tiled=tiled and value_heads > key_heads > 1,
     )
 
 
 def _qkv_z(make: NodeMaker, name: str, hidden: int, sizes: tuple[int, int, int]) -> tuple[Node, Node]:
     """The rows of q, k and v of all heads, and of z; `sizes` are key heads, their width, values of a key head."""
     heads, key, values = sizes
-    if make.settings.gguf and not make.has(f"{name}.qkvz"):
+    if make.names.knows(f"{name}.qkv") and not make.has(f"{name}.qkvz"):
         channels = heads * (2 * key + values)
         return make.linear(f"{name}.qkv", hidden, channels), make.linear(f"{name}.z", hidden, heads * values)
     group = 2 * key + 2 * values
@@ -92,7 +104,9 @@ def _qkv_z(make: NodeMaker, name: str, hidden: int, sizes: tuple[int, int, int])
 
 
 def _b_a(make: NodeMaker, name: str, hidden: int, key_heads: int, value_heads: int) -> tuple[Node, Node]:
-    """b and a of all value heads; stored key head by key head."""
+    """b and a of all value heads; stored one by one, or together, key head by key head."""
+    if not make.names.knows(f"{name}.ba"):
+        return make.linear(f"{name}.b", hidden, value_heads), make.linear(f"{name}.a", hidden, value_heads)
     group, rows = value_heads // key_heads, 2 * value_heads
     starts = range(0, rows, 2 * group)
     b = make.picked(f"{name}.b", f"{name}.ba", hidden, [(at, at + group, 1) for at in starts], rows)

@@ -12,6 +12,7 @@ from ktcore.graph.architectures.llama import build_llama, build_mistral, build_p
 from ktcore.graph.architectures.llama4 import build_llama4
 from ktcore.graph.architectures.mixtral import build_mixtral
 from ktcore.graph.architectures.qwen2_moe import build_qwen2_moe
+from ktcore.graph.architectures.qwen3_5 import build_qwen3_5, build_qwen3_5_moe
 from ktcore.graph.architectures.qwen3_moe import build_qwen3_moe
 from ktcore.graph.architectures.qwen3_next import build_qwen3_next
 from ktcore.graph.architectures.smallthinker import build_smallthinker
@@ -35,12 +36,13 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "deepseek_v3": build_deepseek_v3,
     "kimi_k2": build_deepseek_v3,
     "qwen3_next": build_qwen3_next,
-    "llama4": build_llama4,
+    "qwen3_5_text": build_qwen3_5,
+    "qwen3_5_moe_text": build_qwen3_5_moe,
     "llama4_text": build_llama4,
     "gpt_oss": build_gpt_oss,
     "smallthinker": build_smallthinker,
 }
-"""By `model_type` of config.json."""
+"""By `model_type` of config.json; `ktcore.graph.wrappers` has those of which the language model is a part."""
 
 GGUF_ARCHITECTURES: dict[str, Builder] = {
     "llama": build_llama,
@@ -52,6 +54,8 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "glm4moe": build_glm4_moe,
     "deepseek2": build_deepseek2,
     "qwen3next": build_qwen3_next,
+    "qwen35": build_qwen3_5,
+    "qwen35moe": build_qwen3_5_moe,
     "llama4": build_llama4,
     "gpt-oss": build_gpt_oss,
     "smallthinker": build_smallthinker,

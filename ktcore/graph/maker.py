@@ -22,15 +22,14 @@ class NodeMaker:
     """Node names are "layers.0.attn.q"; the tensors behind them come from the family's name table.
 
     Args:
-        prefix: in front of all names in hub folders, where the text model is a part of something larger.
         norm_offset: added to the weights of norms, 1 where checkpoints hold them zero-centred.
     """
 
-    def __init__(
-        self, settings: Settings, layer_table: NameTable, *, prefix: str = "", norm_offset: float = 0.0
-    ) -> None:
+    def __init__(self, settings: Settings, layer_table: NameTable, *, norm_offset: float = 0.0) -> None:
         self.settings = settings
-        self.names = TensorNames(settings.gguf, layer_table, prefix)
+        whole = settings.wrapper
+        where = (whole.model, whole.head) if whole else ()
+        self.names = TensorNames(settings.gguf, layer_table, *where)
         self.norm_offset = norm_offset
 
     def has(self, name: str, suffix: str = ".weight") -> bool:

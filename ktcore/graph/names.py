@@ -70,25 +70,34 @@ SHARED_EXPERT: NameTable = {
 
 
 class TensorNames:
-    """Looks names up for one kind of checkpoint."""
+    """Looks names up for one kind of checkpoint.
 
-    def __init__(self, gguf: bool, layer_table: NameTable, prefix: str = "") -> None:
+    Args:
+        model, head: what stands for "model." and "lm_head" in hub folders whose language model is a part.
+    """
+
+    def __init__(
+        self, gguf: bool, layer_table: NameTable, model: str = "model.", head: str = OUTSIDE["head"][0]
+    ) -> None:
         self._column = 1 if gguf else 0
-        self._outside = "" if gguf else prefix
-        self._prefix = "blk.{}." if gguf else f"{prefix}model.layers.{{}}."
+        self._prefix = "blk.{}." if gguf else f"{model}layers.{{}}."
+        self._outside = {
+            node: ggufs if gguf else head if node == "head" else model + hf.removeprefix("model.")
+            for node, (hf, ggufs) in OUTSIDE.items()
+        }
         self._layer_table = layer_table
 
     def knows(self, node: str) -> bool:
         """Whether this kind of checkpoint has a name for it."""
-        layer = layer_of(node)
-        table = OUTSIDE if layer is None else self._layer_table
-        return bool(table.get(node if layer is None else node.split(".", 2)[2], ("", ""))[self._column])
+        if layer_of(node) is None:
+            return node in self._outside
+        return bool(self._layer_table.get(node.split(".", 2)[2], ("", ""))[self._column])
 
     def of(self, node: str) -> str:
         """The tensor of a node such as "layers.3.attn.q" or "head", without its ".weight" or ".bias"."""
         layer = layer_of(node)
         if layer is None:
-            return self._outside + OUTSIDE[node][self._column]
+            return self._outside[node]
         name = self._layer_table[node.split(".", 2)[2]][self._column]
         return self._prefix.format(layer) + name if name else ""
 

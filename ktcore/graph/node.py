@@ -68,6 +68,7 @@ class Graph:
         architecture: the family's name as in the checkpoint ("llama", "deepseek2", "qwen3_moe" …).
         family: name of the base rule file ("llama", "qwen3_moe", "deepseek_v3").
         context_length: longest context the model was made for, in tokens.
+        left_out: beginnings of tensors' names -> the part of the checkpoint that they belong to and that is not run.
     """
 
     architecture: str
@@ -80,6 +81,7 @@ class Graph:
     norm: Node
     head: Node
     sampler: Node
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def roots(self) -> Iterator[Node]:
         """Top-level nodes in the order they run."""

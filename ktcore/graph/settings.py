@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktcore.errors import ArchitectureError
 from ktcore.graph.defaults import DERIVED, EMPTY, LLAMA_CPP, Defaults
+from ktcore.graph.wrappers import WRAPPERS, Wrapper
 from ktcore.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Settings:
         checkpoint: where it comes from.
         config: the keys and values; those of the checkpoint unless a section is given.
         gguf: True for GGUF files, False for Hugging Face folders.
-        architecture: `general.architecture` or `model_type`.
+        architecture: `general.architecture` or `model_type`; of the language model where it is a part.
+        wrapper: what the language model is a part of, in hub folders; None where it is alone.
         experts: routed experts of another checkpoint, which take the place of this one's; or None.
         defaults: what absent keys mean, and null.
     """
@@ -42,16 +44,32 @@ class Settings:
         self.defaults = defaults
         if section is not None and not isinstance(section, Mapping):
             raise ArchitectureError(f"{checkpoint.path}: {section!r} stands where an object of settings belongs")
-        self.config = checkpoint.config if section is None else section
         self.gguf = checkpoint.kind == "gguf"
+        self.wrapper: Wrapper | None = None
+        whole = checkpoint.config
         key = "general.architecture" if self.gguf else "model_type"
-        name = checkpoint.config.get(key)
+        name = whole.get(key)
+        if not self.gguf and isinstance(name, str) and name in WRAPPERS:
+            self.wrapper = WRAPPERS[name]
+            whole = self._text(whole, self.wrapper)
+            name = whole.get(key)
         if not isinstance(name, str):
             raise ArchitectureError(f"{checkpoint.path}: '{key}' is missing, so the architecture is unknown")
+        self.config = whole if section is None else section
         self.architecture = name
 
     def under(self, defaults: Defaults) -> Settings:
-        """The same settings, read with the table of a family."""
+        """The same settings, read with the table of a family.
+
+        Raises:
+            ArchitectureError: a key has a value that the family's models here do not know.
+        """
+        for key, known in {} if self.gguf else defaults.only.items():
+            if key in self.config and self.config[key] not in known:
+                raise self.error(
+                    f"{key} is {self.config[key]!r}, which architecture '{self.architecture}' is not known to do here",
+                    f"known: {', '.join(repr(value) for value in known)}",
+                )
         return Settings(self.checkpoint, self.config, self.experts, defaults)
 
     def within(self, section: Any, defaults: Defaults | None = None) -> Settings:
@@ -138,6 +156,19 @@ class Settings:
     def error(self, message: str, hint: str | None = None) -> ArchitectureError:
         """An error that names the checkpoint; the caller raises it."""
         return ArchitectureError(f"{self.checkpoint.path}: {message}", hint)
+
+    def _text(self, whole: Mapping[str, Any], wrapper: Wrapper) -> Mapping[str, Any]:
+        if "text_config" not in whole:
+            raise ArchitectureError(
+                f"{self.checkpoint.path}: 'text_config' is missing, which architecture '{whole['model_type']}' needs"
+            )
+        section = wrapper.section(whole)
+        if not isinstance(section, Mapping):
+            found = "null" if section is None else repr(section)
+            raise ArchitectureError(
+                f"{self.checkpoint.path}: 'text_config' is {found}, an object of settings is needed"
+            )
+        return section
 
     def _name(self, hf: str, gguf: str) -> str:
         return gguf if self.gguf else hf

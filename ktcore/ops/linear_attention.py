@@ -1,4 +1,4 @@
-"""Gated delta net (Yang et al., arXiv 2412.06464) as a residual branch, as Qwen3-Next has it: attention by a state."""
+"""Gated delta net (Yang et al., arXiv 2412.06464) as a residual branch (Qwen3-Next, 3.5): attention by a state."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class GatedDeltaNetSpec(Spec):
         out_norm: over value_dim, one weight for all heads.
         state: shapes ((conv_width - 1, C), (value_heads, key_dim, value_dim)): the last inputs of the convolution,
             oldest first, and S.
+        tiled: value head i has key head i mod key_heads instead (GGUF files of Qwen3.5).
     """
 
     op: ClassVar[str] = "gated_delta_net"
@@ -76,6 +77,7 @@ class GatedDeltaNetSpec(Spec):
     decay_format: str = "F32"
     dt_bias_format: str = "F32"
     decay_log: bool = False
+    tiled: bool = False
     norm: RMSNormSpec | None = None
     residual: bool = True
 
@@ -142,6 +144,12 @@ def delta_rule_chunked(
         left = (total[:, -1:] - total).exp()[..., None].to(g.dtype)
         state = state * grown[:, -1:] + (kc * left).transpose(1, 2) @ u
     return out, state
+
+
+def for_value_heads(x: torch.Tensor, value_heads: int, tiled: bool) -> torch.Tensor:
+    """Queries or keys [T, key_heads, d] of every value head, [T, value_heads, d]; `tiled` as in `GatedDeltaNetSpec`."""
+    times = value_heads // x.shape[1]
+    return x.repeat(1, times, 1) if tiled else x.repeat_interleave(times, 1)
 
 
 def l2_normalised(x: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from .conftest import Run
 from .test_errors import FAR, install
@@ -134,3 +137,11 @@ def test_experts_from_another_checkpoint(ktcore: Run, tiny_moe: Path, tiny_llama
     assert refused.code != 0
     assert str(tiny_llama) in refused.err
     assert "has no routed experts to give" in refused.err
+
+
+def test_parts_of_a_checkpoint_that_are_not_run_are_told(ktcore: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "m"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.layers.2.eh_proj.weight": torch.ones(8)}, folder / "model.safetensors")
+    out = ktcore("plan", folder, "--backend", "cpu").out
+    assert "note: left out: layers that predict further tokens, 1 tensors" in out

@@ -264,11 +264,13 @@ def delta(request: LoadRequest) -> Any:
     p = request.children
     conv, decay, dt = (weight(request, r) for r in ("conv", "decay", "dt_bias"))
     rate = -decay.exp() if spec.decay_log else decay
-    keys, repeat = spec.key_heads * spec.key_dim, spec.value_heads // spec.key_heads
+    keys = spec.key_heads * spec.key_dim
+    order = torch.arange(spec.value_heads)
+    order = order % spec.key_heads if spec.tiled else order // (spec.value_heads // spec.key_heads)
 
     def one(mixed: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor) -> Any:
         q, k, v = mixed.split((keys, keys, spec.value_heads * spec.value_dim), -1)
-        q, k = (l2_normalised(t.view(len(t), -1, spec.key_dim)).repeat_interleave(repeat, 1) for t in (q, k))
+        q, k = (l2_normalised(t.view(len(t), -1, spec.key_dim))[:, order] for t in (q, k))
         return delta_rule(q * spec.key_dim**-0.5, k, v.view(len(v), -1, spec.value_dim), g, beta, state)
 
     def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:

@@ -26,6 +26,7 @@ PUBLISHED = {
     "glm-4.6": 355,
     "mixtral-8x22b": 141,
     "qwen3-next-80b-a3b": 80,
+    "qwen3.5-397b-a17b": 397,
     "llama-4-maverick": 400,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
@@ -53,6 +54,7 @@ def test_parameters_are_those_published(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if n not in UNKNOWN_TO_TRANSFORMERS])
 def test_parameters_are_those_of_transformers(name: str) -> None:
     config = json.loads((CONFIGS / f"{name}.json").read_text())
+    config = config.get("text_config", config)
     config.pop("quantization_config", None)
     _same_count(_graph(name), AutoConfig.for_model(**config))
 

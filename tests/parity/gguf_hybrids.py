@@ -1,4 +1,4 @@
-"""What converters to GGUF do to Qwen3-Next, LLaMA 4 and gpt-oss: keys of their own, and changed tensors."""
+"""What converters to GGUF do to Qwen3-Next and 3.5, LLaMA 4 and gpt-oss: keys of their own, and changed tensors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from transformers import PreTrainedConfig
 
 ARCHITECTURES = {
     "qwen3_next": gguf.MODEL_ARCH.QWEN3NEXT,
+    "qwen3_5_text": gguf.MODEL_ARCH.QWEN35,
+    "qwen3_5_moe_text": gguf.MODEL_ARCH.QWEN35MOE,
     "llama4_text": gguf.MODEL_ARCH.LLAMA4,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
 }
+QWEN = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
 def add_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     """The keys beyond those that all files with grouped-query attention have."""
-    w.add_expert_count(c.num_experts if c.model_type == "qwen3_next" else c.num_local_experts)
-    w.add_expert_used_count(c.num_experts_per_tok)
-    if c.model_type == "qwen3_next":
-        w.add_expert_feed_forward_length(c.moe_intermediate_size)
-        w.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
+    if c.model_type != "qwen3_5_text":
+        w.add_expert_count(c.num_experts if c.model_type in QWEN else c.num_local_experts)
+        w.add_expert_used_count(c.num_experts_per_tok)
+    if c.model_type in QWEN:
+        if c.model_type != "qwen3_5_text":
+            w.add_expert_feed_forward_length(c.moe_intermediate_size)
+            w.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
+        if c.model_type != "qwen3_next":
+            w.add_rope_dimension_sections([*c.rope_parameters["mrope_section"], 0])
         w.add_ssm_conv_kernel(c.linear_conv_kernel_dim)
         w.add_ssm_state_size(c.linear_key_head_dim)
         w.add_ssm_group_count(c.linear_num_key_heads)
@@ -39,7 +46,26 @@ def add_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 
 def converted(c: PreTrainedConfig, name: str, value: torch.Tensor) -> Tensors:
     """Tensors as they are stored, under names that the gguf package's tables know."""
-    yield from {"qwen3_next": _qwen3_next, "llama4_text": _llama4, "gpt_oss": _gpt_oss}[c.model_type](c, name, value)
+    convert = {"qwen3_next": _qwen3_next, "llama4_text": _llama4, "gpt_oss": _gpt_oss}.get(c.model_type, _qwen3_5)
+    yield from convert(c, name, value)
+
+
+def _qwen3_5(c: PreTrainedConfig, name: str, value: torch.Tensor) -> Tensors:
+    """Value heads of the same key head lie apart, so that repeating all key heads as a whole gives each its own."""
+    keys = 2 * c.linear_num_key_heads * c.linear_key_head_dim
+    if "in_proj_qkv." in name or "conv1d." in name:
+        value = torch.cat((value[:keys], _tiled(c, value[keys:])))
+    elif any(part in name for part in ("in_proj_z.", "in_proj_a.", "in_proj_b.", "A_log", "dt_bias")):
+        value = _tiled(c, value)
+    elif "linear_attn.out_proj." in name:
+        value = _tiled(c, value.T).T.contiguous()
+    yield from _qwen3_next(c, name, value)
+
+
+def _tiled(c: PreTrainedConfig, rows: torch.Tensor) -> torch.Tensor:
+    key_heads = c.linear_num_key_heads
+    groups = rows.view(key_heads, c.linear_num_value_heads // key_heads, -1, *rows.shape[1:])
+    return groups.transpose(0, 1).reshape(rows.shape)
 
 
 def _qwen3_next(c: PreTrainedConfig, name: str, value: torch.Tensor) -> Tensors:

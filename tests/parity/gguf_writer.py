@@ -96,7 +96,8 @@ def _common(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
         w.add_nextn_predict_layers(nextn)
     w.add_context_length(c.max_position_embeddings)
     w.add_embedding_length(c.hidden_size)
-    w.add_feed_forward_length(getattr(c, "intermediate_size_mlp", c.intermediate_size))
+    if not hasattr(c, "shared_expert_intermediate_size") or hasattr(c, "intermediate_size"):
+        w.add_feed_forward_length(getattr(c, "intermediate_size_mlp", None) or c.intermediate_size)
     w.add_head_count(c.num_attention_heads)
     w.add_layer_norm_rms_eps(c.rms_norm_eps)
 

@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
@@ -156,6 +158,36 @@ def _qwen3_next(**changes: Any) -> Qwen3NextConfig:
         rope_parameters=plain_rope(1e7) | {"partial_rotary_factor": 0.25},
     )
     return Qwen3NextConfig(**(settings | changes))
+
+
+DELTA_NET: dict[str, Any] = {
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "rope_parameters": plain_rope(1e7)
+    | {"partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+}
+
+
+def _qwen3_5(**changes: Any) -> Qwen3_5TextConfig:
+    settings = dict(GQA, **DELTA_NET, head_dim=32, num_hidden_layers=4, intermediate_size=96)
+    return Qwen3_5TextConfig(**(settings | changes))
+
+
+def _qwen3_5_moe(**changes: Any) -> Qwen3_5MoeTextConfig:
+    settings = dict(
+        GQA,
+        **DELTA_NET,
+        head_dim=32,
+        num_hidden_layers=4,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=48,
+        num_experts=16,
+        num_experts_per_tok=4,
+    )
+    return Qwen3_5MoeTextConfig(**(settings | changes))
 
 
 def _llama4(**changes: Any) -> Llama4TextConfig:
@@ -297,6 +329,14 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3-next-wide": lambda: _qwen3_next(
         linear_value_head_dim=24, linear_conv_kernel_dim=3, linear_num_value_heads=6, mlp_only_layers=[2]
     ),
+    "qwen3.5": _qwen3_5,
+    "qwen3.5-tied": lambda: _qwen3_5(
+        linear_value_head_dim=24,
+        linear_num_value_heads=2,
+        tie_word_embeddings=True,
+        layer_types=["full_attention", "linear_attention", "full_attention", "linear_attention"],
+    ),
+    "qwen3.5-moe": _qwen3_5_moe,
     "llama4-scout": _llama4,
     "llama4-maverick": lambda: _llama4(
         num_local_experts=8, interleave_moe_layer_step=2, use_qk_norm=False, rope_parameters=plain_rope(5e5)

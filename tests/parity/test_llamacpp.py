@@ -45,7 +45,7 @@ FAMILIES = [
     "llama4-gguf",
 ]
 # in these, a token whose 16-bit activations choose another expert moves many later ones, so the files are float32
-IN_32_BITS = ["qwen3-next", "gpt-oss-gguf"]
+IN_32_BITS = ["qwen3-next", "qwen3.5", "qwen3.5-moe", "gpt-oss-gguf"]
 # llama.cpp lets YaRN's ramp begin and end at whole pairs, which gpt-oss's own code does not
 THEIR_RAMP = {RopeSpec: lambda s: replace(s, scaling=replace(s.scaling, truncate=True))}
 

@@ -13,7 +13,7 @@ import ktcore
 from .conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FAMILIES = ["qwen3-next", "llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt-oss-full"]
+FAMILIES = ["qwen3-next", "qwen3.5", "llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt-oss-full"]
 NATIVE = {"attention": ", kv_dtype: f32", "gated_delta_net": "", "linear": ""}
 REFERENCE = ("moe", "router", "experts", "mlp")
 
@@ -39,7 +39,7 @@ def test_native_attention_matches_transformers(name: str, tiny: Callable[[str], 
     with ktcore.load(t.folder, backend="cpu", rules=rule_file(tmp_path, None), context=256, threads=2) as model:
         used = {c.implementation.id for c in model.plan.choices.values()}
         assert "cpu.attention" in used
-        assert ("cpu.gated_delta_net" in used) == name.startswith("qwen3-next")
+        assert ("cpu.gated_delta_net" in used) == name.startswith(("qwen3-next", "qwen3.5"))
         assert not used & {"reference.attention", "reference.gated_delta_net", "reference.kv_cache"}
         torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
         prompts = torch.stack((t.ids[:40], t.ids[40:80]))

@@ -15,7 +15,7 @@ from .conftest import Tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = ["llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt-oss-full", "qwen3-next", "mixtral"]
-FAMILIES += ["qwen2-moe", "glm4-moe"]
+FAMILIES += ["qwen2-moe", "glm4-moe", "qwen3.5-moe"]
 NATIVE = {"attention": ", kv_dtype: f32", "gated_delta_net": "", "linear": "", "mlp": "", "experts": ""}
 
 

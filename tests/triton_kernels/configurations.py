@@ -157,7 +157,8 @@ def _delta() -> list[Configuration]:
     places = {"slots": "*i64", "starts": "*i32", "q_start": "*i32"}
     convolution = {"x": "*fp32", "weight": "*fp32", "state": "*fp32", **places, "out": "*fp32", "channels": "i32"}
     rule = {**dict.fromkeys(("mixed", "a", "b", "decay", "dt_bias", "state"), "*fp32"), **places, "out": "*fp32",
-            "key_heads": "i32", "value_heads": "i32", "scale": "fp32", "eps": "fp32", "most": "i32"}  # fmt: skip
+            **dict.fromkeys(("key_heads", "value_heads", "repeat"), "i32"), "scale": "fp32", "eps": "fp32",
+            "most": "i32"}  # fmt: skip
     # the shape of Qwen3-Next-80B-A3B
     heads = {"KEY": 128, "VALUE": 128, "BLOCK_K": 128, "BLOCK_V": 32}
     return [

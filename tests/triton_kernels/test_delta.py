@@ -61,12 +61,14 @@ def inputs(r: Runs, key: int, value: int) -> SimpleNamespace:
     )
 
 
-def expected(i: SimpleNamespace, r: Runs, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(i: SimpleNamespace, r: Runs, index: int, tiled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """transformers' recurrence of one sequence in float64: outputs and the state after it."""
     span, slot = spans(r)[index], int(r.slots[index])
     heads, key, value = i.state.shape[1:]
     q, k, v = i.mixed[span].double().split([KEY_HEADS * key, KEY_HEADS * key, heads * value], -1)
     q, k = (t.view(1, -1, KEY_HEADS, key) for t in (q, k))
+    if tiled:
+        q, k = (t.repeat(1, 1, heads // KEY_HEADS, 1) for t in (q, k))
     g = i.decay.double() * softplus(i.a[span].double() + i.dt_bias.double())
     state = torch.zeros_like(i.state[slot]) if r.starts[index] else i.state[slot]
     # its function computes in float32 whatever it is given
@@ -89,14 +91,15 @@ def in_float64(
 
 
 @pytest.mark.parametrize("r", [RAGGED, DECODE], ids=["ragged", "decode"])
+@pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize(("key", "value", "tiles"), [(32, 32, DeltaTiles(16, 32)), (24, 40, DeltaTiles())])
-def test_delta_rule(r: Runs, key: int, value: int, tiles: DeltaTiles) -> None:
+def test_delta_rule(r: Runs, key: int, value: int, tiles: DeltaTiles, tiled: bool) -> None:
     i = inputs(r, key, value)
     i.state[r.slots[r.starts != 0]] = float("nan")
     state = i.state.clone()
-    found = delta_rule(i.mixed, i.a, i.b, i.decay, i.dt_bias, state, r, KEY_HEADS, tiles=tiles)
+    found = delta_rule(i.mixed, i.a, i.b, i.decay, i.dt_bias, state, r, KEY_HEADS, tiled=tiled, tiles=tiles)
     for index, span in enumerate(spans(r)):
-        out, last = expected(i, r, index)
+        out, last = expected(i, r, index, tiled)
         assert out.dtype == torch.float64
         assert float((found[span] - out).norm() / out.norm()) < 3e-6
         assert float((state[r.slots[index]] - last).norm() / last.norm()) < 3e-6

@@ -71,6 +71,7 @@ def delta_rule(
     runs: Runs,
     key_heads: int,
     *,
+    tiled: bool = False,
     tiles: DeltaTiles | None = None,
 ) -> torch.Tensor:
     """Outputs float32 [T, value_heads, value_dim]; `state` is updated.
@@ -79,6 +80,7 @@ def delta_rule(
         mixed: float32 [T, 2 * key_heads * key_dim + value_heads * value_dim], queries, keys and values.
         a, b: float32 [T, value_heads], before softplus and sigmoid; decay, dt_bias: float32 [value_heads].
         state: float32 [slots, value_heads, key_dim, value_dim].
+        tiled: as `GatedDeltaNetSpec` says.
     """
     _, heads, key, value = state.shape
     tokens = mixed.shape[0]
@@ -91,7 +93,7 @@ def delta_rule(
     tiles = tiles or DeltaTiles()
     arguments = (
         mixed, a, b, decay, dt_bias, state, runs.slots, runs.starts, runs.q_start, out,
-        key_heads, heads, key**-0.5, L2_EPS, FEW_TOKENS,
+        key_heads, heads, 1 if tiled else heads // key_heads, key**-0.5, L2_EPS, FEW_TOKENS,
     )  # fmt: skip
     grid = (triton.cdiv(value, tiles.block_v), heads, runs.sequences)
     shape = {"KEY": key, "VALUE": value, "BLOCK_V": tiles.block_v}

@@ -18,6 +18,7 @@ from ktcore.ops.linear_attention import (
     causal_conv,
     delta_rule,
     delta_rule_chunked,
+    for_value_heads,
     l2_normalised,
 )
 
@@ -106,7 +107,7 @@ class ReferenceGatedDeltaNet(ReferenceImplementation):
 
     id = "reference.gated_delta_net"
     spec_type = GatedDeltaNetSpec
-    handles = frozenset({"decay_log", "norm", "residual"})
+    handles = frozenset({"decay_log", "tiled", "norm", "residual"})
     options = frozenset({"chunked"})
 
     def load(self, request: LoadRequest) -> Module:
@@ -152,8 +153,9 @@ class _GatedDeltaNet:
         mixed, conv = causal_conv(mixed, conv, self.conv)
         keys = s.key_heads * s.key_dim
         q, k, v = torch.split(mixed, [keys, keys, s.value_heads * s.value_dim], -1)
-        group = s.value_heads // s.key_heads
-        q, k = (l2_normalised(t.view(-1, s.key_heads, s.key_dim)).repeat_interleave(group, 1) for t in (q, k))
+        q, k = (
+            for_value_heads(l2_normalised(t.view(-1, s.key_heads, s.key_dim)), s.value_heads, s.tiled) for t in (q, k)
+        )
         rule = delta_rule_chunked if self.chunked and len(mixed) > 1 else delta_rule
         out, state = rule(q * s.key_dim**-0.5, k, v.view(-1, s.value_heads, s.value_dim), g, beta, state)
         return out, conv, state

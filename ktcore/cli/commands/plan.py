@@ -129,7 +129,7 @@ def _show(prepared: Prepared, context: int | None, asked: bool) -> None:
             f"[yellow]fallback[/] marks {len(made.fallbacks)} nodes that their rule's first choice cannot run; "
             "the reason stands beside them."
         )
-    notes = [*_bare(prepared), *_absences(prepared), *made.notes]
+    notes = [*_bare(prepared), *_left_out(prepared), *_absences(prepared), *made.notes]
     for text in notes:
         out.print(f"note: {text}", style="dim", markup=False)
     out.print("`--explain NODE` tells more about one node.", style="dim", markup=False)
@@ -146,6 +146,14 @@ def _bare(prepared: Prepared) -> Iterator[str]:
     yield f"{checkpoint.path} alone was read: weights are taken to be {', '.join(formats)}"
     if checkpoint.unplanned:
         yield f"the released weights are quantised with '{checkpoint.unplanned}'; say with --weights what to plan for"
+
+
+def _left_out(prepared: Prepared) -> Iterator[str]:
+    """The parts of the checkpoint that are not run."""
+    from ktcore.graph.complete import left_out
+
+    for part, tensors in left_out(prepared.checkpoint, prepared.plan.graph).items():
+        yield f"left out: {part}, {tensors} tensors"
 
 
 def _absences(prepared: Prepared) -> Iterator[str]:

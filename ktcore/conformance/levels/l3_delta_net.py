@@ -34,6 +34,7 @@ def cases() -> list[Case]:
         _case("long", "150 tokens, in chunks", partial(_check, small, ((70,), (79,), (1,)))),
         _case("width-3", "a convolution over three tokens", partial(_check, dict(small, width=3), ((1, 2), (1, 6)))),
         _case("decay-log", "logarithms of the rates", partial(_check, dict(small, decay_log=True), ((6, 1), (1, 1)))),
+        _case("tiled", "value heads in another order", partial(_check, dict(small, tiled=True), ((6, 1), (1, 1)))),
         _case("no-residual", "the branch alone", partial(_check, dict(small, residual=False), ((6, 1), (1, 1)))),
         _case("no-norm", "without a norm of the input", partial(_check, dict(small, normed=False), ((6, 1), (1, 1)))),
         _case("reused-slots", "a new sequence in the slot of one that ended", _reused),

@@ -165,6 +165,7 @@ def delta_net(
     *,
     width: int = 4,
     decay_log: bool = False,
+    tiled: bool = False,
     residual: bool = True,
     normed: bool = True,
 ) -> GatedDeltaNetSpec:
@@ -186,6 +187,7 @@ def delta_net(
         state=StateCacheSpec(((width - 1, channels), (value_heads, dim, dim))),
         conv_format="F32",
         decay_log=decay_log,
+        tiled=tiled,
         norm=norm(hidden) if normed else None,
         residual=residual,
     )

@@ -23,15 +23,18 @@ def delta_net(spec: GatedDeltaNetSpec, w: Values, x: torch.Tensor, a: Arithmetic
     strength = 1 / (1 + torch.exp(-linear(spec.b, w, n, a, "b.")))
     out = torch.stack(
         [
-            _head(q[:, h * spec.key_heads // spec.value_heads], k[:, h * spec.key_heads // spec.value_heads], v[:, h],
-                  keep[:, h], strength[:, h])
-            for h in range(spec.value_heads)
+            _head(q[:, j], k[:, j], v[:, h], keep[:, h], strength[:, h])
+            for h, j in ((h, _key_head(spec, h)) for h in range(spec.value_heads))
         ], 1,
     )  # fmt: skip
     z = linear(spec.z, w, n, a, "z.")
     gated = rms_norm(spec.out_norm, w, out, a, "out_norm.").flatten(1) * (z / (1 + torch.exp(-z)))
     y = linear(spec.o, w, gated, a, "o.")
     return a.cast(x) + y if spec.residual else y
+
+
+def _key_head(spec: GatedDeltaNetSpec, value_head: int) -> int:
+    return value_head % spec.key_heads if spec.tiled else value_head * spec.key_heads // spec.value_heads
 
 
 def _convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -56,12 +56,9 @@ DEFAULTS = Defaults(
 
 
 def build_llama4(settings: Settings) -> Graph:
-    """`llama4_text` and `llama4` (its text part alone) of hub folders, `llama4` of GGUF files."""
+    """`llama4_text` of hub folders, alone or as a part, `llama4` of GGUF files."""
     settings = settings.under(DEFAULTS)
-    whole = settings.architecture == "llama4" and not settings.gguf
-    if whole:
-        settings = settings.within(settings.get("text_config", ""))
-    make = NodeMaker(settings, {**ATTENTION, **MOE, **NAMES}, prefix="language_model." if whole else "")
+    make = NodeMaker(settings, {**ATTENTION, **MOE, **NAMES})
     hidden = settings.integer("hidden_size", "embedding_length")
     experts = settings.integer("num_local_experts", "expert_count")
     routing = Routing(

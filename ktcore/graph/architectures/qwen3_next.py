@@ -47,6 +47,7 @@ DEFAULTS = Defaults(
         "expert_shared_feed_forward_length": DERIVED,
     },
     biases=dict.fromkeys("qkvo", "attention_bias"),
+    left_out={"mtp.": "the layer that predicts a further token"},
 )
 """Of `Qwen3NextConfig` in transformers, and of `qwen3next` in llama.cpp."""
 
@@ -68,7 +69,7 @@ def build_qwen3_next(settings: Settings) -> Graph:
     )
 
     def attention(name: str, layer: int) -> Node:
-        if _linear(make, name, layer):
+        if is_delta_net(make, name, layer):
             return delta_net_node(make, name)
         return gqa_node(make, name, layer, "half", qk_norm=True, partial=True, gate=True)
 
@@ -83,7 +84,7 @@ def build_qwen3_next(settings: Settings) -> Graph:
     return decoder_graph(make, "qwen3_next", attention, ffn)
 
 
-def _linear(make: NodeMaker, name: str, layer: int) -> bool:
+def is_delta_net(make: NodeMaker, name: str, layer: int) -> bool:
     """Whether a layer is a delta net; GGUF's tensors tell, config.json lists the layers or names an interval."""
     if make.settings.gguf:
         return make.has(f"{name}.conv")

@@ -64,7 +64,7 @@ def softplus(x):
 
 @triton.jit
 def recurrence_kernel(
-    mixed, a, b, decay, dt_bias, state, slots, starts, q_start, out, key_heads, value_heads, scale, eps, most,
+    mixed, a, b, decay, dt_bias, state, slots, starts, q_start, out, key_heads, value_heads, repeat, scale, eps, most,
     KEY: tl.constexpr, VALUE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Token by token, for sequences of at most `most` new tokens. Grid: (value blocks, value heads, sequences).
@@ -77,7 +77,7 @@ def recurrence_kernel(
     last = tl.load(q_start + sequence + 1)
     if last - first <= most:
         head = tl.program_id(1)
-        key_head = head // (value_heads // key_heads)
+        key_head = head // repeat % key_heads
         channels = 2 * key_heads * KEY + value_heads * VALUE
         k_at = tl.arange(0, BLOCK_K)
         v_at = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -126,7 +126,7 @@ def unit_lower_inverse(low, SIZE: tl.constexpr):
 
 @triton.jit
 def chunks_kernel(
-    mixed, a, b, decay, dt_bias, state, slots, starts, q_start, out, key_heads, value_heads, scale, eps, most,
+    mixed, a, b, decay, dt_bias, state, slots, starts, q_start, out, key_heads, value_heads, repeat, scale, eps, most,
     KEY: tl.constexpr, VALUE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The same by matrix products over chunks of tokens, for sequences of more than `most`; grid and arguments too.
@@ -141,7 +141,7 @@ def chunks_kernel(
     tokens = tl.load(q_start + sequence + 1) - first
     if tokens > most:
         head = tl.program_id(1)
-        key_head = head // (value_heads // key_heads)
+        key_head = head // repeat % key_heads
         channels = 2 * key_heads * KEY + value_heads * VALUE
         k_at = tl.arange(0, BLOCK_K)
         v_at = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)

@@ -103,7 +103,7 @@ class TritonGatedDeltaNet(TritonImplementation):
     more in chunks; the two round differently."""
 
     spec_type = GatedDeltaNetSpec
-    handles = frozenset({"decay_log", "norm", "residual"})
+    handles = frozenset({"decay_log", "tiled", "norm", "residual"})
 
     def supports(self, spec: GatedDeltaNetSpec, device: Capabilities) -> Supported | Unsupported:
         """As the kernels take them."""
@@ -155,7 +155,7 @@ class _GatedDeltaNet:
         tiles = self._tuning.delta(runs.most, self._spec.value_dim)
         out = delta_rule(
             mixed, a.contiguous(), b.contiguous(), self._decay, self._dt_bias, state, runs, self._spec.key_heads,
-            tiles=tiles,
+            tiled=self._spec.tiled, tiles=tiles,
         )  # fmt: skip
         if not own:
             holder.write(step, conv, state)

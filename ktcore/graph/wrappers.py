@@ -1,0 +1,55 @@
+"""Hub folders whose language model is a part of something: where its settings and tensors are, what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+LLAVA = MappingProxyType(
+    {
+        "vision_tower.": "the image part",
+        "multi_modal_projector.": "the image part",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """How one `model_type` holds its language model, whose settings are in `text_config`.
+
+    Attributes:
+        text: `model_type` of the language model where `text_config` does not say.
+        model: stands in the names of its tensors where "model." stands in those of the language model alone.
+        head: the same of "lm_head".
+        tied: what the wrapper's class in transformers takes where no key says whether the embeddings are tied.
+        left_out: beginnings of names that belong to other parts -> which part; everything else has to be used.
+    """
+
+    text: str
+    model: str = "language_model.model."
+    head: str = "language_model.lm_head"
+    tied: bool = False
+    left_out: Mapping[str, str] = field(default_factory=lambda: LLAVA)
+
+    def section(self, config: Mapping[str, Any]) -> Any:
+        """The language model's settings: `text_config`, with the tying that the outer level says, if it does."""
+        text = config.get("text_config")
+        if not isinstance(text, Mapping):
+            return text
+        # the outer key counts first: it is what transformers ties by
+        said = config.get("tie_word_embeddings", text.get("tie_word_embeddings", self.tied))
+        return {**text, "model_type": text.get("model_type", self.text), "tie_word_embeddings": said}
+
+
+QWEN = Wrapper("", "model.language_model.", "lm_head", left_out={"model.visual.": "the image part"})
+
+WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
+    {
+        "llama4": Wrapper("llama4_text", left_out={**LLAVA, "vision_model.": "the image part"}),
+        "qwen3_5": replace(QWEN, text="qwen3_5_text"),
+        "qwen3_5_moe": replace(QWEN, text="qwen3_5_moe_text"),
+    }
+)
+"""By `model_type` of config.json."""

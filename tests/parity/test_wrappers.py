@@ -1,0 +1,99 @@
+"""Models as they are on the hub: the language model as a part of a larger one, with a prefix on all names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ktcore.errors import ArchitectureError
+from ktcore.graph import build_graph
+from ktcore.graph.complete import left_out
+from ktcore.weights import open_checkpoint
+from ktcore.weights.bare import BareCheckpoint
+
+from .conftest import Tiny
+from .driver import Runner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LLAVA = ("language_model.model.", "language_model.lm_head.")
+QWEN = ("model.language_model.", "lm_head.")
+# model_type, tiny model, what stands for "model." and "lm_head.", a tensor of each part that is left out
+WRAPPED: dict[str, tuple[str, tuple[str, str], tuple[str, ...]]] = {
+    "llama4": ("llama4-scout", LLAVA, ("vision_model.class_embedding", "multi_modal_projector.linear_1.weight")),
+    "qwen3_5": ("qwen3.5", QWEN, ("model.visual.pos_embed.weight", "mtp.fc.weight")),
+    "qwen3_5_moe": ("qwen3.5-moe", QWEN, ("model.visual.pos_embed.weight", "mtp.layers.0.mlp.gate.weight")),
+}
+
+
+def _config(model_type: str, t: Tiny) -> dict[str, Any]:
+    text = json.loads(json.dumps(t.model.config.to_dict()))
+    return {"model_type": model_type, "text_config": text, "vision_config": {"hidden_size": 8}}
+
+
+def _folder(model_type: str, t: Tiny, folder: Path, **more: torch.Tensor) -> Path:
+    (folder / "config.json").write_text(json.dumps(_config(model_type, t)))
+    (model, head), parts = WRAPPED[model_type][1:]
+    tensors = {
+        name.replace("lm_head.", head, 1) if name.startswith("lm_head.") else name.replace("model.", model, 1): value
+        for name, value in t.model.state_dict().items()
+        if name != "lm_head.weight" or not t.model.config.tie_word_embeddings
+    }
+    tensors |= {name: torch.zeros(8) for name in parts} | more
+    save_file({name: value.clone() for name, value in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_the_language_model_is_read_and_the_rest_is_named(
+    model_type: str, tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    t = tiny(WRAPPED[model_type][0])
+    with open_checkpoint(_folder(model_type, t, tmp_path)) as checkpoint:
+        run = Runner(checkpoint)
+        torch.testing.assert_close(run(t.ids), t.logits, atol=1e-4, rtol=0)
+        assert sum(left_out(checkpoint, run.graph).values()) == len(WRAPPED[model_type][2])
+
+
+@pytest.mark.parametrize("stray", ["audio_tower.conv.weight", "{}extra.weight", "{}layers.0.self_attn.sinks"])
+@pytest.mark.parametrize("model_type", WRAPPED)
+def test_a_tensor_of_no_known_part_is_refused(
+    model_type: str, stray: str, tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    name, (model, _), _ = WRAPPED[model_type]
+    stray = stray.format(model)
+    folder = _folder(model_type, tiny(name), tmp_path, **{stray: torch.zeros(8)})
+    with open_checkpoint(folder) as checkpoint, pytest.raises(ArchitectureError, match=f"nothing uses tensors {stray}"):
+        build_graph(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "tied"),
+    [(True, False, True), (False, True, False), (None, True, True), (None, False, False), (None, None, False)],
+)
+def test_the_outer_key_says_first_whether_embeddings_are_tied(
+    outside: bool | None, inside: bool | None, tied: bool, tiny: Callable[[str], Tiny]
+) -> None:
+    config = _config("qwen3_5_moe", tiny("qwen3.5-moe"))
+    config["text_config"].pop("tie_word_embeddings")
+    for place, value in ((config, outside), (config["text_config"], inside)):
+        if value is not None:
+            place["tie_word_embeddings"] = value
+    graph = build_graph(BareCheckpoint(Path("config.json"), config))
+    assert (graph.head.weights["weight"] == graph.embed.weights["weight"]) == tied
+
+
+def test_a_head_of_its_own_counts_beside_embeddings_that_are_said_to_be_tied(
+    tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    t = tiny("qwen3.5")
+    folder = _folder("qwen3_5", t, tmp_path)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    with open_checkpoint(folder) as checkpoint:
+        torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=1e-4, rtol=0)
