@@ -101,10 +101,6 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
     constexpr const FormatInfo& I = L::I;
     // Each group asks for its share of a block's lines, the header's too.
     constexpr int kLines = L::kBytes / 64, kAsk = (kLines + L::kGroups - 1) / L::kGroups;
-    // Lines are asked for in the order of their addresses, which is what a core's own reading ahead follows, before the codes'
-    // loads, which take the upper planes out of turn. Left to the compiler, loads come first: Q6_K 21 GB/s a Zen 4 core instead
-    // of 30, Q5_K 25 instead of 29. Formats of one plane are in order anyhow, and lose 3% by a fixed one.
-    constexpr bool kInOrder = I.bits == 5 || I.bits == 6;
     const size_t stride = a.stride;
     const int kp = a.k;
     VF sum[T][2];
@@ -121,7 +117,7 @@ void direct(const uint8_t* p, int blocks, int g0, const ActView& a, const uint8_
                 dot[s][t][0] = dot[s][t][1] = seed<I.has_min, L::kWide>(ActRow{act + t * stride}, kp, g32 * 2 + s, I.offset_shift);
             if constexpr (Scales::kReadsAhead) {
                 UNR for (int i = 0; i < kAsk; i++) touch(p + scales.ahead + (g * kLines / L::kGroups + i) * 64);
-                if constexpr (kInOrder) asm volatile("" ::: "memory");
+                if constexpr (asks_first(I, T)) asm volatile("" ::: "memory");
             }
             if constexpr (I.kind == Kind::Grid) {
                 UNR for (int s = 0; s < 2; s++) {

@@ -16,6 +16,13 @@ AI VI bci(const void* p) {
     return r;
 }
 AI void touch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Whether a group's lines are asked for before its first load. The order of addresses is what a core's own reading ahead
+// follows, and codes' loads take upper planes out of turn: the compiler puts loads first, and one token reads Q6_K from memory
+// at 21 GB/s a Zen 4 core instead of 30, Q5_K at 25 instead of 29. Formats of one plane are in order anyhow, and lose 3%;
+// short blocks of two planes gain with one token only.
+constexpr bool asks_first(const FormatInfo& i, int tokens) {
+    return i.bits == 6 || (i.bits == 5 && (tokens == 1 || i.packed_k == 256));
+}
 AI VF bcf(const float* p) {
     VF r;
     asm("vbroadcastss %1,%0" : "=v"(r) : "m"(*p));
