@@ -199,7 +199,7 @@ class Service:
     def _run(self) -> None:
         with self.model._running():
             engine = self.model.engine
-            engine.pace = Pace(self.stretch) if self.stretch else None
+            engine.pace = Pace(self.stretch, len(engine.model.layers)) if self.stretch else None
             while self._next():
                 # whatever breaks must not end the thread: callers would wait for ever
                 try:

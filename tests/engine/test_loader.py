@@ -112,6 +112,9 @@ class OnDisk:
 
     complete = False
 
+    def populate(self, room: int) -> None:
+        assert room > 0
+
 
 @dataclass
 class World:

@@ -74,8 +74,8 @@ def test_a_measurement_is_old_after_so_many_steps_whenever_it_was_made() -> None
     pace.note(4, 0, 0.01)
     for _ in range(AGE):
         assert pace.most(4)
-        pace.note(4, 16, 0.0225)
-    pace.note(4, 16, 0.0225)
+        pace.note(4, 16, 0.021)
+    pace.note(4, 16, 0.021)
     assert pace.most(4) == 0
 
 
@@ -86,9 +86,9 @@ def test_a_slower_machine_without_prompts_may_take_longer_with_them() -> None:
     for _ in range(60):
         pace.note(4, 0, 0.04)
     before = pace.most(4)
-    pace.note(4, FIRST, 3 * 0.75 * 0.04 * 0.99)
+    pace.note(4, FIRST, 3 * 0.7 * 0.04 * 0.99)
     assert (pace.most(4) or 0) >= (before or 0)
-    pace.note(4, FIRST, 3 * 0.75 * 0.04 * 1.2)
+    pace.note(4, FIRST, 3 * 0.7 * 0.04 * 1.2)
     assert (pace.most(4) or 0) < (before or 0)
 
 
@@ -97,7 +97,7 @@ def test_one_step_that_waited_for_something_else_does_not_count_for_long() -> No
     for _ in range(20):
         pace.note(4, 0, 0.01)
     pace.note(4, 0, 5.0)  # counts as twice the usual, and a quarter of that
-    pace.note(4, FIRST, 3 * 0.75 * 0.0125 * 1.01)
+    pace.note(4, FIRST, 3 * 0.7 * 0.0125 * 1.01)
     assert (pace.most(4) or 0) < FIRST
 
 

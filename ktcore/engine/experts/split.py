@@ -46,9 +46,14 @@ class SplitExperts:
 
 
 class DeferralChain:
-    """What the layers of one engine owe to the next: at most one outstanding ticket."""
+    """What the layers of one engine owe to the next: at most one outstanding ticket.
+
+    Attributes:
+        used: some layers do.
+    """
 
     def __init__(self) -> None:
+        self.used = False
         self.owed: tuple[Any, Ticket] | None = None
 
     def collect(self) -> torch.Tensor | None:
@@ -76,6 +81,7 @@ class DeferredExperts:
         self._now = now
         self._later = later
         self._chain = chain
+        chain.used = True
         self._defer = defer
         self._last = last
 

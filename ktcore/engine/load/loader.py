@@ -13,6 +13,7 @@ from ktcore.backend.record import describe
 from ktcore.backend.registry import Registry
 from ktcore.engine.experts.split import DeferralChain, DeferredExperts, ReducedRouter, SplitExperts
 from ktcore.engine.load.read_ahead import ReadAhead
+from ktcore.engine.load.room import room_for_weights
 from ktcore.engine.step.decode_graph import graph_device
 from ktcore.engine.step.devices import Devices
 from ktcore.engine.step.runner import LoadedModel
@@ -53,6 +54,8 @@ def load_modules(
     graph = plan.graph
     # what is packed on disk already is not packed from the checkpoint, and the table is read row by row as tokens come
     stored = packed is not None and packed.complete
+    if packed is not None:
+        packed.populate(room_for_weights())
     wanted = [{} if stored or node is graph.embed else node.all_weights() for node in graph.roots()]
     with ReadAhead(checkpoint, wanted) as ahead:
         return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, max_tokens, packed, ahead))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import psutil
+
 from ktcore.backend.registry import Registry, split_device
 from ktcore.errors import PlanError
 from ktcore.placement.memory import human_bytes
 from ktcore.placement.topology import read_topology
 from ktcore.rules.plan import Plan
+
+_SHARE = 0.75
+
+
+def room_for_weights() -> int:
+    """Bytes of files that can be brought into memory without driving others out: caches are yet to be filled."""
+    return int(_SHARE * min(psutil.virtual_memory().available, read_topology().usable_memory))
 
 
 def check_room(plan: Plan, registry: Registry, context: int, mapped: bool, usable: int | None = None) -> None:

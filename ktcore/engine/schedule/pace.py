@@ -1,4 +1,4 @@
-"""Keeps steps short while answers are under way: how many tokens of prompts a step may take beside them."""
+"""Keeps steps short while answers are under way: how much of prompts' work a step may do beside them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ STRETCH = 3.0
 FIRST = 16
 """Tokens of prompts to begin with."""
 LEAST = 1
-"""Tokens of prompts that a step may always take, so that they come to an end."""
+"""Of prompts' work a step may always do so much, so that they come to an end."""
 AGE = 256
 """Steps after which the time of a step without prompts is measured again, at the cost of one such step."""
-_AIM = 0.75
+_AIM = 0.7
 """Steps vary: aim so much below the bound. On a quiet machine nine in ten are then within it."""
 _NEW = 0.25
 
@@ -20,17 +20,18 @@ class Pace:
 
     Args:
         stretch: how many times as long as a step that only decodes one with prompts may be.
+        layers: of the model; work is counted in tokens times layers.
     """
 
-    def __init__(self, stretch: float) -> None:
+    def __init__(self, stretch: float, layers: int = 1) -> None:
         self.stretch = stretch
         self._decode: dict[int, float] = {}
         self._measured: dict[int, int] = {}
         self._steps = 0
-        self._limit = float(FIRST)
+        self._limit = float(FIRST * layers)
 
     def most(self, decoding: int) -> int | None:
-        """Tokens of prompts for a step in which so many sequences decode; None where there is no bound."""
+        """Work of prompts for a step in which so many sequences decode; None where there is no bound."""
         if not decoding:
             return None
         near = self._near(decoding)
@@ -39,7 +40,7 @@ class Pace:
         return max(LEAST, int(self._limit))
 
     def note(self, decoding: int, prompt: int, seconds: float) -> None:
-        """A step took so long."""
+        """A step took so long, in which so many sequences decoded beside so much of prompts' work."""
         self._steps += 1
         if not decoding:
             return
@@ -58,7 +59,7 @@ class Pace:
             self._limit = max(prompt * max(ratio, 0.5), LEAST)
         elif prompt >= int(self._limit):
             # from the limit, not from the whole tokens it allowed: small ones would never grow
-            self._limit = min(self._limit * min(ratio, 1.25), 1e6)
+            self._limit = min(self._limit * min(ratio, 1.25), 1e7)
 
     def _near(self, decoding: int) -> int | None:
         return min(self._decode, key=lambda n: abs(n - decoding), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,10 @@ class Scheduler:
 
     Args:
         slots: of the recurrent states, where the model has some: a sequence holds one as long as it runs.
+
+    Attributes:
+        apart: the sequences of the batch of prompts that runs apart; empty when there is none, and when one of its
+            sequences has lost its pages, after which the batch must not go on.
     """
 
     def __init__(self, pages: PageAllocator, prefix: PrefixCache, chunk: int, slots: PageAllocator | None = None):
@@ -55,6 +60,7 @@ class Scheduler:
         self.chunk = chunk
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
+        self.apart: tuple[Sequence, ...] = ()
         self.preemptions = 0
         self._arrivals = itertools.count()
 
@@ -76,14 +82,7 @@ class Scheduler:
         if chosen and prompt_limit is not None:
             budget = min(budget, prompt_limit)
         taken = {id(s) for s, _ in chosen}
-        # among prompts those of whom was served least: a short one is not held up by another user's long one
-        for sequence in sorted((s for s in self.running if id(s) not in taken), key=self.waiting.rank):
-            count = min(sequence.pending, budget)
-            ahead = [border - sequence.cached for border in sequence.prefix.borders if border > sequence.cached]
-            count = min([count, *ahead])
-            if count > 0:
-                chosen.append((sequence, count))
-                budget -= count
+        chosen += self._prompts(budget)
         if not chosen:
             return None
         # guesses only with what is left over
@@ -96,8 +95,29 @@ class Scheduler:
         counts = tuple(n for _, n in chosen)
         return Scheduled(sequences, counts, tuple(guesses), self._step(sequences, counts, guesses))
 
+    @property
+    def pending(self) -> int:
+        """Tokens of prompts that are yet to be computed, of sequences that wait too."""
+        return sum(s.pending for s in self._prompting()) + sum(s.pending for s in self.waiting)
+
+    def batch_apart(self, tokens: int) -> Scheduled | None:
+        """A batch of prompts alone, at most so many tokens of them, during which other batches may run; None without
+        any. Its sequences are left alone until `ran` tells of it, or one of them has lost its pages (`apart`)."""
+        chosen = self._prompts(tokens)
+        if self.slots is not None:
+            # where a batch is given up, a state that went on cannot be taken back; of one sequence it is given up too
+            chosen = chosen[:1]
+        if not chosen:
+            return None
+        self.apart = tuple(s for s, _ in chosen)
+        counts = tuple(n for _, n in chosen)
+        guesses = ((),) * len(chosen)
+        return Scheduled(self.apart, counts, guesses, self._step(self.apart, counts, guesses))
+
     def ran(self, batch: Scheduled) -> None:
         """Record that the batch's tokens, without guesses, are in the cache now."""
+        if batch.sequences is self.apart:
+            self.apart = ()
         for sequence, count in zip(batch.sequences, batch.counts, strict=True):
             self.waiting.charge(sequence, count, drawn=sequence.decodes)
             sequence.cached += count
@@ -166,6 +186,21 @@ class Scheduler:
                 chosen.append((sequence, 1))
         return [(s, n) for s, n in chosen if s in self.running]
 
+    def _prompting(self) -> list[Sequence]:
+        return [s for s in self.running if not s.decodes and s not in self.apart]
+
+    def _prompts(self, budget: int) -> list[tuple[Sequence, int]]:
+        """Tokens of prompts, first of whom was served least: a short one is not held up by another user's long one."""
+        chosen = []
+        for sequence in sorted(self._prompting(), key=self.waiting.rank):
+            count = min(sequence.pending, budget)
+            ahead = [border - sequence.cached for border in sequence.prefix.borders if border > sequence.cached]
+            count = min([count, *ahead])
+            if count > 0:
+                chosen.append((sequence, count))
+                budget -= count
+        return chosen
+
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
         """Give it pages for `tokens` tokens, if need be of younger ones; False where it had to make room itself."""
         while (missing := self.pages.needed(tokens) - len(sequence.pages)) > 0:
@@ -192,6 +227,8 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        if sequence in self.apart:
+            self.apart = ()
         self.prefix.leave(sequence)
         self.pages.give_back(sequence.pages)
         sequence.pages = []
@@ -213,7 +250,7 @@ class Scheduler:
         return tuple(guess)
 
     def _step(
-        self, sequences: tuple[Sequence, ...], counts: tuple[int, ...], guesses: list[tuple[int, ...]]
+        self, sequences: tuple[Sequence, ...], counts: tuple[int, ...], guesses: Iterable[tuple[int, ...]]
     ) -> StepBatch:
         ids: list[int] = []
         positions: list[int] = []

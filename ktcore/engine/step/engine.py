@@ -8,11 +8,12 @@ import torch
 
 from ktcore.engine.prefix.cache import PrefixCache, PrefixOptions
 from ktcore.engine.prefix.transfer import Transfer
-from ktcore.engine.schedule.pace import Pace
+from ktcore.engine.schedule.pace import LEAST, Pace
 from ktcore.engine.schedule.pages import PageAllocator
 from ktcore.engine.schedule.scheduler import Scheduled, Scheduler
 from ktcore.engine.schedule.sequence import Finish, Sequence
 from ktcore.engine.step.decode_graph import DecodeGraphs
+from ktcore.engine.step.prompt_pass import PromptPass
 from ktcore.engine.step.runner import LoadedModel
 from ktcore.engine.step.sampler import draw
 from ktcore.errors import ContextError, LogitsError, RequestError
@@ -48,6 +49,8 @@ class Engine:
     ) -> None:
         self.model = model
         self.pace: Pace | None = None
+        self._apart: PromptPass | None = None
+        self._layers = len(model.layers)
         self.context = context
         pages = -(-context // page_size)
         captures = int(graphs and model.graph_device is not None)
@@ -97,15 +100,20 @@ class Engine:
     def step(self) -> bool:
         """One step over all running sequences; False when there was nothing to do."""
         with torch.inference_mode(), self.model.running():
-            limit = None if self.pace is None else self.pace.most(sum(s.decodes for s in self.scheduler.running))
+            work = None if self.pace is None else self.pace.most(sum(s.decodes for s in self.scheduler.running))
+            limit = self._beside(work)
             batch = self.scheduler.next_batch(limit)
-            if batch is None:
-                return False
             began = time.perf_counter()
-            decoding, prompt = batch.decoding, batch.prompt_tokens
-            self._run(batch)
-            if self.pace is not None:
-                self.pace.note(decoding, prompt, time.perf_counter() - began)
+            # first, so that drawing tokens waits for it on every device
+            done = self._go_apart(work, limit)
+            if batch is None and not done:
+                return False
+            if batch is not None:
+                decoding = batch.decoding
+                done += batch.prompt_tokens * self._layers
+                self._run(batch)
+                if self.pace is not None:
+                    self.pace.note(decoding, done, time.perf_counter() - began)
             self.scheduler.retire()
             self.prefix.copy_out()
         return True
@@ -128,6 +136,37 @@ class Engine:
         finally:
             self.prefix.close()
             self.model.close()
+
+    def _beside(self, work: int | None) -> int | None:
+        """Tokens of prompts in the batch of those that decode, of a step that may do so much of prompts' work: as many
+        as that, or none where a batch apart is to do more at once."""
+        if work is None:
+            return None
+        tokens = work // self._layers
+        if not self.model.interruptible:
+            return max(LEAST, tokens) if work else 0
+        whole = self._apart is None and tokens >= min(self.scheduler.pending, self.scheduler.chunk)
+        return tokens if whole else 0
+
+    def _go_apart(self, work: int | None, beside: int | None) -> int:
+        """Some layers of prompts that run apart, all of those under way where `work` is None; returns the work done."""
+        if self._apart is not None and self._apart.batch.sequences is not self.scheduler.apart:
+            self._apart = None  # one of its sequences has ended, or made room
+        done = 0
+        while work is None or done < work:
+            if self._apart is None and work is not None and beside == 0:
+                # as many tokens as one layer may take at once: a batch has its price whatever its size
+                batch = self.scheduler.batch_apart(min(work, self.scheduler.chunk))
+                self._apart = None if batch is None else PromptPass(self.model, batch)
+            if self._apart is None:
+                break
+            done += self._apart.advance(None if work is None else work - done, least=0 if done else 1)
+            if self._apart.hidden is None:
+                break
+            self.scheduler.ran(self._apart.batch)
+            self._sample(self._apart.batch, self._apart.hidden)
+            self._apart = None
+        return done
 
     def _run(self, batch: Scheduled) -> None:
         scores = self.graphs.scores(batch.step) if self.graphs is not None and batch.decodes else None

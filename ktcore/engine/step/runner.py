@@ -51,15 +51,20 @@ class LoadedModel:
         """Last hidden states float32 [T, hidden], before the final norm."""
         return self.through_layers(self.embed(step.token_ids), step)
 
-    def through_layers(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
-        """The same, from embeddings x float32 [T, hidden]."""
+    def through_layers(self, x: torch.Tensor, step: StepBatch, begin: int = 0, end: int | None = None) -> torch.Tensor:
+        """The same, from embeddings x float32 [T, hidden]; or from what layer `begin` takes to what `end` does."""
         # a step that failed half-way must not leave its debts to this one
         self.deferred.owed = None
-        for i, (attention, ffn) in enumerate(self.layers):
+        for i, (attention, ffn) in enumerate(self.layers[begin:end], begin):
             before = (x,) if i in self.early else ()
             x = attention(x, step)
             x = ffn(x, *before)
         return x
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether other steps may run between two layers of one: not where a layer owes something to the next."""
+        return not self.deferred.used
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits float32 [n, vocab] on the CPU, from rows of `hidden`.

@@ -66,3 +66,6 @@ class PackedParts(ABC):
         Raises:
             CheckpointError: the stored part is damaged or in another version of the layout, or it cannot be written.
         """
+
+    def populate(self, room: int) -> None:  # noqa: B027, writers have nothing to map
+        """Have pages of parts that are asked for from now on mapped ahead of their use, if all fit in `room` bytes."""

@@ -12,6 +12,7 @@ import numpy as np
 from ktcore.errors import CheckpointError
 from ktcore.weights.packed.container import AGAIN, PARTS, TENSORS, digest, map_range
 from ktcore.weights.packed.parts import Bytes, Fill, PackedParts, Part
+from ktcore.weights.packed.populate import Populate
 
 
 class PackedMismatch(CheckpointError):
@@ -31,6 +32,7 @@ class PartReader(PackedParts):
         self.folder = folder
         self._parts: Mapping[str, dict[str, Any]] = body["parts"]
         self._file = os.open(folder / PARTS, os.O_RDONLY)
+        self._ahead: Populate | None = None
 
     def get(self, part: Part, fill: Fill) -> Bytes | None:
         entry = self._parts.get(part.key)
@@ -51,7 +53,13 @@ class PartReader(PackedParts):
             weight.loss.error += error
             weight.loss.value += value
         mapped = map_range(self._file, entry["offset"], part.pieces * part.nbytes)
+        if self._ahead is not None:
+            self._ahead.add(mapped)
         return np.frombuffer(mapped, np.uint8).reshape(part.pieces, part.nbytes)
+
+    def populate(self, room: int) -> None:
+        if os.fstat(self._file).st_size <= room:
+            self._ahead = Populate()
 
     def close(self) -> None:
         """Close the file; mapped parts stay."""
