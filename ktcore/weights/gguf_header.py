@@ -17,6 +17,7 @@ import numpy as np
 
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import GGUF_MAGIC, TensorInfo
+from ktcore.weights.foreign_types import FOREIGN
 from ktcore.weights.formats import get_ggml_format, row_bytes
 from ktcore.weights.mapped import MappedFile
 
@@ -279,6 +280,11 @@ def _read_tensor(cursor: _Cursor, index: int, count: int) -> tuple[TensorInfo, i
     number: int = cursor.scalar(_U32, f"the type of tensor {name}")
     offset: int = cursor.scalar(_U64, f"the offset of tensor {name}")
     fmt = get_ggml_format(number)
+    if fmt is None and number in FOREIGN:
+        cursor.fail(
+            f"tensor {name} is of type {number}, {FOREIGN[number]}",
+            "take a file whose types llama.cpp of today writes, or quantise the model anew with it",
+        )
     if fmt is None:
         cursor.fail(
             f"tensor {name} has unknown type {number}",

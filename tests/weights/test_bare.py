@@ -14,6 +14,8 @@ from ktcore.weights.bare import open_config
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64}
 MXFP4 = {"quant_method": "mxfp4"}
+TALL = {"quant_method": "fp8", "weight_block_size": [1, 128]}
+SMALL = {"quant_method": "fp8", "weight_block_size": [32, 32]}
 
 
 def taken(folder: Path, config: dict[str, Any], name: str, shape: tuple[int, ...], weights: str | None = None) -> Any:
@@ -31,6 +33,10 @@ def taken(folder: Path, config: dict[str, Any], name: str, shape: tuple[int, ...
         (FP8, "a.q_proj.weight", (64, 256), "F8_E4M3_G128"),
         (FP8, "a.q_proj.weight", (64, 192), "BF16"),  # a row that is no whole number of 128
         (FP8, "a.norm.weight", (256,), "BF16"),
+        (TALL, "a.q_proj.weight", (64, 256), "F8_E4M3_G128"),
+        (SMALL, "a.q_proj.weight", (64, 256), "F32"),
+        (SMALL | {"scale_fmt": "ue8m0"}, "a.q_proj.weight", (64, 256), "BF16"),
+        ({"quant_method": "mxfp8"}, "a.q_proj.weight", (64, 256), "BF16"),
         (FP8, "a.gate.weight", (64, 256), "BF16"),
         (GPTQ, "a.o_proj.weight", (64, 256), "INT4_G64"),
         (GPTQ, "embed_tokens.weight", (64, 256), "BF16"),

@@ -83,6 +83,69 @@ def test_exponent_scales(write_folder: Write) -> None:
     torch.testing.assert_close(found.tensor(), expected(weight, scale.float(), 128, 128), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("method", ["mxfp8", "fp8", "compressed-tensors"])
+@pytest.mark.parametrize("bytes_", [True, False])
+@pytest.mark.parametrize("shape", [(64, 96), (3, 64, 256)])
+def test_mxfp8_is_bfloat16_without_loss(method: str, bytes_: bool, shape: tuple[int, ...], write_folder: Write) -> None:
+    weight = codes(*shape)
+    exponents = torch.randint(100, 140, (*shape[:-1], shape[-1] // 32), dtype=torch.uint8)
+    scale = exponents if bytes_ else exponents.view(torch.float8_e8m0fnu)
+    config: dict[str, Any] = {"quant_method": method}
+    if method == "fp8":
+        config |= {"weight_block_size": [1, 32], "scale_fmt": "ue8m0"}
+    if method == "compressed-tensors":
+        weights = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+        config |= {"format": "mxfp8-quantized", "config_groups": {"g": {"targets": ["Linear"], "weights": weights}}}
+    name = "a.weight_scale" if method == "compressed-tensors" else "a.weight_scale_inv"
+    checkpoint, found = opened(write_folder(config, {"a.weight": weight, name: scale}))
+    assert set(checkpoint.tensors) == {"a.weight"}
+    assert (found.format, found.shape) == ("BF16", shape)
+    theirs = Fp8Dequantize(None)._dequantize_one(weight, exponents, torch.float32)
+    torch.testing.assert_close(found.tensor(), theirs, rtol=0, atol=0)
+
+
+def test_exponents_that_bfloat16_cannot_hold_are_an_error(write_folder: Write) -> None:
+    tensors = {
+        "a.weight": torch.full((4, 32), 2.0**-9).to(torch.float8_e4m3fn),
+        "a.weight_scale_inv": torch.zeros(4, 1, dtype=torch.uint8),
+    }
+    _, found = opened(write_folder({"quant_method": "mxfp8"}, tensors))
+    with pytest.raises(CheckpointError, match=r"'a.weight' has values below 2\^-133"):
+        found.tensor()
+
+
+@pytest.mark.parametrize(
+    ("block", "fmt"), [((32, 32), "F32"), ((128, 64), "F32"), ((1, 128), "F8_E4M3_G128"), ((64, 256), "F8_E4M3_G128")]
+)
+def test_blocks_of_any_size(block: tuple[int, int], fmt: str, write_folder: Write) -> None:
+    weight, scale = codes(256, 256), scales(256 // block[0], 256 // block[1])
+    config = BLOCKS | {"weight_block_size": list(block)}
+    _, found = opened(write_folder(config, {"a.weight": weight, "a.weight_scale_inv": scale}))
+    assert found.format == fmt
+    torch.testing.assert_close(found.tensor(), expected(weight, scale, *block), rtol=0, atol=0)
+
+
+def test_fp4_experts_beside_fp8_as_deepseek_v4_stores_them(write_folder: Write) -> None:
+    packed = torch.randint(-128, 128, (64, 128), dtype=torch.int8, generator=torch.Generator().manual_seed(3))
+    exponents = torch.randint(110, 130, (64, 8), dtype=torch.uint8)
+    dense, grid = codes(256, 128), torch.tensor([[0.25], [2.0]]).to(torch.float8_e8m0fnu)
+    config = BLOCKS | {"scale_fmt": "ue8m0", "expert_dtype": "fp4"}
+    tensors = {
+        "e.w1.weight": packed,
+        "e.w1.scale": exponents.view(torch.float8_e8m0fnu),
+        "a.weight": dense,
+        "a.scale": grid,
+    }
+    checkpoint, experts = opened(write_folder(config, tensors), "e.w1.weight")
+    assert set(checkpoint.tensors) == {"e.w1.weight", "a.weight"}
+    assert (experts.format, experts.shape) == ("MXFP4", (64, 256))
+    theirs = Fp8Dequantize(None)._dequantize_one(packed, exponents, torch.float32)
+    torch.testing.assert_close(experts.tensor(), theirs, rtol=0, atol=0)
+    attention = WeightRef.of(checkpoint, "a.weight").open(checkpoint)
+    assert attention.format == "F8_E4M3_G128"
+    torch.testing.assert_close(attention.tensor(), expected(dense, grid.float(), 128, 128), rtol=0, atol=0)
+
+
 def test_fused_experts_part_by_part(write_folder: Write) -> None:
     weight, scale = codes(3, 256, 256), scales(3, 2, 2)
     tensors = {"experts.gate_up_proj": weight, "experts.gate_up_proj_scale_inv": scale}
@@ -140,7 +203,7 @@ def test_bad_tensors_are_named(changes: dict[str, Any], message: str, write_fold
 
 
 @pytest.mark.parametrize(
-    "block", [[128], "128x128", [128, 64], [0, 128], [128, 128, 128], [128.0, 128], ["128", 128], 128]
+    "block", [[128], "128x128", [128, 0], [0, 128], [128, 128, 128], [128.0, 128], ["128", 128], 128]
 )
 def test_block_sizes_that_are_not_supported(block: Any, write_folder: Write) -> None:
     folder = write_folder(BLOCKS | {"weight_block_size": block}, {"a.weight": codes(4, 128)})

@@ -14,6 +14,8 @@ import pytest
 
 from ktcore.errors import CheckpointError
 from ktcore.weights import dequantize, open_checkpoint
+from ktcore.weights.foreign_types import FOREIGN
+from ktcore.weights.formats import get_ggml_format
 
 WriteGguf = Callable[..., Path]
 
@@ -74,6 +76,17 @@ def test_metadata_of_every_type_comes_back(write_gguf: WriteGguf) -> None:
         assert type(config[key]) is type(expected) or len(expected) >= 4096
     assert config["a.longtexts"][4999] == "token 4999"
     assert len(config["a.long"]) == 5000
+
+
+def test_every_type_that_the_gguf_package_knows_is_known() -> None:
+    for kind in gguf.GGMLQuantizationType:
+        found = get_ggml_format(kind.value)
+        assert found is not None and found.name == kind.name, kind
+        assert (found.block_size, found.block_bytes) == gguf.GGML_QUANT_SIZES[kind]
+
+
+def test_types_of_others_are_no_types_of_ours() -> None:
+    assert not [number for number in FOREIGN if get_ggml_format(number)]
 
 
 def test_tensors_keep_torch_order_format_and_values(write_gguf: WriteGguf, weights: np.ndarray) -> None:
@@ -200,7 +213,8 @@ HUGE = 2**64 - 1
         (lambda r: r.file([], [r.tensor("t", [HUGE, HUGE, HUGE, HUGE])], 64), "t .* but only 64 are present"),
         (lambda r: r.file([], [r.tensor("t", [2**33, 2**31])], 64), "t .* but only 64 are present"),
         (lambda r: r.file([], [r.tensor("t", [8], 99)], 64), "t has unknown type 99"),
-        (lambda r: r.file([], [r.tensor("t", [8], 4)], 64), "t has unknown type 4"),
+        (lambda r: r.file([], [r.tensor("t", [8], 4)], 64), "t is of type 4, Q4_2, which llama.cpp no longer has"),
+        (lambda r: r.file([], [r.tensor("t", [8], 144)], 64), "t is of type 144, IQ4_KS of ik_llama.cpp"),
         (lambda r: r.file([], [r.tensor("t", [48], 2)], 64), "t: a row of 48 values is not a multiple of Q4_0's"),
         (lambda r: r.file([], [r.tensor("t", [8], offset=HUGE - 31)], 64), "t .* only 0 are present"),
         (lambda r: r.file([], [r.tensor("t", [8], offset=8)], 64), "offset 8 is not aligned to 32"),

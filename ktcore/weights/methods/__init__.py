@@ -22,6 +22,7 @@ Reader = Callable[[Checkpoint, Mapping[str, Any]], Iterable[LogicalWeight]]
 
 METHODS: dict[str, Reader] = {
     "fp8": fp8_weights,
+    "mxfp8": fp8_weights,
     "fbgemm_fp8": fp8_weights,
     "gptq": gptq_weights,
     "awq": awq_weights,

@@ -41,15 +41,14 @@ def _weights(checkpoint: Checkpoint, schemes: Schemes) -> Iterator[LogicalWeight
             module = name.removesuffix(".weight_packed")
             scheme = schemes.of(module)
             if scheme.kind == "float":
-                yield PackedMxfp4Weight(checkpoint, module)
+                yield PackedMxfp4Weight(checkpoint, f"{module}.weight", name, f"{module}.weight_scale")
             else:
                 yield IntWeight(checkpoint, module, "weight_packed", scheme)
         elif name.endswith(".weight") and info.format == "I8":
             module = name.removesuffix(".weight")
             yield IntWeight(checkpoint, module, "weight", schemes.of(module))
         elif name.endswith(".weight") and info.format.startswith("F8_"):
-            block = schemes.of(name.removesuffix(".weight")).block
-            yield Fp8Weight(checkpoint, name, block_size(checkpoint, block))
+            yield Fp8Weight(checkpoint, name, block_size(checkpoint, schemes.of(name.removesuffix(".weight")).block))
 
 
 class IntWeight(LogicalWeight):

@@ -52,21 +52,23 @@ class Mxfp4Weight(LogicalWeight):
 
 
 class PackedMxfp4Weight(LogicalWeight):
-    """MXFP4 from compressed-tensors: `weight_packed` uint8 [..., cols / 2], `weight_scale` uint8 [..., cols / 32]."""
+    """MXFP4 in two tensors: codes uint8 or int8 [..., cols / 2], earlier values in low bits, exponents uint8 [..., cols / 32].
 
-    def __init__(self, checkpoint: Checkpoint, module: str) -> None:
-        name = f"{module}.weight"
-        self._codes = Stored(checkpoint, f"{module}.weight_packed", ("U8",))
+    compressed-tensors calls them `weight_packed` and `weight_scale`, DeepSeek-V4 `weight` and `scale`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str, codes: str, scale: str) -> None:
+        self._codes = Stored(checkpoint, codes, ("U8", "I8"))
         shape = self._codes.shape
         if len(shape) < 2 or shape[-1] % (BLOCK // 2):
             raise CheckpointError(f"{self._codes.where} has shape {list(shape)}, expected [..., cols / 2]")
         scales = (*shape[:-1], shape[-1] * 2 // BLOCK)
-        self._scales = Stored(checkpoint, f"{module}.weight_scale", ("U8", "F8_E8M0"), scales, owner=name)
+        self._scales = Stored(checkpoint, scale, ("U8", "F8_E8M0"), scales, owner=name)
         self.info = logical_info(name, (*shape[:-1], shape[-1] * 2), "MXFP4")
         self.sources = (self._codes.name, self._scales.name)
 
     def rows(self, start: int, stop: int) -> Bytes:
-        stored = np.asarray(self._codes.read(start, stop), dtype=np.uint8).reshape(-1, BLOCK // 2)
+        stored = np.ascontiguousarray(self._codes.read(start, stop)).view(np.uint8).reshape(-1, BLOCK // 2)
         return gguf_blocks(stored, np.asarray(self._scales.read(start, stop), dtype=np.uint8))
 
 

@@ -16,6 +16,7 @@ FORMATS = (
     "float-quantized",
     "naive-quantized",
     "mxfp4-pack-quantized",
+    "mxfp8-quantized",
     "mixed-precision",
 )
 
@@ -111,14 +112,13 @@ class Schemes:
                 f"{self._where}: config_groups.{key} has actorder {order!r}, which is not known",
                 f"known: {', '.join(map(str, ORDERS))}",
             )
-        structure = weights.get("block_structure")
         return Scheme(
             bits=bits,
             kind=kind,
             symmetric=bool(weights.get("symmetric", True)),
             strategy=str(weights.get("strategy")),
             group_size=weights.get("group_size"),
-            block=tuple(structure) if isinstance(structure, list) and len(structure) == 2 else None,
+            block=_block(weights),
             ordered=ORDERS[order],
         )
 
@@ -127,6 +127,14 @@ class Schemes:
             return re.compile(target.removeprefix("re:"))
         except re.error as error:
             raise CheckpointError(f"{self._where}: target {target!r} is no regular expression: {error}") from None
+
+
+def _block(weights: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns that share a float code's scale; None for those of rows and tensors."""
+    structure, size = weights.get("block_structure"), weights.get("group_size")
+    if isinstance(structure, list) and len(structure) == 2:
+        return structure[0], structure[1]
+    return (1, size) if type(size) is int and size > 0 else None
 
 
 def _strings(group: Any, key: str) -> list[str]:
