@@ -1,4 +1,4 @@
-"""Names of the GGUF type numbers that ktcore does not read: types that llama.cpp removed, and those of its forks alone."""
+"""Names of the GGUF type numbers that are not read: types that llama.cpp removed, and those of its forks alone."""
 
 from __future__ import annotations
 

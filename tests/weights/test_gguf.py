@@ -81,7 +81,8 @@ def test_metadata_of_every_type_comes_back(write_gguf: WriteGguf) -> None:
 def test_every_type_that_the_gguf_package_knows_is_known() -> None:
     for kind in gguf.GGMLQuantizationType:
         found = get_ggml_format(kind.value)
-        assert found is not None and found.name == kind.name, kind
+        assert found is not None, kind
+        assert found.name == kind.name
         assert (found.block_size, found.block_bytes) == gguf.GGML_QUANT_SIZES[kind]
 
 

@@ -1,8 +1,8 @@
 """FP8 weights: e4m3 codes with a scale for each block of some rows and columns, each row, or the whole tensor.
 
-The scale multiplies, although DeepSeek calls it `weight_scale_inv` (transformers, integrations/finegrained_fp8.py). Bytes as
-scales are exponents, 2^(byte - 127): MXFP8 has one for 32 columns. DeepSeek-V4 calls it `scale`, and packs two FP4 codes
-into each byte of its experts.
+The scale multiplies, although DeepSeek calls it `weight_scale_inv` (transformers, integrations/finegrained_fp8.py).
+Bytes as scales are exponents, 2^(byte - 127): MXFP8 has one for 32 columns. DeepSeek-V4 calls it `scale`, and packs two
+FP4 codes into each byte of its experts.
 """
 
 from __future__ import annotations

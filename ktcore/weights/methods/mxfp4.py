@@ -52,7 +52,7 @@ class Mxfp4Weight(LogicalWeight):
 
 
 class PackedMxfp4Weight(LogicalWeight):
-    """MXFP4 in two tensors: codes uint8 or int8 [..., cols / 2], earlier values in low bits, exponents uint8 [..., cols / 32].
+    """MXFP4 in two tensors: codes uint8 or int8 [..., cols / 2], earlier ones low, exponents uint8 [..., cols / 32].
 
     compressed-tensors calls them `weight_packed` and `weight_scale`, DeepSeek-V4 `weight` and `scale`.
     """
