@@ -20,6 +20,7 @@ DeltaBlock::Config delta_config(Fields f) {
     c.norm_eps = f.take("norm_eps", 0.f);
     c.residual = f.take("residual", true);
     c.exact = f.take("exact", false);
+    c.tiled = f.take("tiled", false);
     f.end();
     return c;
 }

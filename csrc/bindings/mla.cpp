@@ -2,6 +2,7 @@
 #include "blocks/mla.h"
 
 #include "bindings/fields.h"
+#include "bindings/temperature.h"
 
 namespace {
 MLABlock::Config mla_config(Fields f) {
@@ -23,6 +24,7 @@ MLABlock::Config mla_config(Fields f) {
     c.kv_eps = f.need<float>("kv_eps");
     c.residual = f.take("residual", true);
     c.exact = f.take("exact", false);
+    c.temperature = to_temperature(f);
     f.end();
     return c;
 }

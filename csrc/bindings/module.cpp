@@ -4,6 +4,7 @@
 #include "bindings/fields.h"
 #include "bindings/lane.h"
 #include "bindings/numa.h"
+#include "bindings/temperature.h"
 #include "blocks/attention.h"
 #include "blocks/limits.h"
 #include "blocks/mlp.h"
@@ -119,8 +120,8 @@ AttentionBlock::Config attention_config(Fields f) {
     c.v_bias = f.vector("v_bias");
     c.o_bias = f.vector("o_bias");
     c.sinks = f.vector("sinks");
-    c.temperature_scale = f.take("temperature_scale", 0.f);
-    c.temperature_span = f.take("temperature_span", 0.f);
+    c.temperature = to_temperature(f);
+    c.norm_whole = f.take("norm_whole", false);
     c.gate = f.take<std::shared_ptr<PackedMatrix>>("gate", nullptr);
     c.residual = f.take("residual", true);
     c.exact = f.take("exact", false);

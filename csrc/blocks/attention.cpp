@@ -15,6 +15,13 @@ CacheType parse_cache_type(const std::string& name) {
     return CacheType::F32;
 }
 
+void Temperature::apply(float* q, size_t values, int position) const {
+    if (span <= 0.f) return;
+    const float steps = std::floor((static_cast<float>(position) + offset) / span);
+    const float factor = std::log1p(steps) * scale + 1.f;
+    for (size_t i = 0; i < values; i++) q[i] *= factor;
+}
+
 AttentionBlock::AttentionBlock(EnginePtr engine, Weight q, Weight k, Weight v, Weight o, Config config)
     : engine_(std::move(engine)), q_(std::move(q)), k_(std::move(k)), v_(std::move(v)), o_(std::move(o)),
       c_(std::move(config)) {
@@ -29,13 +36,14 @@ AttentionBlock::AttentionBlock(EnginePtr engine, Weight q, Weight k, Weight v, W
     check(!c_.residual || vo.rows == vq.cols, "a residual needs o's rows to equal q's columns");
     check(static_cast<int>(2 * c_.inv_freq.size()) <= s.head_dim, "inv_freq is longer than half of head_dim");
     check(s.window >= 0 && s.chunk >= 0, "window and chunk must not be negative");
-    check(c_.temperature_span >= 0.f, "the temperature's span must not be negative");
+    check(c_.temperature.span >= 0.f, "the temperature's span must not be negative");
+    check(!c_.norm_whole || !c_.norm_after_rope, "norms over whole rows come before RoPE");
     check(!c_.gate || (c_.gate->view().rows == vq.rows && c_.gate->view().cols == vq.cols), "gate must have q's shape");
     check_length(c_.sinks, s.heads, "sinks");
     c_.shape.sinks = data_or_null(c_.sinks);
     check_length(c_.norm, vq.cols, "norm");
-    check_length(c_.q_norm, s.head_dim, "q_norm");
-    check_length(c_.k_norm, s.head_dim, "k_norm");
+    check_length(c_.q_norm, c_.norm_whole ? vq.rows : s.head_dim, "q_norm");
+    check_length(c_.k_norm, c_.norm_whole ? vk.rows : s.head_dim, "k_norm");
     check_length(c_.q_bias, vq.rows, "q bias");
     check_length(c_.k_bias, vk.rows, "k bias");
     check_length(c_.v_bias, vv.rows, "v bias");
@@ -83,21 +91,23 @@ void AttentionBlock::forward(const float* x, float* out, Step& step, const Cache
     const float* turns = half ? step.rotations(c_.inv_freq, c_.rope_scale) : nullptr;
     const auto rotate = [&](float* head, const Vector& norm, const float* turn) {
         if (half && c_.norm_after_rope) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
-        if (!norm.empty()) kn.rms_norm(head, s.head_dim, norm.data(), c_.qk_eps, head, s.head_dim);
+        if (!norm.empty() && !c_.norm_whole) kn.rms_norm(head, s.head_dim, norm.data(), c_.qk_eps, head, s.head_dim);
         if (half && !c_.norm_after_rope) kn.rope(head, 2 * half, turn, turn + half, c_.interleaved);
+    };
+    const auto norm_row = [&](float* row, const Vector& norm) {
+        const int width = static_cast<int>(norm.size());
+        if (c_.norm_whole && width) kn.rms_norm(row, width, norm.data(), c_.qk_eps, row, width);
     };
     const size_t row_bytes = cache_row_bytes(cache.type, s.head_dim);
     each_token(e, n, [&](int t) {
         const size_t at = static_cast<size_t>(t);
+        norm_row(q + at * q_width, c_.q_norm);
+        norm_row(k + at * kv_width, c_.k_norm);
         const float* turn = half ? turns + at * 2 * half : nullptr;
         for (int h = 0; h < s.heads; h++) rotate(q + at * q_width + h * s.head_dim, c_.q_norm, turn);
         const int seq = step.sequence_of(t);
         const int pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
-        if (c_.temperature_span > 0.f) {
-            const float steps = std::floor((static_cast<float>(pos) + 1.f) / c_.temperature_span);
-            const float factor = std::log1p(steps) * c_.temperature_scale + 1.f;
-            for (size_t i = 0; i < q_width; i++) q[at * q_width + i] *= factor;
-        }
+        c_.temperature.apply(q + at * q_width, q_width, pos);
         const size_t page = static_cast<size_t>(step.blocks(seq)[pos / cache.page_size]);
         for (int h = 0; h < s.kv_heads; h++) {
             float* key = k + at * kv_width + h * s.head_dim;

@@ -57,6 +57,13 @@ struct AttendPlan {
 void attend(Engine& e, const AttendShape& shape, const Step& step, const Cache& cache, const float* q, float* out,
             AttendPlan& plan);
 
+// Queries at position p grow by 1 + scale * ln(1 + floor((p + offset) / span)); span 0: they do not.
+struct Temperature {
+    float scale = 0.f, span = 0.f, offset = 1.f;
+
+    void apply(float* q, size_t values, int position) const;
+};
+
 class AttentionBlock {
   public:
     struct Config {
@@ -69,9 +76,9 @@ class AttentionBlock {
         Vector q_bias, k_bias, v_bias, o_bias;
         bool residual, exact;
         bool norm_after_rope = false;
+        bool norm_whole = false;  // q_norm [heads * head_dim] over all heads of q together, k_norm likewise, before RoPE
         Vector sinks;  // as AttendShape's, kept here
-        // Queries at position p grow by 1 + scale * ln(1 + floor((p + 1) / span)); span 0: they do not.
-        float temperature_scale = 0.f, temperature_span = 0.f;
+        Temperature temperature;
         Weight gate = nullptr;  // null, or [heads * head_dim, hidden]: its sigmoid multiplies what o gets
     };
     AttentionBlock(EnginePtr engine, Weight q, Weight k, Weight v, Weight o, Config config);

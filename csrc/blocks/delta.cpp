@@ -151,7 +151,7 @@ void DeltaBlock::mix(const Step& step, const std::vector<int32_t>& slots, const 
     Engine& e = *engine_;
     const size_t channels = static_cast<size_t>(c_.channels()), heads = static_cast<size_t>(c_.value_heads),
                  dk = static_cast<size_t>(c_.key_dim), dv = static_cast<size_t>(c_.value_dim), inner = heads * dv;
-    const int group = c_.value_heads / c_.key_heads;
+    const int group = c_.tiled ? 1 : c_.value_heads / c_.key_heads;
     const size_t keys = static_cast<size_t>(c_.key_heads) * dk;
     e.pool.run(step.sequences() * c_.value_heads, [&](int item, int thread) {
         const int seq = item / c_.value_heads, h = item % c_.value_heads, n = step.queries(seq);
@@ -159,7 +159,7 @@ void DeltaBlock::mix(const Step& step, const std::vector<int32_t>& slots, const 
         const size_t t0 = static_cast<size_t>(step.q_start(seq)), head = static_cast<size_t>(h);
         float* state = states.state + (static_cast<size_t>(slots[static_cast<size_t>(seq)]) * heads + head) * dk * dv;
         if (step.context(seq) == n) std::memset(state, 0, sizeof(float) * dk * dv);
-        const float* row = b.conv + t0 * channels + static_cast<size_t>(h / group) * dk;
+        const float* row = b.conv + t0 * channels + static_cast<size_t>(h / group % c_.key_heads) * dk;
         float* out = b.context + t0 * inner + head * dv;
         const DeltaItem work{row, row + keys, b.conv + t0 * channels + 2 * keys + head * dv, channels, channels,
                              b.g + t0 * heads + head, b.beta + t0 * heads + head, heads, state, out, inner,

@@ -30,6 +30,7 @@ class DeltaBlock {
         Vector norm;
         float norm_eps;
         bool residual, exact;
+        bool tiled;  // value head i has key head i mod key_heads, instead of i / (value_heads / key_heads)
 
         int channels() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
     };

@@ -160,6 +160,7 @@ void MLABlock::append(Step& step, const Cache& cache, const Buffers& b) {
         kn.rms_norm(kv, c_.latent, c_.kv_norm.data(), c_.kv_eps, kv, c_.latent);
         kn.rope(kv + c_.latent, c_.rope, turn, turn + half, c_.interleaved);
         const int seq = step.sequence_of(t), pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
+        c_.temperature.apply(q, static_cast<size_t>(c_.heads * q_dim), pos);
         const size_t page = static_cast<size_t>(step.blocks(seq)[pos / cache.page_size]);
         const size_t slot = page * static_cast<size_t>(cache.page_size) + static_cast<size_t>(pos % cache.page_size);
         kn.to_cache(kv, row, c_.latent, static_cast<uint8_t*>(cache.k) + slot * row_bytes, cache.type);

@@ -23,6 +23,7 @@ class MLABlock {
         Vector norm, q_norm, kv_norm;
         float norm_eps, q_eps, kv_eps;
         bool residual, exact;
+        Temperature temperature;
     };
     struct Weights {
         Weight q_a;                 // null: q applies to the normed input

@@ -22,10 +22,22 @@ from ktcore.ops.mlp import MLPSpec, gated
 from ktcore.ops.moe import MoESpec
 
 ATTENTION = frozenset(
-    {"norm", "q_norm", "k_norm", "rope", "residual", "post_norm", "gate", "norm_after_rope", "temperature"}
+    {
+        "norm",
+        "q_norm",
+        "k_norm",
+        "rope",
+        "residual",
+        "post_norm",
+        "gate",
+        "norm_after_rope",
+        "norm_whole",
+        "temperature",
+        "temperature.offset",
+    }
 )
 """What an implementation handles that loads `attention_branch`; with `sinks` handed in, those too."""
-MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual"})
+MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual", "temperature", "temperature.offset"})
 """What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections."""
 MLP = frozenset({"norm", "residual", "post_norm"})
 """What an implementation handles that loads `mlp_branch`."""
@@ -53,6 +65,8 @@ def attention_branch(request: LoadRequest, sinks: torch.Tensor | None = None) ->
     more = () if sinks is None else (sinks,)
 
     def normed(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if spec.norm_whole:
+            return parts["q_norm"](q.flatten(1)).view(q.shape), parts["k_norm"](k.flatten(1)).view(k.shape)
         return parts["q_norm"](q) if spec.q_norm else q, parts["k_norm"](k) if spec.k_norm else k
 
     def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
@@ -95,6 +109,8 @@ def mla_branch(request: LoadRequest, attend: Attend) -> Callable[..., torch.Tens
         positions = step_positions(runtime, step)
         q_rope = parts["rope"](q_rope.contiguous(), positions)
         k_rope = parts["rope"](k_rope[:, None, :].contiguous(), positions)[:, 0]
+        if spec.temperature:
+            q_nope, q_rope = (tempered(part, positions, spec.temperature) for part in (q_nope, q_rope))
         parts["cache"].append(step, parts["kv_a_norm"](latent.contiguous()), k_rope)
         y = parts["o"](attend(step, q_nope, q_rope).reshape(x.shape[0], -1))
         return cast(torch.Tensor, x + y if spec.residual else y)

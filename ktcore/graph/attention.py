@@ -27,6 +27,7 @@ def gqa_node(
     chunk: int = 0,
     gate: bool = False,
     unit_norm: bool = False,
+    whole_norm: bool = False,
     temperature: Temperature | None = None,
     truncate_yarn: bool = True,
 ) -> Node:
@@ -41,6 +42,7 @@ def gqa_node(
         chunk: a query sees keys of its own chunk of so many positions; 0 for all.
         gate: the query projection holds, head by head, rows of q and then rows of an output gate.
         unit_norm: RMSNorm without weights over each head of q and k, after the position embedding.
+        whole_norm: RMSNorm over all heads of q together, and over all of k.
         temperature: of the queries.
         truncate_yarn: YaRN's ramp of GGUF files, which do not say, begins and ends at whole pairs.
 
@@ -80,9 +82,11 @@ def gqa_node(
             "cache": make.node(f"{name}.cache", KVCacheSpec("gqa", heads, kv_heads, dim, dim, window, chunk, sinks)),
             "norm": make.norm(f"{name}.norm", hidden, eps),
             **{
-                role: make.norm(f"{name}.{role}", dim, eps) if qk_norm else make.node(f"{name}.{role}", weightless)
-                for role in ("q_norm", "k_norm")
-                if qk_norm or unit_norm
+                role: make.node(f"{name}.{role}", weightless)
+                if unit_norm
+                else make.norm(f"{name}.{role}", dim * (count if whole_norm else 1), eps)
+                for role, count in (("q_norm", heads), ("k_norm", kv_heads))
+                if qk_norm or unit_norm or whole_norm
             },
             "rope": rope,
             "post_norm": make.norm(f"{name}.post_norm", hidden, eps) if post_norm else None,
@@ -95,6 +99,7 @@ def gqa_node(
         head_dim=dim,
         scale=dim**-0.5,
         norm_after_rope=unit_norm,
+        norm_whole=whole_norm,
         sinks=sinks,
         temperature=temperature,
     )

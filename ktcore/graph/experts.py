@@ -105,7 +105,7 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
         )
     weights = {"weight": make.ref(name, (r.experts, hidden))}
     if r.choice_bias:
-        weights["bias"] = make.ref(f"{name}.bias", (r.experts,), "")
+        weights["bias"] = make.ref(f"{name}.bias", (r.experts,), "", fold=True)  # ERNIE's has an axis of 1 before
     if r.logit_bias:
         weights["logit_bias"] = make.ref(name, (r.experts,), ".bias")
     spec = RouterSpec(

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ktcore.graph.architectures.deepseek_v3 import build_deepseek2, build_deepseek_v2, build_deepseek_v3
+from ktcore.graph.architectures.deepseek_v3 import (
+    build_deepseek2,
+    build_deepseek_v2,
+    build_deepseek_v3,
+    build_glm4_moe_lite,
+)
+from ktcore.graph.architectures.dots1 import build_dots1
+from ktcore.graph.architectures.ernie4_5_moe import build_ernie4_5_moe
 from ktcore.graph.architectures.glm4 import build_glm4
 from ktcore.graph.architectures.glm4_moe import build_glm4_moe
 from ktcore.graph.architectures.gpt_oss import build_gpt_oss
+from ktcore.graph.architectures.hy_v3 import build_hy_v3
 from ktcore.graph.architectures.llama import build_llama, build_mistral, build_phi3, build_qwen2, build_qwen3
 from ktcore.graph.architectures.llama4 import build_llama4
+from ktcore.graph.architectures.minimax_m2 import build_minimax_m2
+from ktcore.graph.architectures.mistral4 import build_mistral4
 from ktcore.graph.architectures.mixtral import build_mixtral
+from ktcore.graph.architectures.olmoe import build_olmoe
 from ktcore.graph.architectures.qwen2_moe import build_qwen2_moe
 from ktcore.graph.architectures.qwen3_5 import build_qwen3_5, build_qwen3_5_moe
 from ktcore.graph.architectures.qwen3_moe import build_qwen3_moe
 from ktcore.graph.architectures.qwen3_next import build_qwen3_next
 from ktcore.graph.architectures.smallthinker import build_smallthinker
+from ktcore.graph.architectures.solar_open import build_solar_open
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
 
@@ -35,6 +47,14 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "deepseek_v2": build_deepseek_v2,
     "deepseek_v3": build_deepseek_v3,
     "kimi_k2": build_deepseek_v3,
+    "glm4_moe_lite": build_glm4_moe_lite,
+    "mistral4": build_mistral4,
+    "minimax_m2": build_minimax_m2,
+    "hy_v3": build_hy_v3,
+    "olmoe": build_olmoe,
+    "ernie4_5_moe": build_ernie4_5_moe,
+    "dots1": build_dots1,
+    "solar_open": build_solar_open,
     "qwen3_next": build_qwen3_next,
     "qwen3_5_text": build_qwen3_5,
     "qwen3_5_moe_text": build_qwen3_5_moe,
@@ -53,6 +73,12 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "qwen3moe": build_qwen3_moe,
     "glm4moe": build_glm4_moe,
     "deepseek2": build_deepseek2,
+    "mistral4": build_mistral4,
+    "minimax-m2": build_minimax_m2,
+    "hy_v3": build_hy_v3,
+    "olmoe": build_olmoe,
+    "ernie4_5-moe": build_ernie4_5_moe,
+    "dots1": build_dots1,
     "qwen3next": build_qwen3_next,
     "qwen35": build_qwen3_5,
     "qwen35moe": build_qwen3_5_moe,

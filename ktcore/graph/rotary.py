@@ -29,6 +29,7 @@ def rope_node(
     log_multiplier: bool = False,
     partial: bool = False,
     truncate: bool = True,
+    whole: float = 1.0,
 ) -> Node:
     """The rope part of an attention.
 
@@ -37,6 +38,7 @@ def rope_node(
         pairing: what the *stored* weights expect; see the families.
         log_multiplier: the GGUF architecture keeps YaRN's magnitude in `yarn_log_multiplier`.
         partial: checkpoints of the family may rotate a head's beginning only (`partial_rotary_factor`).
+        whole: `partial_rotary_factor` of a head that rotates as a whole.
         truncate: `RopeScaling.truncate` of GGUF files, which do not hold it.
     """
     settings = make.settings
@@ -52,7 +54,7 @@ def rope_node(
     else:
         section = rope_section(settings)
         theta = section.number("rope_theta", "", positive=True)
-        dim = int(dim * _rotated(section, partial))
+        dim = int(dim * _rotated(section, partial, whole))
         scaling = _hf_scaling(settings, section)
     if dim < 2 or dim % 2 or theta == 1.0:
         raise settings.error(f"rotary position embedding of width {dim} and base {theta} is not possible")
@@ -85,11 +87,11 @@ def rope_section(settings: Settings) -> Settings:
     return settings.within(merged, Defaults(hub={**ABSENT, **own}, null=NULL))
 
 
-def _rotated(section: Settings, partial: bool) -> float:
+def _rotated(section: Settings, partial: bool, whole: float) -> float:
     """The part of a head that rotates."""
     if partial:
         return min(section.number("partial_rotary_factor", ""), 1.0)
-    if section.given("partial_rotary_factor") not in (None, 1):
+    if section.given("partial_rotary_factor") not in (None, whole):
         raise section.error(
             f"partial_rotary_factor is {section.given('partial_rotary_factor')!r}, which architecture "
             f"'{section.architecture}' is not known to have",

@@ -48,6 +48,10 @@ QWEN = Wrapper("", "model.language_model.", "lm_head", left_out={"model.visual."
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
         "llama4": Wrapper("llama4_text", left_out={**LLAVA, "vision_model.": "the image part"}),
+        "kimi_k25": Wrapper(
+            "deepseek_v3", tied=True, left_out={"vision_tower.": "the image part", "mm_projector.": "the image part"}
+        ),
+        "mistral3": Wrapper("mistral", tied=True),
         "qwen3_5": replace(QWEN, text="qwen3_5_text"),
         "qwen3_5_moe": replace(QWEN, text="qwen3_5_moe_text"),
     }

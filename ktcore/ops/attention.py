@@ -16,14 +16,16 @@ from ktcore.ops.rope import RopeSpec
 
 @dataclass(frozen=True)
 class Temperature:
-    """Queries grow with their position: q * (1 + scale * ln(1 + floor((position + 1) / span))), as LLaMA 4 does it.
+    """Queries grow with their position: q * (1 + scale * ln(1 + floor((position + offset) / span))).
 
     Attributes:
         scale: how much; span: tokens between two steps of the growth.
+        offset: of positions, which count from 0: 1 in LLaMA 4, 0 in Mistral Small 4.
     """
 
     scale: float
     span: float
+    offset: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class AttentionSpec(Spec):
         post_norm: applied to the branch's result before x is added (dense GLM-4).
         gate: [heads * head_dim, hidden] linear of the normed input whose sigmoid multiplies what `o` gets (Qwen3-Next).
         norm_after_rope: q_norm and k_norm come after RoPE (LLaMA 4).
+        norm_whole: q_norm is over all heads of q together, [heads * head_dim], and k_norm over those of k (MiniMax-M2).
         sinks: a learned logit a head joins the softmax's denominator and adds no value (gpt-oss).
         temperature: of the queries, after norm and RoPE; None for none.
     """
@@ -66,11 +69,12 @@ class AttentionSpec(Spec):
     post_norm: RMSNormSpec | None = None
     gate: LinearSpec | None = None
     norm_after_rope: bool = False
+    norm_whole: bool = False
     sinks: bool = False
     temperature: Temperature | None = None
 
 
 def tempered(q: torch.Tensor, positions: torch.Tensor, temperature: Temperature) -> torch.Tensor:
     """Queries [T, heads, d] at positions int64 [T], grown as `Temperature` says."""
-    steps = torch.floor((positions.float() + 1.0) / temperature.span)
+    steps = torch.floor((positions.float() + temperature.offset) / temperature.span)
     return q * (torch.log1p(steps) * temperature.scale + 1.0)[:, None, None]

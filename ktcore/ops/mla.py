@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ktcore.ops.attention import Temperature
 from ktcore.ops.base import Spec
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.linear import LinearSpec
@@ -29,6 +30,7 @@ class MLASpec(Spec):
         q: the whole query projection where there is no low-rank one; else q_a, q_a_norm and q_b are set.
         kv_b_format: format of the up-projection(s); "k_b" and "v_b" when split.
         scale: (N + R)^-1/2, times YaRN's mscale squared where it applies: never the width after absorption.
+        temperature: of the whole queries (Mistral Small 4); None for none.
     """
 
     op: ClassVar[str] = "mla"
@@ -52,6 +54,7 @@ class MLASpec(Spec):
     q_b: LinearSpec | None = None
     norm: RMSNormSpec | None = None
     residual: bool = True
+    temperature: Temperature | None = None
 
 
 def split_up_projection(kv_b: torch.Tensor, heads: int, nope: int, value: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -39,9 +39,12 @@ class BareCheckpoint(Checkpoint):
     weightless = True
 
     def __init__(self, path: Path, config: Mapping[str, Any], weights: str | None = None) -> None:
-        section = config.get("quantization_config")
+        text = config.get("text_config")
+        text = text if isinstance(text, Mapping) else {}  # of a language model that is a part
+        section = config.get("quantization_config") or text.get("quantization_config")
         released = _released(section) if isinstance(section, Mapping) else None
-        dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        said = (place.get(key) for place in (config, text) for key in ("dtype", "torch_dtype"))
+        dtype = next((value for value in said if value), "bfloat16")
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise CheckpointError(f"{path}: dtype {dtype!r} is unknown", f"known: {', '.join(DTYPES)}")
         self.path = path

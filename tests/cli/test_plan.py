@@ -145,3 +145,16 @@ def test_parts_of_a_checkpoint_that_are_not_run_are_told(ktcore: Run, tiny_llama
     save_file(tensors | {"model.layers.2.eh_proj.weight": torch.ones(8)}, folder / "model.safetensors")
     out = ktcore("plan", folder, "--backend", "cpu").out
     assert "note: left out: layers that predict further tokens, 1 tensors" in out
+
+
+@pytest.mark.parametrize("name", ["minimax-m2", "qwen3.5-397b-a17b"])
+def test_a_flagship_is_planned_from_its_configuration_within_a_gigabyte(name: str) -> None:
+    code = (
+        "import resource, sys; from ktcore.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    arguments = ["plan", str(CONFIGS / f"{name}.json"), "--backend", "cpu", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert '"cpu.moe"' in done.stdout
+    assert int(done.stderr.split()[-1]) < 1 << 20  # kilobytes

@@ -149,6 +149,8 @@ def attention(request: LoadRequest) -> Any:
     sinks = (weight(request, "sinks"),) if spec.sinks else ()
 
     def normed(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if spec.norm_whole:
+            return p["q_norm"](q.flatten(1)).view(q.shape), p["k_norm"](k.flatten(1)).view(k.shape)
         return p["q_norm"](q) if spec.q_norm else q, p["k_norm"](k) if spec.k_norm else k
 
     def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
@@ -183,6 +185,8 @@ def mla(request: LoadRequest) -> Any:
         latent, key = p["kv_a"](n).split((spec.latent, spec.rope_dim), -1)
         turned = p["rope"](turned, step.positions)
         key = p["rope"](key[:, None], step.positions)[:, 0]
+        if spec.temperature:
+            nope, turned = (tempered(part, step.positions, spec.temperature) for part in (nope, turned))
         p["cache"].append(step, p["kv_a_norm"](latent), key)
         got = p["cache"].attend(step, torch.cat((absorb_query(nope, up_k), turned), -1), spec.scale)
         y = p["o"](expand_output(got, up_v).flatten(1))

@@ -30,8 +30,9 @@ class Layer:
     window: int = 0
     chunk: int = 0
     sinks: bool = False
-    temperature: tuple[float, float] = (0.0, 0.0)  # scale and span
+    temperature: tuple[float, float, float] = (0.0, 0.0, 1.0)  # scale, span and offset
     norm_last: bool = False
+    norm_whole: bool = False
     gated: bool = False
     format: str = "F32"
     extras: bool = False
@@ -60,6 +61,8 @@ class Layer:
         rng = np.random.default_rng(9)
         options: dict[str, Any] = {}
         names = {"norm": self.hidden, "q_norm": self.dim, "k_norm": self.dim}
+        if self.norm_whole:
+            names |= {"q_norm": self.heads * self.dim, "k_norm": self.kv_heads * self.dim}
         names |= {f"{n}_bias": s[0] for n, s in shapes.items() if n != "gate"}
         if self.sinks:
             options["sinks"] = (3 * rng.standard_normal(self.heads)).astype(np.float32)
@@ -73,7 +76,8 @@ class Layer:
             head_dim=self.dim, rope_pairing=self.pairing, inv_freq=self.inv_freq,
             rope_scale=1.0 if not self.extras else 1.1, softmax_scale=self.dim**-0.5, norm_eps=1e-5, qk_eps=1e-6,
             window=self.window, residual=True, exact=exact, chunk=self.chunk, temperature_scale=self.temperature[0],
-            temperature_span=self.temperature[1], norm_after_rope=self.norm_last, gate=packed.get("gate"), **options,
+            temperature_span=self.temperature[1], temperature_offset=self.temperature[2],
+            norm_after_rope=self.norm_last, norm_whole=self.norm_whole, gate=packed.get("gate"), **options,
         )  # fmt: skip
         self.pages = pages
         # all bits set: NaN in every type, and in a scale
@@ -109,18 +113,17 @@ class Layer:
                 return y
             if self.norm_last:
                 y = self.rotate(y)
-            if self.extras:
+            if self.extras and self.norm_whole:
+                y = rms(y.flatten(1), w[f"{name}_norm"], 1e-6).view(y.shape)
+            elif self.extras:
                 y = rms(y, w[f"{name}_norm"], 1e-6)
             return y if self.norm_last else self.rotate(y)
 
         q, k, v = project("q", self.heads), project("k", self.kv_heads), project("v", self.kv_heads)
         if self.temperature[1]:
-            q = (
-                q
-                * (torch.log1p((torch.arange(1, t + 1) // self.temperature[1]).double()) * self.temperature[0] + 1)[
-                    :, None, None
-                ]
-            )
+            scale, span, offset = self.temperature
+            steps = ((torch.arange(t) + offset) // span).double()
+            q = q * (torch.log1p(steps) * scale + 1)[:, None, None]
         group = self.heads // self.kv_heads
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         scores = torch.einsum("qhd,khd->hqk", q, k) * self.dim**-0.5
@@ -182,7 +185,9 @@ CASES = {
     "sinks": {"sinks": True},
     "sinks in a window": {"sinks": True, "window": 20, "heads": 4},
     "gate": {"gated": True},
-    "temperature without rotary": {"rotary": 0, "temperature": (0.3, 16.0)},
+    "temperature without rotary": {"rotary": 0, "temperature": (0.3, 16.0, 1.0)},
+    "temperature from position 0": {"temperature": (0.3, 16.0, 0.0)},
+    "norms of whole rows": {"extras": True, "norm_whole": True, "rotary": 32},
     "norm after rotary": {"extras": True, "norm_last": True, "pairing": "interleaved"},
     "wide heads": {"dim": 128, "rotary": 128, "heads": 4, "kv_heads": 4},
     "odd heads": {"dim": 24, "rotary": 16, "hidden": 50, "heads": 5, "kv_heads": 1},

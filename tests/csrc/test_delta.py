@@ -71,7 +71,10 @@ class Layer:
 
     hidden, key_heads, value_heads, key, value, width = 64, 2, 4, 16, 32, 4
 
-    def __init__(self, pool: _native.Pool, format: str = "F32", exact: bool = True, slots: int = 4) -> None:
+    def __init__(
+        self, pool: _native.Pool, format: str = "F32", exact: bool = True, slots: int = 4, tiled: bool = False
+    ) -> None:
+        self.tiled = tiled
         self.channels = 2 * self.key_heads * self.key + self.value_heads * self.value
         inner = self.value_heads * self.value
         shapes = {
@@ -103,7 +106,7 @@ class Layer:
         self.w |= {name: torch.from_numpy(v).double() for name, v in vectors.items()}
         self.block = _native.DeltaBlock(
             pool, *packed, key_heads=self.key_heads, value_heads=self.value_heads, key_dim=self.key,
-            value_dim=self.value, width=self.width, out_eps=1e-6, norm_eps=1e-5, exact=exact, **vectors,
+            value_dim=self.value, width=self.width, out_eps=1e-6, norm_eps=1e-5, exact=exact, tiled=tiled, **vectors,
         )  # fmt: skip
         self.slots = slots
         self.conv = np.full((slots, self.width - 1, self.channels), np.nan, np.float32)
@@ -128,9 +131,9 @@ class Layer:
         mixed = torch.nn.functional.silu((padded.unfold(0, self.width, 1) * w["conv"]).sum(-1))
         keys = self.key_heads * self.key
         group = self.value_heads // self.key_heads
-        q, k = (
-            y.view(t, self.key_heads, self.key).repeat_interleave(group, 1) for y in mixed[:, : 2 * keys].split(keys, 1)
-        )
+        order = torch.arange(self.value_heads)
+        order = order % self.key_heads if self.tiled else order // group
+        q, k = (y.view(t, self.key_heads, self.key)[:, order] for y in mixed[:, : 2 * keys].split(keys, 1))
         g = w["decay"] * torch.nn.functional.softplus(n @ w["a"].T + w["dt_bias"])
         out, _ = torch_recurrent_gated_delta_rule(
             q[None], k[None], mixed[:, 2 * keys :].view(1, t, self.value_heads, self.value), g[None],
@@ -145,8 +148,9 @@ def rows(n: int, seed: int = 0) -> F32:
     return np.random.default_rng(seed).standard_normal((n, Layer.hidden)).astype(np.float32)
 
 
-def test_ragged_steps_equal_fp64(pool: _native.Pool) -> None:
-    layer = Layer(pool)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_ragged_steps_equal_fp64(pool: _native.Pool, tiled: bool) -> None:
+    layer = Layer(pool, tiled=tiled)
     texts = [rows(60, 1), rows(60, 2), rows(60, 3)]
     want = [layer.expected(x) for x in texts]
     at, slots = [0, 0, 0], [2, 0, 3]

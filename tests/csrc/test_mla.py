@@ -21,7 +21,17 @@ FREQ = (1e4 ** (-np.arange(ROPE // 2) / (ROPE // 2))).astype(np.float32)
 class Reference:
     """One layer with random weights, native and fp64 side by side; sequences are kept apart in the fp64 cache."""
 
-    def __init__(self, pool: _native.Pool, size: str, low_rank: bool, pairing: str, exact: bool, format: str) -> None:
+    def __init__(
+        self,
+        pool: _native.Pool,
+        size: str,
+        low_rank: bool,
+        pairing: str,
+        exact: bool,
+        format: str,
+        temperature: tuple[float, float, float] = (0.0, 0.0, 1.0),
+    ) -> None:
+        self.temperature = temperature
         self.nope, self.value, self.latent = SIZES[size]
         self.pool, self.pairing = pool, pairing
         q_in = RANK if low_rank else HIDDEN
@@ -62,6 +72,9 @@ class Reference:
             kv_norm=self.norms[2],
             kv_eps=EPS,
             exact=exact,
+            temperature_scale=temperature[0],
+            temperature_span=temperature[1],
+            temperature_offset=temperature[2],
         )
         self.rows: dict[int, list[torch.Tensor]] = {}
 
@@ -111,6 +124,9 @@ class Reference:
         values = torch.einsum("tl,hvl->thv", latent, v_up)
         scores = torch.einsum("qhn,khn->hqk", query[..., : self.nope], keys)
         scores = (scores + torch.einsum("qhr,kr->hqk", q_rope, keys_rope)) * self.scale
+        scale, span, offset = self.temperature
+        if span:
+            scores = scores * (1 + scale * torch.log1p(((positions + offset) // span).double()))[None, :, None]
         hidden = torch.arange(len(past))[None] > positions[:, None]
         y = torch.einsum("hqk,khv->qhv", scores.masked_fill(hidden, -torch.inf).softmax(-1), values)
         return (h + y.reshape(len(x), -1) @ o.T).numpy()
@@ -157,6 +173,16 @@ def test_ragged_steps_equal_fp64(pool: _native.Pool, size: str, low_rank: bool, 
         parts = np.split(x, np.cumsum(counts)[:-1])
         want = np.concatenate([layer.expected(s, part) for s, part in enumerate(parts) if len(part)])
         assert error(got, want) < 5e-6
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_queries_grow_with_their_position_absorbed_and_expanded(pool: _native.Pool, offset: float) -> None:
+    layer = Reference(pool, "odd", True, "interleaved", exact=True, format="F32", temperature=(0.3, 16.0, offset))
+    cache, context = layer.cache(20, "f32"), 0
+    for number, count in enumerate((150, 1, 3, 130)):
+        context += count
+        x = tokens(count, number)
+        assert error(layer.run(x, [count], [context], cache), layer.expected(0, x)) < 5e-6
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ktcore.errors import CheckpointError
 from ktcore.graph import Graph, build_graph
-from ktcore.ops import RouterSpec
 from ktcore.weights.bare import BareCheckpoint, open_config
 from tests.parity.models import CONFIGS as TINY
+from tests.parity.models import untrained
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 # billions, as their makers say: DeepSeek-V3's, Qwen3's and Mixtral's model cards, Kimi-K2's page on the hub (its card
@@ -27,6 +27,7 @@ PUBLISHED = {
     "mixtral-8x22b": 141,
     "qwen3-next-80b-a3b": 80,
     "qwen3.5-397b-a17b": 397,
+    "minimax-m2": 229,
     "llama-4-maverick": 400,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
@@ -70,10 +71,9 @@ def test_biases_that_a_configuration_asks_for_are_those_of_transformers(name: st
 
 def _same_count(graph: Graph, config: PreTrainedConfig) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    # a buffer there, a weight here
-    specs = [node.spec for node in graph.walk()]
-    biases = sum(spec.experts for spec in specs if isinstance(spec, RouterSpec) and spec.choice_bias)
+        model = untrained(config)
+    # of the choice of experts, which most classes hold as a buffer
+    biases = sum(value.numel() for name, value in model.named_buffers() if name.endswith("e_score_correction_bias"))
     assert graph.parameters == sum(p.numel() for p in model.parameters()) + biases
 
 
@@ -141,6 +141,15 @@ def test_a_bare_configuration_has_no_bytes_to_give() -> None:
     graph = build_graph(checkpoint)
     with pytest.raises(CheckpointError, match=r"deepseek-v3\.json: holds no weights"):
         graph.head.weights["weight"].open(checkpoint).raw()
+
+
+def test_a_language_model_inside_has_its_own_type_and_quantisation(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "qwen3.5-397b-a17b.json").read_text())
+    config["text_config"] |= {"dtype": "float16", "quantization_config": {"quant_method": "hqq"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = open_config(tmp_path / "config.json")
+    assert checkpoint.unplanned == "hqq"
+    assert build_graph(checkpoint).node("layers.0.ffn.experts").spec.formats() == ("F16",)
 
 
 def test_unknown_formats_and_dtypes_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ktcore.errors import ArchitectureError, CheckpointError
 from ktcore.graph import build_graph
-from ktcore.ops import AttentionSpec, MLASpec, MLPSpec, MoESpec, RopeSpec, RouterSpec
+from ktcore.ops import AttentionSpec, MLASpec, MLPSpec, MoESpec, RopeSpec, RouterSpec, Temperature
 from ktcore.weights import TensorInfo
 
 from .headers import Headers
@@ -182,6 +182,23 @@ def test_absent_routing_keys_are_those_of_llama_cpp(name: str, score: str, renor
     if name == "glm4moe":
         softmax = build_graph(Headers("gguf", config | {"glm4moe.expert_gating_func": 1}, shapes))
         assert softmax.node("layers.0.ffn.router").spec == replace(router, score="softmax", group_score="max")
+
+
+def test_a_choice_bias_without_a_gating_function_is_of_sigmoid() -> None:
+    """GLM-4.7-Flash's files, whose converter knows no function to write."""
+    shapes = _deepseek() | {f"blk.{i}.exp_probs_b.bias": (EXPERTS,) for i in (1, 2)}
+    router = _router({}, shapes)
+    assert (router.score, router.choice_bias) == ("sigmoid", True)
+    with pytest.raises(ArchitectureError, match=r"nothing uses tensors blk\.1\.exp_probs_b\.bias"):
+        _router({"deepseek2.expert_gating_func": 1}, shapes)
+
+
+def test_queries_of_deepseek2_files_grow_where_the_file_says_so() -> None:
+    keys = {"deepseek2.attention.temperature_scale": 0.1, "deepseek2.attention.temperature_length": 8192}
+    for config, found in ((keys, Temperature(0.1, 8192, 0.0)), ({}, None)):
+        spec = build_graph(Headers("gguf", DEEPSEEK | config, _deepseek())).layers[0].attn.spec
+        assert isinstance(spec, MLASpec)
+        assert spec.temperature == found
 
 
 def test_an_unknown_gating_function_is_an_error() -> None:

@@ -31,6 +31,13 @@ ARCHITECTURES = {
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+    "glm4_moe_lite": gguf.MODEL_ARCH.DEEPSEEK2,
+    "mistral4": gguf.MODEL_ARCH.MISTRAL4,
+    "minimax_m2": gguf.MODEL_ARCH.MINIMAXM2,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
+    "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
+    "dots1": gguf.MODEL_ARCH.DOTS1,
+    "hy_v3": gguf.MODEL_ARCH.DOTS1,  # which has the same tensors; the gguf package does not know it
     **gguf_hybrids.ARCHITECTURES,
 }
 
@@ -57,7 +64,7 @@ def write_gguf(
     """
     config = model.config
     arch = ARCHITECTURES[config.model_type]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer = gguf.GGUFWriter(path, "hy_v3" if config.model_type == "hy_v3" else gguf.MODEL_ARCH_NAMES[arch])
     _common(writer, config)
     _rope(writer, config)
     if hasattr(config, "kv_lora_rank"):
@@ -66,7 +73,7 @@ def write_gguf(
         _grouped(writer, config)
     if config.model_type in gguf_hybrids.ARCHITECTURES:
         gguf_hybrids.add_keys(writer, config)
-    elif "num_experts_per_tok" in config.to_dict():
+    elif hasattr(config, "num_experts_per_tok"):
         _experts(writer, config)
     tensors = dict(_tensors(model, arch, layout))
     if fuse_qkv:
@@ -131,11 +138,13 @@ def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
 
 
 def _deepseek_experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
-    w.add_leading_dense_block_count(c.first_k_dense_replace)
+    w.add_leading_dense_block_count(getattr(c, "first_k_dense_replace", 1))
     w.add_expert_shared_count(c.n_shared_experts)
     if c.model_type != "deepseek_v2":
-        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         w.add_expert_weights_norm(c.norm_topk_prob)
+    # written from a key that these configurations do not have
+    if c.model_type not in ("deepseek_v2", "glm4_moe_lite", "mistral4"):
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if c.n_group:
         w.add_expert_group_count(c.n_group)
         w.add_expert_group_used_count(c.topk_group)
@@ -146,11 +155,24 @@ def _deepseek_experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 def _experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     w.add_expert_count(c.num_local_experts if hasattr(c, "num_local_experts") else c.num_experts)
     w.add_expert_used_count(c.num_experts_per_tok)
-    if c.model_type != "mixtral":
+    if c.model_type == "hy_v3":
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         w.add_expert_feed_forward_length(c.moe_intermediate_size)
+        w.add_expert_shared_feed_forward_length(c.moe_intermediate_size * c.num_shared_experts)
+        w.add_expert_weights_norm(True)
+        w.add_expert_weights_scale(c.router_scaling_factor)
+    elif c.model_type == "minimax_m2":
+        w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        w.add_expert_feed_forward_length(c.intermediate_size)
+    elif c.model_type not in ("mixtral", "olmoe"):
+        w.add_expert_feed_forward_length(c.moe_intermediate_size)
+    if c.model_type == "ernie4_5_moe":
+        w.add_interleave_moe_layer_step(c.moe_layer_interval)
+        w.add_leading_dense_block_count(c.moe_layer_start_index)
+        w.add_expert_shared_count(c.moe_num_shared_experts)
     if hasattr(c, "shared_expert_intermediate_size"):
         w.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
-    if c.model_type == "glm4_moe":
+    if c.model_type in ("glm4_moe", "dots1"):
         _deepseek_experts(w, c)
 
 
@@ -181,7 +203,8 @@ def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> I
             continue
         for hf, out in _converted(c, name, value, layout):
             names = (m.get_name(hf, try_suffixes=(".weight", ".bias")) for m in maps)
-            yield next(n for n in names if n), out
+            found = next(n for n in names if n)
+            yield found.replace("exp_probs_b.bias", "exp_probs_b") if c.model_type == "hy_v3" else found, out
     if c.model_type == "glm4_moe":  # of the prediction layer, which is not run
         yield f"blk.{c.num_hidden_layers}.nextn.enorm.weight", torch.ones(c.hidden_size)
 
@@ -233,6 +256,10 @@ def _converted(
         yield f"{name}.weight", value
     elif name.endswith("kv_b_proj.weight"):
         yield from _up_projections(c, name, value, layout)
+    elif name.endswith("moe_statics.e_score_correction_bias"):
+        yield name.replace("gate.moe_statics", "moe_statics").replace("correction_bias", "correction.bias"), value[0]
+    elif name.endswith("mlp.e_score_correction_bias"):
+        yield name.replace("mlp.", "mlp.gate.").replace("correction_bias", "correction.bias"), value
     else:
         yield name.replace("e_score_correction_bias", "e_score_correction.bias"), value
 

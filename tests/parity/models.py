@@ -11,13 +11,21 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    Dots1Config,
+    Ernie4_5_MoeConfig,
     Glm4Config,
     Glm4MoeConfig,
+    Glm4MoeLiteConfig,
     GptOssConfig,
+    HYV3Config,
     Llama4TextConfig,
     LlamaConfig,
+    MiniMaxM2Config,
+    Mistral4Config,
+    Mistral4ForCausalLM,
     MistralConfig,
     MixtralConfig,
+    OlmoeConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -28,6 +36,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    SolarOpenConfig,
 )
 
 from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
@@ -190,6 +199,130 @@ def _qwen3_5_moe(**changes: Any) -> Qwen3_5MoeTextConfig:
     return Qwen3_5MoeTextConfig(**(settings | changes))
 
 
+def _minimax_m2(**changes: Any) -> MiniMaxM2Config:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=3,
+        intermediate_size=48,
+        num_local_experts=16,
+        num_experts_per_tok=4,
+        rotary_dim=16,
+        rope_parameters=plain_rope(5e6) | {"partial_rotary_factor": 0.5},
+    )
+    return MiniMaxM2Config(**(settings | changes))
+
+
+def _glm4_lite(**changes: Any) -> Glm4MoeLiteConfig:
+    settings = dict(
+        MLA,
+        q_lora_rank=48,
+        num_hidden_layers=3,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=1.8,
+        rms_norm_eps=1e-3,
+        rope_parameters=plain_rope(1e6),
+    )
+    return Glm4MoeLiteConfig(**(settings | changes))
+
+
+def _mistral4(**changes: Any) -> Mistral4Config:
+    settings = dict(
+        MLA,
+        q_lora_rank=48,
+        num_hidden_layers=3,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=0,
+        routed_scaling_factor=1.0,
+        rope_parameters=yarn_rope(1.0, factor=16.0, original_max_position_embeddings=16)
+        | {"llama_4_scaling_beta": 0.1},
+    )
+    return Mistral4Config(**(settings | changes))
+
+
+def _hy_v3(**changes: Any) -> HYV3Config:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=3,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_experts=16,
+        num_experts_per_tok=4,
+        num_shared_experts=2,
+        rope_parameters=plain_rope(1.1e7),
+    )
+    return HYV3Config(**(settings | changes))
+
+
+def _olmoe(**changes: Any) -> OlmoeConfig:
+    settings = dict(
+        GQA | {"num_key_value_heads": 4},  # as the released models and llama.cpp have it
+        num_hidden_layers=3,
+        intermediate_size=48,
+        num_experts=16,
+        num_experts_per_tok=4,
+        rope_parameters=plain_rope(1e4),
+    )
+    return OlmoeConfig(**(settings | changes))
+
+
+def _ernie(**changes: Any) -> Ernie4_5_MoeConfig:
+    settings = dict(
+        GQA,
+        num_hidden_layers=4,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        moe_num_experts=16,
+        moe_k=4,
+        moe_num_shared_experts=2,
+        rope_parameters=plain_rope(5e5),
+    )
+    return Ernie4_5_MoeConfig(**(settings | changes))
+
+
+def _dots1(**changes: Any) -> Dots1Config:
+    settings = dict(
+        GQA | {"num_key_value_heads": 4},  # as the released models and llama.cpp have it
+        head_dim=32,
+        num_hidden_layers=3,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_shared_experts=2,
+        first_k_dense_replace=1,
+        norm_topk_prob=True,
+        routed_scaling_factor=2.5,
+        rope_parameters=plain_rope(1e6),
+    )
+    return Dots1Config(**(settings | changes))
+
+
+def _solar_open(**changes: Any) -> SolarOpenConfig:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=3,
+        moe_intermediate_size=32,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        rope_parameters=plain_rope(1e6),
+    )
+    return SolarOpenConfig(**(settings | changes))
+
+
 def _llama4(**changes: Any) -> Llama4TextConfig:
     llama3 = {
         "rope_type": "llama3",
@@ -347,6 +480,21 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt-oss": _gpt_oss,
     "gpt-oss-gguf": lambda: _gpt_oss(swiglu_limit=7.0),
     "gpt-oss-full": lambda: _gpt_oss(layer_types=["full_attention"] * 3 + ["sliding_attention"]),
+    "minimax-m2": _minimax_m2,
+    "hy3": _hy_v3,
+    "olmoe": _olmoe,
+    "ernie": _ernie,
+    "ernie-some": lambda: _ernie(
+        moe_num_shared_experts=0, moe_layer_start_index=0, moe_layer_interval=2, tie_word_embeddings=False
+    ),
+    "dots1": _dots1,
+    "dots1-window": lambda: _dots1(sliding_window=20, max_window_layers=2),
+    "solar-open": _solar_open,
+    "glm4-lite": _glm4_lite,
+    "mistral4": _mistral4,
+    "mistral4-groups": lambda: _mistral4(
+        n_group=4, topk_group=2, first_k_dense_replace=1, routed_scaling_factor=1.5, norm_topk_prob=False
+    ),
     "v3": _v3,
     "v3-half": lambda: _v3(rope_interleave=False),
     "kimi-k2": _kimi_k2,
@@ -361,7 +509,7 @@ def tiny_model(name: str) -> PreTrainedModel:
     torch.manual_seed(7)
     config = CONFIGS[name]()
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = untrained(config, dtype=torch.float32).eval()
     for module in model.modules():
         if hasattr(module, "limit"):
             module.limit = config.swiglu_limit  # older versions of transformers have it as a constant
@@ -369,6 +517,14 @@ def tiny_model(name: str) -> PreTrainedModel:
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
             if (value.dim() == 1 or key.endswith("_bias")) and "inv_freq" not in key:
                 value.add_(torch.randn_like(value) * (0.2 if "norm" in key else 0.3))
+    return model
+
+
+def untrained(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """The language model of a configuration."""
+    if isinstance(config, Mistral4Config):  # which AutoModelForCausalLM does not know
+        return Mistral4ForCausalLM._from_config(config, **options)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
     return model
 
 

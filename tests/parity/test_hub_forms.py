@@ -27,6 +27,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "mixtral": {},
     "qwen2-moe": {"mlp_only_layers": [], "decoder_sparse_step": 1, "sliding_window": 65536, "max_window_layers": 28},
     "qwen3-moe": {"mlp_only_layers": []},
+    "minimax-m2": {
+        "rotary_dim": 16,
+        "partial_rotary_factor": None,
+        "scoring_func": "sigmoid",
+        "use_qk_norm": True,
+        "qk_norm_type": "per_layer",
+        "attn_type_list": [1, 1, 1],
+        "shared_intermediate_size": 0,
+    },
+    "hy3": {"first_k_dense_replace": 1, "route_norm": True, "qk_norm": True, "num_nextn_predict_layers": 1},
+    "glm4-lite": {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "num_nextn_predict_layers": 1},
+    "dots1": {"scoring_func": "noaux_tc"},
     "glm4-moe": {"num_nextn_predict_layers": 1},
     "v2-full": {"scoring_func": "softmax", "moe_layer_freq": 1},
     "v3": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "num_nextn_predict_layers": 1, "ep_size": 1},
@@ -35,6 +47,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 DERIVED = {"rope_parameters", "layer_types", "num_mtp_layers", "head_dim", "num_local_experts", "dtype"}
 EXPERTS = {"qwen2-moe": "num_experts", "qwen3-moe": "num_experts", "mixtral": "num_local_experts"}
+EXPERTS |= {"minimax-m2": "num_local_experts", "hy3": "num_experts"}
 PREDICTION = ("eh_proj.weight", "enorm.weight", "shared_head.norm.weight", "self_attn.q_proj.weight", "mlp.gate.weight")
 
 
@@ -53,7 +66,8 @@ def _published(name: str, config: dict[str, Any]) -> dict[str, Any]:
         kept["head_dim"] = config["head_dim"]
     if name in EXPERTS:
         kept[EXPERTS[name]] = config.get("num_experts") or config.get("num_local_experts")
-    return kept | PUBLISHED[name]
+    kept |= PUBLISHED[name]
+    return {key: value for key, value in kept.items() if key != "partial_rotary_factor" or value is not None}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -21,6 +21,11 @@ IN_BOTH = [
     "glm4-air",
     "glm4",
     "qwen3-moe",
+    "minimax-m2",
+    "hy3",
+    "ernie",
+    "glm4-lite",
+    "mistral4",
     "v3",
     "kimi-k2",
     "moonlight",
@@ -30,6 +35,7 @@ IN_BOTH = [
 FAMILIES = [(name, kind) for name in IN_BOTH for kind in ("safetensors", "gguf")]
 # what GGUF cannot say
 FAMILIES += [("qwen3-moe-mixed", "safetensors"), ("v3-half", "safetensors"), ("phi3", "safetensors")]
+FAMILIES += [("solar-open", "safetensors"), ("mistral4-groups", "safetensors"), ("dots1-window", "safetensors")]
 FAMILIES += [("qwen2-moe-window", "safetensors"), ("qwen3-wide", "gguf")]
 OPERATORS = {"linear": "", "mlp": "", "moe": "", "attention": ", kv_dtype: f32", "mla": ", kv_dtype: f32"}
 

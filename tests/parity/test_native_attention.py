@@ -11,6 +11,7 @@ import torch
 import ktcore
 
 from .conftest import Tiny
+from .gguf_writer import write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAMILIES = ["qwen3-next", "qwen3.5", "llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt-oss-full"]
@@ -45,6 +46,16 @@ def test_native_attention_matches_transformers(name: str, tiny: Callable[[str], 
         prompts = torch.stack((t.ids[:40], t.ids[40:80]))
         ours = model.generate(prompts, max_new_tokens=16, temperature=0)
     assert torch.equal(ours, t.generated(prompts, 16))
+
+
+def test_native_delta_net_gives_value_heads_of_gguf_files_their_own_keys(
+    tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    t = tiny("qwen3.5-moe")
+    path = write_gguf(t.model, tmp_path / "tiny.gguf")
+    with ktcore.load(path, backend="cpu", rules=rule_file(tmp_path, None), context=256, threads=2) as model:
+        assert "cpu.gated_delta_net" in {c.implementation.id for c in model.plan.choices.values()}
+        torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "qwen3-moe", "v3"])

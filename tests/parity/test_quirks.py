@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ktcore.backend.reference import simple
 from ktcore.ops import (
     AttentionSpec,
     ClampedGLU,
@@ -23,7 +25,9 @@ from ktcore.ops import (
     RopeSpec,
     RouterSpec,
     Spec,
+    Temperature,
 )
+from ktcore.ops.norm import rms_norm
 from ktcore.weights import open_checkpoint
 
 from .conftest import Tiny
@@ -100,6 +104,36 @@ QUIRKS: dict[str, tuple[str, Mutation]] = {
     "gpt-oss: biases of experts": ("gpt-oss", _set(ExpertsSpec, bias=False)),
     "gpt-oss: activation": ("gpt-oss", _set(ExpertsSpec, clamped=None)),
     "gpt-oss: limit of the activation": ("gpt-oss", _set(ExpertsSpec, clamped=ClampedGLU(1.702, 7.0))),
+    "minimax-m2: part that rotates": ("minimax-m2", _set(RopeSpec, dim=32)),
+    "minimax-m2: norms of q and k": ("minimax-m2", _set(AttentionSpec, q_norm=None, k_norm=None, norm_whole=False)),
+    "minimax-m2: choice bias": ("minimax-m2", _set(RouterSpec, choice_bias=False)),
+    "minimax-m2: renormalisation": ("minimax-m2", _set(RouterSpec, renormalise=False)),
+    "hy3: norms of q and k": ("hy3", _set(AttentionSpec, q_norm=None)),
+    "hy3: choice bias": ("hy3", _set(RouterSpec, choice_bias=False)),
+    "hy3: scale": ("hy3", _set(RouterSpec, scale=1.0)),
+    "hy3: shared expert": ("hy3", _set(MoESpec, shared=None)),
+    "olmoe: no renormalisation": ("olmoe", _set(RouterSpec, renormalise=True)),
+    "ernie: pairing": ("ernie", _set(RopeSpec, pairing="half")),
+    "ernie: choice bias": ("ernie", _set(RouterSpec, choice_bias=False)),
+    "ernie: shared experts": ("ernie", _set(MoESpec, shared=None)),
+    "ernie: renormalisation": ("ernie", _set(RouterSpec, renormalise=False)),
+    "dots1: norms of q and k": ("dots1", _set(AttentionSpec, q_norm=None)),
+    "dots1: choice bias": ("dots1", _set(RouterSpec, choice_bias=False)),
+    "dots1: scale": ("dots1", _set(RouterSpec, scale=1.0)),
+    "dots1: window": ("dots1-window", _set(KVCacheSpec, window=0)),
+    "solar-open: groups": ("solar-open", _set(RouterSpec, groups=1, groups_kept=1)),
+    "solar-open: choice bias": ("solar-open", _set(RouterSpec, choice_bias=False)),
+    "glm4-lite: pairing": ("glm4-lite", _set(RopeSpec, pairing="half")),
+    "glm4-lite: epsilon of the inner norms": ("glm4-lite", MODEL_EPS_INSIDE),
+    "glm4-lite: sigmoid scores": ("glm4-lite", _set(RouterSpec, score="softmax")),
+    "glm4-lite: scale": ("glm4-lite", _set(RouterSpec, scale=1.0)),
+    "mistral4: temperature": ("mistral4", _set(MLASpec, temperature=None)),
+    "mistral4: first position of the temperature": ("mistral4", _set(MLASpec, temperature=Temperature(0.1, 16))),
+    "mistral4: softmax scores": ("mistral4", _set(RouterSpec, score="sigmoid")),
+    "mistral4: renormalisation": ("mistral4", _set(RouterSpec, renormalise=False)),
+    "mistral4: yarn": ("mistral4", NO_SCALING),
+    "mistral4: groups": ("mistral4-groups", _set(RouterSpec, groups=1, groups_kept=1)),
+    "mistral4: group score": ("mistral4-groups", _set(RouterSpec, group_score="max")),
     "v3: pairing": ("v3", _set(RopeSpec, pairing="half")),
     "v3: groups": ("v3", _set(RouterSpec, groups=1, groups_kept=1)),
     "v3: group score": ("v3", _set(RouterSpec, group_score="max")),
@@ -129,6 +163,23 @@ def test_parity_sees(quirk: str, tiny: Callable[[str], Tiny]) -> None:
     t = tiny(name)
     with open_checkpoint(t.folder) as checkpoint:
         logits = Runner(checkpoint, mutate={kind: wrong})(t.ids)
+    assert (logits - t.logits).abs().max() > 10 * TOLERANCE
+
+
+def test_parity_sees_norms_of_whole_rows_taken_head_by_head(
+    tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = tiny("minimax-m2")
+    heads, width = 4, 128  # no other norm is as wide
+
+    def by_head(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        if x.shape[-1] != width:
+            return rms_norm(x, weight, eps)
+        return rms_norm(x.view(-1, heads, width // heads), weight.view(heads, -1), eps).flatten(1)
+
+    monkeypatch.setattr(simple, "rms_norm", by_head)
+    with open_checkpoint(t.folder) as checkpoint:
+        logits = Runner(checkpoint)(t.ids)
     assert (logits - t.logits).abs().max() > 10 * TOLERANCE
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from ktcore.errors import ArchitectureError
 from ktcore.graph import build_graph
@@ -19,6 +20,7 @@ from ktcore.weights.bare import BareCheckpoint
 
 from .conftest import Tiny
 from .driver import Runner
+from .test_quantized import folders
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LLAVA = ("language_model.model.", "language_model.lm_head.")
@@ -26,6 +28,8 @@ QWEN = ("model.language_model.", "lm_head.")
 # model_type, tiny model, what stands for "model." and "lm_head.", a tensor of each part that is left out
 WRAPPED: dict[str, tuple[str, tuple[str, str], tuple[str, ...]]] = {
     "llama4": ("llama4-scout", LLAVA, ("vision_model.class_embedding", "multi_modal_projector.linear_1.weight")),
+    "kimi_k25": ("kimi-k2", LLAVA, ("vision_tower.patch_embed.proj.weight", "mm_projector.proj.0.weight")),
+    "mistral3": ("mistral4", LLAVA, ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")),
     "qwen3_5": ("qwen3.5", QWEN, ("model.visual.pos_embed.weight", "mtp.fc.weight")),
     "qwen3_5_moe": ("qwen3.5-moe", QWEN, ("model.visual.pos_embed.weight", "mtp.layers.0.mlp.gate.weight")),
 }
@@ -36,14 +40,20 @@ def _config(model_type: str, t: Tiny) -> dict[str, Any]:
     return {"model_type": model_type, "text_config": text, "vision_config": {"hidden_size": 8}}
 
 
+def _renamed(model_type: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model, head = WRAPPED[model_type][1]
+    return {
+        name.replace("lm_head.", head, 1) if name.startswith("lm_head.") else name.replace("model.", model, 1): value
+        for name, value in tensors.items()
+    }
+
+
 def _folder(model_type: str, t: Tiny, folder: Path, **more: torch.Tensor) -> Path:
     (folder / "config.json").write_text(json.dumps(_config(model_type, t)))
-    (model, head), parts = WRAPPED[model_type][1:]
-    tensors = {
-        name.replace("lm_head.", head, 1) if name.startswith("lm_head.") else name.replace("model.", model, 1): value
-        for name, value in t.model.state_dict().items()
-        if name != "lm_head.weight" or not t.model.config.tie_word_embeddings
-    }
+    parts = WRAPPED[model_type][2]
+    tied = t.model.config.tie_word_embeddings
+    stored = {k: v for k, v in t.model.state_dict().items() if k != "lm_head.weight" or not tied}
+    tensors = _renamed(model_type, stored)
     tensors |= {name: torch.zeros(8) for name in parts} | more
     save_file({name: value.clone() for name, value in tensors.items()}, folder / "model.safetensors")
     return folder
@@ -97,3 +107,21 @@ def test_a_head_of_its_own_counts_beside_embeddings_that_are_said_to_be_tied(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
     with open_checkpoint(folder) as checkpoint:
         torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=1e-4, rtol=0)
+
+
+def test_kimi_k25_has_routed_experts_of_4_bits_and_says_so_inside(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    t = tiny("kimi-k2")
+    quantised, plain = folders("compressed", t.folder, tmp_path, ".experts.")
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        want = model(t.ids[None]).logits[0]
+    text = json.loads((quantised / "config.json").read_text()) | {"model_type": "kimi_k2"}
+    text["quantization_config"]["ignore"] = ["re:.*self_attn.*", "re:.*shared_experts.*", "re:.*lm_head"]
+    config = {"model_type": "kimi_k25", "text_config": text, "tie_word_embeddings": False}
+    (quantised / "config.json").write_text(json.dumps(config))
+    tensors = _renamed("kimi_k25", load_file(quantised / "model.safetensors"))
+    save_file(tensors, quantised / "model.safetensors")
+    with open_checkpoint(quantised) as checkpoint:
+        run = Runner(checkpoint)
+        assert run.graph.node("layers.1.ffn.experts").spec.formats() == ("INT4_G32",)
+        torch.testing.assert_close(run(t.ids), want, atol=1e-4, rtol=0)

@@ -163,9 +163,10 @@ class AttentionBlock:
         residual: add x to the output. exact: no int8 activations.
         chunk: a query sees keys of its own chunk of so many positions; 0 is all.
         sinks: float32 [heads], logits that take part in the softmax and have no value.
-        temperature_scale, temperature_span: queries grow by 1 + scale * ln(1 + floor((position + 1) / span)); span 0:
-            they do not.
+        temperature_scale, temperature_span, temperature_offset: queries grow by 1 + scale * ln(1 + floor((position +
+            offset) / span)); span 0: they do not.
         norm_after_rope: q_norm and k_norm come after RoPE.
+        norm_whole: q_norm is over all heads of q together, [heads * head_dim], and k_norm likewise.
         gate: [heads * head_dim, hidden] of norm(x); its sigmoid multiplies what o gets.
     """
 
@@ -200,7 +201,9 @@ class AttentionBlock:
         sinks: _F32 | None = None,
         temperature_scale: float = 0.0,
         temperature_span: float = 0.0,
+        temperature_offset: float = 1.0,
         norm_after_rope: bool = False,
+        norm_whole: bool = False,
         gate: PackedMatrix | None = None,
     ) -> None: ...
     def forward(
@@ -255,6 +258,7 @@ class DeltaBlock:
         norm_eps: float = 0.0,
         residual: bool = True,
         exact: bool = False,
+        tiled: bool = False,
     ) -> None: ...
     def forward(
         self,
@@ -278,6 +282,7 @@ class MLABlock:
         kv_a: [latent + rope, hidden].
         k_absorb, k_expand, v: one matrix a head, [latent, nope], [nope, latent] and [value, latent], each head's rows
             padded to a multiple of 32 with zeros.
+        temperature_scale, temperature_span, temperature_offset: as of AttentionBlock.
     """
 
     def __init__(
@@ -308,6 +313,9 @@ class MLABlock:
         kv_eps: float,
         residual: bool = True,
         exact: bool = False,
+        temperature_scale: float = 0.0,
+        temperature_span: float = 0.0,
+        temperature_offset: float = 1.0,
     ) -> None: ...
     def forward(
         self, x_ptr: int, out_ptr: int, step: Step, pages_ptr: int, num_pages: int, page_size: int, kv_dtype: str

@@ -125,7 +125,9 @@ class CpuAttentionModule:
             sinks=packing.vector(weights, "sinks") if spec.sinks else None,
             temperature_scale=spec.temperature.scale if spec.temperature else 0.0,
             temperature_span=spec.temperature.span if spec.temperature else 0.0,
+            temperature_offset=spec.temperature.offset if spec.temperature else 1.0,
             norm_after_rope=spec.norm_after_rope,
+            norm_whole=spec.norm_whole,
             gate=packing.pack(request, "gate.weight") if spec.gate is not None else None,
         )
         self._finish = PostNorm(request, spec.post_norm, spec.residual) if spec.post_norm else None

@@ -27,7 +27,7 @@ class CpuGatedDeltaNet(Implementation):
 
     id = "cpu.gated_delta_net"
     spec_type = GatedDeltaNetSpec
-    handles = frozenset({"decay_log", "norm", "norm.offset", "residual", "out_norm.offset"})
+    handles = frozenset({"decay_log", "tiled", "norm", "norm.offset", "residual", "out_norm.offset"})
     fused = True
     options = packing.OPTIONS
 
@@ -82,6 +82,7 @@ class CpuGatedDeltaNetModule:
             norm_eps=spec.norm.eps if spec.norm else 0.0,
             residual=spec.residual,
             exact=packing.exact(request),
+            tiled=spec.tiled,
         )
 
     def allocate_states(self, slots: int) -> None:

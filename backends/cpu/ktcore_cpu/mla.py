@@ -104,6 +104,9 @@ class CpuMLAModule:
             kv_norm=_required(request, "kv_a_norm.weight"),
             kv_eps=spec.kv_a_norm.eps,
             residual=spec.residual,
+            temperature_scale=spec.temperature.scale if spec.temperature else 0.0,
+            temperature_span=spec.temperature.span if spec.temperature else 0.0,
+            temperature_offset=spec.temperature.offset if spec.temperature else 1.0,
             exact=packing.exact(request),
         )
 

@@ -36,6 +36,7 @@ def cases() -> list[Case]:
             "norms after the rotation",
             lambda f: replace(_plain(f, qk_norm=True), norm_after_rope=True),
         ),
+        _case("norms-of-whole-rows", "norms over all heads together", _whole_norms),
         _case(
             "norms-without-weight",
             "norms of queries and keys that have no weight",
@@ -54,6 +55,11 @@ def cases() -> list[Case]:
             "queries that grow with their position",
             lambda f: replace(_plain(f), temperature=Temperature(0.9, 6)),
         ),
+        _case(
+            "temperature-offset",
+            "queries that grow from a position of their own",
+            lambda f: replace(_plain(f), temperature=Temperature(0.9, 6, 0.0)),
+        ),
         *(
             Case(f"L3.kv_cache.{kind}.{name}", 3, "kv_cache", about, partial(_cache, kind, name))
             for kind in ("gqa", "mla")
@@ -61,6 +67,7 @@ def cases() -> list[Case]:
         ),
         Case("L3.mla.ordered", 3, "mla", _ORDER, partial(_check_mla, lambda spec: spec, formats=ORDERED)),
         _mla("no-residual", "the branch alone", lambda s: replace(s, residual=False)),
+        _mla("temperature", "queries that grow", lambda s: replace(s, temperature=Temperature(0.9, 3, 0.0))),
         _mla("no-norm", "without a norm of the input", lambda s: replace(s, norm=None)),
     ]
 
@@ -101,6 +108,10 @@ def _plain(fmt: str, window: int = 0, qk_norm: bool = False, offset: float = 0.0
 
 def _with_output_bias(fmt: str) -> AttentionSpec:
     return replace(_plain(fmt), o=linear(HEADS * DIM, HIDDEN, fmt, bias=True))
+
+
+def _whole_norms(fmt: str) -> AttentionSpec:
+    return replace(_plain(fmt), q_norm=norm(HEADS * DIM), k_norm=norm(GROUPS * DIM), norm_whole=True)
 
 
 def _gated(fmt: str) -> AttentionSpec:

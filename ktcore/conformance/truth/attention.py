@@ -6,7 +6,7 @@ import torch
 
 from ktcore.conformance.truth.arithmetic import Arithmetic
 from ktcore.conformance.truth.small import Values, linear, rms_norm, rope
-from ktcore.ops import AttentionSpec, MLASpec
+from ktcore.ops import AttentionSpec, MLASpec, Temperature
 
 
 def causal(
@@ -55,15 +55,16 @@ def attention(spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic) ->
     k = linear(spec.k, w, n, a, "k.").reshape(-1, spec.kv_heads, spec.head_dim)
     v = linear(spec.v, w, n, a, "v.").reshape(-1, spec.kv_heads, spec.head_dim)
     positions = torch.arange(x.shape[0])
+    if spec.norm_whole and spec.q_norm and spec.k_norm:
+        q = rms_norm(spec.q_norm, w, q.flatten(1), a, "q_norm.").reshape(q.shape)
+        k = rms_norm(spec.k_norm, w, k.flatten(1), a, "k_norm.").reshape(k.shape)
     for turn in (spec.norm_after_rope, not spec.norm_after_rope):
         if turn and spec.rope:
             q, k = (rope(spec.rope, w, t, positions, a, "rope.") for t in (q, k))
-        elif not turn:
+        elif not turn and not spec.norm_whole:
             q = rms_norm(spec.q_norm, w, q, a, "q_norm.") if spec.q_norm else q
             k = rms_norm(spec.k_norm, w, k, a, "k_norm.") if spec.k_norm else k
-    if spec.temperature:
-        steps = torch.tensor([float((t + 1) // spec.temperature.span) for t in range(x.shape[0])], dtype=torch.float64)
-        q = q * a.cast(1 + spec.temperature.scale * torch.log(1 + steps))[:, None, None]
+    q = _grown(spec.temperature, q, a)
     sinks = w["sinks"] if spec.sinks else None
     y = causal(q, a.stored(k), a.stored(v), spec.scale, spec.cache.window, spec.cache.chunk, sinks).flatten(1)
     if spec.gate:
@@ -71,6 +72,14 @@ def attention(spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic) ->
     y = linear(spec.o, w, y, a, "o.")
     y = rms_norm(spec.post_norm, w, y, a, "post_norm.") if spec.post_norm else y
     return a.cast(x) + y if spec.residual else y
+
+
+def _grown(temperature: Temperature | None, q: torch.Tensor, a: Arithmetic) -> torch.Tensor:
+    """Queries [L, H, d] of a sequence from its beginning."""
+    if temperature is None:
+        return q
+    steps = torch.tensor([float((t + temperature.offset) // temperature.span) for t in range(len(q))])
+    return q * a.cast(1 + temperature.scale * torch.log(1 + steps.double()))[:, None, None]
 
 
 def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
@@ -87,7 +96,8 @@ def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tenso
     k_nope = torch.stack([latent @ a.cast(m).T for m in up_k], 1)
     v = torch.stack([latent @ a.cast(m).T for m in up_v], 1)
     k = torch.cat((k_nope, k_rope.expand(-1, spec.heads, -1)), -1)
-    y = causal(torch.cat((q[..., : spec.nope_dim], q_rope), -1), k, v, spec.scale)
+    whole = _grown(spec.temperature, torch.cat((q[..., : spec.nope_dim], q_rope), -1), a)
+    y = causal(whole, k, v, spec.scale)
     y = linear(spec.o, w, y.flatten(1), a, "o.")
     return a.cast(x) + y if spec.residual else y
 

@@ -9,6 +9,7 @@ from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.graph.rotary import rope_node
 from ktcore.graph.settings import Settings
+from ktcore.ops.attention import Temperature
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import Pairing, RopeSpec, yarn_mscale
@@ -28,13 +29,19 @@ class _Sizes:
     q_rank: int
 
 
-def mla_node(make: NodeMaker, name: str) -> Node:
-    """One layer's attention branch."""
+def mla_node(make: NodeMaker, name: str, *, temperature: Temperature | None = None, share: bool = False) -> Node:
+    """One layer's attention branch.
+
+    Args:
+        temperature: of the queries.
+        share: `partial_rotary_factor` is the rotated part of a whole head, not of the part that rotates.
+    """
     s = make.settings
     z = _sizes(s)
     pairing: Pairing = "interleaved" if s.flag("rope_interleave", "", without=True) else "half"
-    rope = rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True)
     key = z.nope + z.rope
+    whole = z.rope / key if share else 1.0
+    rope = rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True, whole=whole)
     up, split = _up_projection(make, name, z)
     low_rank = z.q_rank > 0
     query = f"{name}.q_b" if low_rank else f"{name}.q"
@@ -62,6 +69,7 @@ def mla_node(make: NodeMaker, name: str) -> Node:
         scale=key**-0.5 * _magnitude(rope) ** 2,
         kv_b_format=next(iter(up.values())).format,
         split_kv_b=split,
+        temperature=temperature,
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from ktcore.graph.decoder import Branch, rms_eps
 from ktcore.graph.experts import Routing, moe_node
+from ktcore.graph.gating import is_dense, is_sigmoid
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
 
-SOFTMAX, SIGMOID = 1, 2  # `expert_gating_func` in GGUF
 METHODS = {"softmax": ("greedy", "group_limited_greedy"), "sigmoid": ("noaux_tc",)}
 DEEPSEEK_GGUF = {
     "leading_dense_block_count": 0,
@@ -19,18 +19,24 @@ DEEPSEEK_GGUF = {
 """What llama.cpp takes where a file of DeepSeek's or GLM's lacks these keys."""
 
 
-def deepseek_ffn(make: NodeMaker) -> Branch:
-    """Makes a layer's branch: an MLP in the first layers, experts in the others."""
+def deepseek_ffn(make: NodeMaker, *, listed: bool = False, routing: Routing | None = None) -> Branch:
+    """Makes a layer's branch: an MLP in the first layers, experts in the others.
+
+    Args:
+        listed: hub folders say by `mlp_layer_types` which layers are dense.
+        routing: None takes that of DeepSeek's keys.
+    """
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
-    dense_layers = settings.integer("first_k_dense_replace", "leading_dense_block_count", least=0)
+    listed = listed and not settings.gguf
+    dense_layers = 1 if listed else settings.integer("first_k_dense_replace", "leading_dense_block_count", least=0)
     if settings.integer("moe_layer_freq", "", without=1) != 1:
         raise settings.error("moe_layer_freq is not 1: experts in every second layer are not supported")
-    routing = _routing(make, dense_layers)
+    routing = routing or _routing(make, dense_layers)
     shared = settings.integer("n_shared_experts", "expert_shared_count", least=0)
 
     def ffn(name: str, layer: int) -> Node:
-        if layer < dense_layers:
+        if is_dense(make, name, layer) if listed else layer < dense_layers:
             width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
             return make.mlp(name, hidden, width, eps=rms_eps(make))
         width = settings.integer("moe_intermediate_size", "expert_feed_forward_length", layer=layer)
@@ -41,7 +47,8 @@ def deepseek_ffn(make: NodeMaker) -> Branch:
 
 def _routing(make: NodeMaker, first_sparse: int) -> Routing:
     s = make.settings
-    sigmoid = _sigmoid(s)
+    biased = not s.gguf or make.has(f"layers.{first_sparse}.ffn.router.bias", "")
+    sigmoid = _sigmoid(s, biased)
     groups, kept = _groups(s, "sigmoid" if sigmoid else "softmax")
     # transformers ignores norm_topk_prob for V2, and no released V2 sets it
     renormalise = s.architecture != "deepseek_v2" and s.flag("norm_topk_prob", "expert_weights_norm")
@@ -50,7 +57,7 @@ def _routing(make: NodeMaker, first_sparse: int) -> Routing:
         experts=s.integer("n_routed_experts|num_local_experts|num_experts", "expert_count"),
         top_k=s.integer("num_experts_per_tok", "expert_used_count"),
         score="sigmoid" if sigmoid else "softmax",
-        choice_bias=sigmoid and (not s.gguf or make.has(f"layers.{first_sparse}.ffn.router.bias", "")),
+        choice_bias=sigmoid and biased,
         groups=groups,
         groups_kept=kept,
         group_score="top2_sum" if sigmoid else "max",
@@ -64,9 +71,7 @@ def _routing(make: NodeMaker, first_sparse: int) -> Routing:
 def _groups(s: Settings, score: str) -> tuple[int, int]:
     """Groups of experts, and how many of them are kept."""
     if s.gguf:
-        groups = s.integer("", "expert_group_count", least=0)
-        # llama.cpp, too, needs the second key beside the first, and does not look at it otherwise
-        return (groups, s.integer("", "expert_group_used_count")) if groups > 1 else (1, 1)
+        return gguf_groups(s)
     method = s.get("topk_method", "")
     if method not in METHODS[score]:
         raise s.error(f"topk_method {method!r} is unknown beside {score} scores", f"known: {', '.join(METHODS[score])}")
@@ -75,13 +80,17 @@ def _groups(s: Settings, score: str) -> tuple[int, int]:
     return s.integer("n_group", ""), s.integer("topk_group", "")
 
 
-def _sigmoid(s: Settings) -> bool:
+def gguf_groups(s: Settings) -> tuple[int, int]:
+    """Groups of experts of a GGUF file, and how many of them are kept."""
+    groups = s.integer("", "expert_group_count", least=0)
+    # llama.cpp, too, needs the second key beside the first, and does not look at it otherwise
+    return (groups, s.integer("", "expert_group_used_count")) if groups > 1 else (1, 1)
+
+
+def _sigmoid(s: Settings, biased: bool) -> bool:
     if s.gguf:
-        # DeepSeek-V2's files came before the key, GLM's after it; 0 counts as absent
-        function = s.integer("", "expert_gating_func", least=0) or s.defaults.gguf["expert_gating_func"]
-        if function not in (SOFTMAX, SIGMOID):
-            raise s.error(f"expert_gating_func {function} is unknown", "known: 1 (softmax), 2 (sigmoid)")
-        return bool(function == SIGMOID)
+        # DeepSeek-V2's files came before the key, GLM-4.7-Flash's converter knows none to write: softmax has no bias
+        return is_sigmoid(s) or (biased and not s.given("", "expert_gating_func"))
     # configs saved by transformers do not hold scoring_func: its class decides
     name = s.get("scoring_func", "")
     if name not in ("softmax", "sigmoid"):

@@ -1,15 +1,17 @@
-"""DeepSeek-V2 and V3, R1, Kimi-K2, Moonlight: latent attention, leading dense layers, routed and shared experts."""
+"""DeepSeek-V2 and V3, R1, Kimi-K2, Moonlight, GLM-4.7-Flash: latent attention, dense layers first, then experts."""
 
 from __future__ import annotations
 
 from ktcore.graph.architectures.deepseek_mla import mla_node
-from ktcore.graph.architectures.deepseek_moe import DEEPSEEK_GGUF, SOFTMAX, deepseek_ffn
+from ktcore.graph.architectures.deepseek_moe import DEEPSEEK_GGUF, deepseek_ffn
 from ktcore.graph.decoder import decoder_graph
 from ktcore.graph.defaults import DERIVED, Defaults
+from ktcore.graph.gating import SOFTMAX
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import MLA, MOE
-from ktcore.graph.node import Graph
+from ktcore.graph.node import Graph, Node
 from ktcore.graph.settings import Settings
+from ktcore.ops.attention import Temperature
 
 _COMMON = {
     "hidden_act": "silu",
@@ -58,6 +60,28 @@ V3 = Defaults(
 )
 """Of `DeepseekV3Config`, which transformers reads Kimi-K2's configurations with, too."""
 
+GLM_LITE = Defaults(
+    hub={
+        **_COMMON,
+        "rms_norm_eps": 1e-5,
+        "q_lora_rank": 768,
+        "mlp_layer_types": None,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 4,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.8,
+    },
+    null={"q_lora_rank": 0, "mlp_layer_types": []},
+    biases=_BIASES,
+    only={"first_k_dense_replace": (1,)},
+)
+"""Of `Glm4MoeLiteConfig`; `scoring_func`, `topk_method`, `moe_layer_freq` and `first_k_dense_replace` are what its code
+does."""
+
 GGUF = Defaults(
     gguf={
         **DEEPSEEK_GGUF,
@@ -65,6 +89,8 @@ GGUF = Defaults(
         "attention.q_lora_rank": 0,
         "attention.key_length_mla": DERIVED,
         "attention.value_length_mla": DERIVED,
+        "attention.temperature_scale": 0.0,
+        "attention.temperature_length": 0,
     }
 )
 """Of `deepseek2` in llama.cpp."""
@@ -80,11 +106,27 @@ def build_deepseek_v3(settings: Settings) -> Graph:
     return _build(settings.under(V3))
 
 
+def build_glm4_moe_lite(settings: Settings) -> Graph:
+    """`glm4_moe_lite` of hub folders."""
+    return _build(settings.under(GLM_LITE), listed=True)
+
+
 def build_deepseek2(settings: Settings) -> Graph:
-    """`deepseek2` of GGUF files, which serves them all."""
-    return _build(settings.under(GGUF))
+    """`deepseek2` of GGUF files, which serves them all, and Mistral Large 3, whose queries grow."""
+    settings = settings.under(GGUF)
+    return _build(settings, gguf_temperature(settings))
 
 
-def _build(settings: Settings) -> Graph:
+def _build(settings: Settings, temperature: Temperature | None = None, *, listed: bool = False) -> Graph:
     make = NodeMaker(settings, {**MLA, **MOE})
-    return decoder_graph(make, "deepseek_v3", lambda name, _: mla_node(make, name), deepseek_ffn(make))
+
+    def attention(name: str, layer: int) -> Node:
+        return mla_node(make, name, temperature=temperature)
+
+    return decoder_graph(make, "deepseek_v3", attention, deepseek_ffn(make, listed=listed))
+
+
+def gguf_temperature(s: Settings) -> Temperature | None:
+    """Of the queries, where a GGUF file has one."""
+    scale, span = s.number("", "attention.temperature_scale"), s.integer("", "attention.temperature_length", least=0)
+    return Temperature(scale, span, 0.0) if scale and span else None

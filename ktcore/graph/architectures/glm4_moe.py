@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ktcore.graph.architectures.deepseek_moe import DEEPSEEK_GGUF, SIGMOID, deepseek_ffn
+from ktcore.graph.architectures.deepseek_moe import DEEPSEEK_GGUF, deepseek_ffn
 from ktcore.graph.attention import gqa_node
 from ktcore.graph.decoder import decoder_graph
 from ktcore.graph.defaults import DERIVED, Defaults
+from ktcore.graph.gating import SIGMOID
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import ATTENTION, MOE
 from ktcore.graph.node import Graph, Node
