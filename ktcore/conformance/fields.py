@@ -87,7 +87,7 @@ FIELDS: Mapping[str, Seen | Unseen] = {
     "attention.post_norm": Seen("L3.attention.post-norm"),
     "attention.gate": Seen("L3.attention.gate"),
     "attention.norm_after_rope": Seen("L3.attention.norm-after-rope"),
-    "attention.norm_whole": Unseen("norms of whole rows have weights of another shape"),
+    "attention.norm_whole": Seen("L3.attention.norms-of-whole-rows"),
     "attention.sinks": Seen("L3.attention.sinks"),
     "attention.temperature": Seen("L3.attention.temperature"),
     "attention.temperature.scale": Seen("L3.attention.temperature", 0.1),

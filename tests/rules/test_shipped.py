@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ktcore.backend import Registry
+from ktcore.graph import build_graph
 from ktcore.rules.load import load_rules, shipped_rules
 from ktcore.rules.resolve import resolve
+from ktcore.weights.bare import BareCheckpoint
+from tests.parity.models import CONFIGS
 
 from .graphs import FAMILIES, deepseek_v3, llama
 
@@ -30,6 +35,14 @@ def test_every_family_resolves_on_every_backend(installed: Registry, family: str
     assert where["head"] == f"{backend}:0"
     assert all(device == "cpu:0" for name, device in where.items() if name.endswith(".experts"))
     assert all(device == f"{backend}:0" for name, device in where.items() if name.endswith(".attn"))
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_every_model_has_the_rules_of_a_family_whose_operators_it_has(installed: Registry, model: str) -> None:
+    config = json.loads(json.dumps(CONFIGS[model]().to_dict()))
+    graph = build_graph(BareCheckpoint(Path("config.json"), config))
+    made = resolve(graph, load_rules(graph.family, "cpu", None, installed), installed, "cpu")
+    assert {layer.attn.name for layer in graph.layers} <= set(made.choices)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

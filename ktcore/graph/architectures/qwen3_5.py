@@ -68,7 +68,7 @@ def build_qwen3_5(settings: Settings) -> Graph:
         width = make.settings.integer("intermediate_size", "feed_forward_length", layer=layer)
         return make.mlp(name, hidden, width, eps=eps)
 
-    return decoder_graph(make, "qwen3_next", _attention(make), ffn)
+    return decoder_graph(make, "qwen3_5", _attention(make), ffn)
 
 
 def build_qwen3_5_moe(settings: Settings) -> Graph:
