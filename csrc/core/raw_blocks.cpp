@@ -118,8 +118,8 @@ void raw_dequantize(Format f, const uint8_t* row, int cols, float* out) {
     if (t.kind == Kind::Float) return dequantize_float(f, row, cols, out);
     const int offset = t.offset_shift < 0 ? 0 : 1 << t.offset_shift;
     for (int i = 0; i < cols; i += t.block, row += t.block_bytes) {
-        if (t.kind == Kind::Ternary || t.kind == Kind::Grid) {
-            dequantize_codebook(f, row, out + i);
+        if (t.kind == Kind::Ternary || t.kind == Kind::Grid || coded_points(f)) {
+            dequantize_codebook(stored_format(f), row, out + i);
             continue;
         }
         if (t.zero_point) {

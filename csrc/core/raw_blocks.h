@@ -14,6 +14,9 @@ struct RawRows {
 
 // A codebook block as int8 codes [block] and one scale per 16 of them: value = code * scale.
 void raw_int8(Format f, const uint8_t* block, int8_t* codes, float* scale);
+// A block of IQ1 to IQ3 as codes, a level and above it a sign (IQ1_S: the level alone), and its scales' nibbles, the first half
+// of them in the low ones of `scales`; returns d. IQ1's fourth bit is the sign of a 32-group's eighths.
+uint16_t raw_points(Format f, const uint8_t* block, uint8_t* codes, uint8_t* scales);
 // Floats of a whole row; `cols` is a multiple of the block.
 void raw_dequantize(Format f, const uint8_t* row, int cols, float* out);
 // Rows ids[0 .. count) of `rows` rows, to out [count][cols]. Throws std::invalid_argument for an id that is none, before

@@ -152,7 +152,52 @@ constexpr Fives make_fives() {
 }
 constexpr Fives kFives = make_fives();
 
+// d of IQ1_M lies in the top nibbles of its scales.
+uint16_t half_of_iq1_m(const uint8_t* scales) {
+    unsigned d = 0;
+    for (int i = 0; i < 4; i++) d |= static_cast<unsigned>(scales[1 + 2 * i] >> 4) << (4 * i);
+    return static_cast<uint16_t>(d);
+}
+
+// Nibble number s of a block's scales.
+unsigned scale_nibble(Format f, const uint8_t* b, int s) {
+    switch (f) {
+        case Format::IQ1_S: return load<uint16_t>(b + 34 + s * 2) >> 12;
+        case Format::IQ1_M: return load<uint16_t>(b + 48 + s / 4 * 2) >> (3 * (s & 3)) & 7u;
+        case Format::IQ2_XXS: return b[2 + s * 8 + 7] >> 4;
+        case Format::IQ3_XXS: return b[66 + s * 4 + 3] >> 4;
+        default: {
+            const int at = f == Format::IQ2_XS ? 66 : f == Format::IQ2_S ? 74 : 106;
+            return b[at + s / 2] >> (4 * (s & 1)) & 15u;
+        }
+    }
+}
+
+// Codes of values, a level and a sign above it.
+template <class Code>
+void codes_of(const int8_t* values, uint8_t* codes, Code code) {
+    for (int k = 0; k < 256; k++) codes[k] = static_cast<uint8_t>(code(values[k]));
+}
+
 }  // namespace
+
+uint16_t raw_points(Format f, const uint8_t* b, uint8_t* codes, uint8_t* scales) {
+    int8_t values[256];
+    float unused[16];
+    raw_int8(f, b, values, unused);
+    const auto magnitude = [](int v) { return v < 0 ? -v : v; };
+    switch (f) {  // IQ1's values are 8 (level - 1) +- 1
+        case Format::IQ1_S: codes_of(values, codes, [](int v) { return (v + 9) >> 3; }); break;
+        case Format::IQ1_M: codes_of(values, codes, [](int v) { return (v + 9) >> 3 | (v & 2) << 1; }); break;
+        case Format::IQ3_XXS: codes_of(values, codes, [=](int v) { return magnitude(v) >> 3 | (v < 0) << 3; }); break;
+        case Format::IQ3_S: codes_of(values, codes, [=](int v) { return magnitude(v) >> 1 | (v < 0) << 3; }); break;
+        default: codes_of(values, codes, [=](int v) { return magnitude(v) >> 4 | (v < 0) << 2; });  // 8, 25, 43
+    }
+    const int half = 128 / info(f).group;
+    for (int s = 0; s < half; s++)
+        scales[s] = static_cast<uint8_t>(scale_nibble(f, b, s) | scale_nibble(f, b, s + half) << 4);
+    return f == Format::IQ1_M ? half_of_iq1_m(b + 48) : load<uint16_t>(b);
+}
 
 void ternary_pack(const RawRows& rows, uint8_t* out) {
     for (int r = 0; r < rows.count; r++) {

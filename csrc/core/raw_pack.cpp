@@ -120,13 +120,21 @@ void pack_bits(const RawRows& rows, int r, int at, int groups, uint8_t* out) {
 template <Format F>
 void pack_block(const RawRows& rows, uint8_t* out) {
     constexpr FormatInfo t = info(F);
-    constexpr int kScaleBytes = F == Format::NVFP4 ? 4 : parts(F).scale_bytes;
+    constexpr bool points = coded_points(F);
+    constexpr int kScaleBytes = F == Format::NVFP4 ? 4 : points ? t.header / kPanelRows - 2 : parts(F).scale_bytes;
     constexpr bool fifth = F == Format::Q5_0 || F == Format::Q5_1;
     for (int r = 0; r < rows.count; r += 4) {
         alignas(16) uint8_t codes[4][t.packed_k];
         uint8_t* first = out + t.header + r / kHalfRows * 64 + r % kHalfRows * 4;
         alignas(16) uint8_t scales[4][16] = {};
-        for (int i = 0; i < 4 && r + i < rows.count; i++) pack_header(F, rows[r + i], r + i, out, scales[i]);
+        for (int i = 0; i < 4 && r + i < rows.count; i++) {
+            if constexpr (points) {
+                const uint16_t d = raw_points(stored_format(F), rows[r + i], codes[i], scales[i]);
+                std::memcpy(out + t.header - 64 + (r + i) * 2, &d, 2);
+            } else {
+                pack_header(F, rows[r + i], r + i, out, scales[i]);
+            }
+        }
         if (kScaleBytes > 8) pack_scales(scales, kScaleBytes, out + r);
         if (kScaleBytes <= 8)
             for (int i = 0; i < 4; i++)
@@ -138,6 +146,8 @@ void pack_block(const RawRows& rows, uint8_t* out) {
         for (int i = 0; i < 4; i++) {
             if (r + i >= rows.count)
                 std::memset(codes[i], 0, sizeof codes[i]);
+            else if (points)
+                continue;
             else if (fifth)
                 split_nibbles(rows[r + i] + parts(F).low, 16, codes[i]);
             else

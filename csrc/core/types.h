@@ -16,11 +16,12 @@ enum class Format : uint8_t {
     INT4_G32, INT4_G64, INT4_G128, INT8_G32, INT8_G64, INT8_G128,
     NVFP4, TQ2_0, Q1_0, Q2_0,
     IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M, TQ1_0,
-    F16, BF16, F32, F8_E4M3_G128
+    F16, BF16, F32, F8_E4M3_G128,
+    IQ1_S_FAST, IQ1_M_FAST, IQ2_XXS_FAST, IQ2_XS_FAST, IQ2_S_FAST, IQ3_XXS_FAST, IQ3_S_FAST
 };
 
 // How a format becomes numbers. Affine: unsigned codes, scales and mins or a constant offset, in bit planes;
-// Table: like it, the 4-bit codes being indices into kTables; Grid: indices of lattice points and signs by panels of rows
+// Table: like it, the codes being indices into kTables; Grid: indices of lattice points and signs by panels of rows
 // (core/grids.h); Ternary: codes of two bits, five of which a byte holds as base-3 digits (kernels/ternary.h); Float: numbers
 // as they are.
 enum class Kind : uint8_t { Affine, Table, Grid, Ternary, Float };
@@ -79,15 +80,36 @@ constexpr FormatInfo kFormats[] = {
     {"BF16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
     {"F32", 1, 4, 32, 0, 32, 32, false, -1, Kind::Float},
     {"F8_E4M3_G128", 128, 132, 128, 128, 8, 128, false, -1, Kind::Float},
+    // Lattice points as a code for each value, in bit planes: larger than their file's blocks, quicker to take apart.
+    {"IQ1_S_FAST", 256, 50, 256, 192, 2, 32, true, -1, Kind::Affine},
+    {"IQ1_M_FAST", 256, 56, 256, 320, 3, 16, false, 4, Kind::Table, 2},
+    {"IQ2_XXS_FAST", 256, 66, 256, 192, 3, 32, false, 6, Kind::Table, 3},
+    {"IQ2_XS_FAST", 256, 74, 256, 320, 3, 16, false, 6, Kind::Table, 3},
+    {"IQ2_S_FAST", 256, 82, 256, 320, 3, 16, false, 6, Kind::Table, 3},
+    {"IQ3_XXS_FAST", 256, 98, 256, 192, 4, 32, false, 6, Kind::Table, 4},
+    {"IQ3_S_FAST", 256, 110, 256, 192, 4, 32, false, 4, Kind::Table, 5},
 };
 constexpr int kFormatCount = sizeof kFormats / sizeof kFormats[0];
 
-// Values of 4-bit codes plus the format's offset: IQ4's (-127 .. 113, + 128) and e2m1's doubled (0 .. 12, -12, + 16).
-constexpr uint8_t kTables[2][16] = {{1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
-                                    {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4}};
+// Values of 4-bit codes plus the format's offset: IQ4's (-127 .. 113, + 128), e2m1's doubled (0 .. 12, -12, + 16); of codes
+// of a level and above it a sign (of 3 bits: twice) IQ1_M's (8 (level - 1) +- 1), IQ2's, IQ3_XXS's and IQ3_S's.
+constexpr uint8_t kTables[6][16] = {{1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
+                                    {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4},
+                                    {9, 17, 25, 16, 7, 15, 23, 16, 9, 17, 25, 16, 7, 15, 23, 16},
+                                    {72, 89, 107, 64, 56, 39, 21, 64, 72, 89, 107, 64, 56, 39, 21, 64},
+                                    {68, 76, 84, 92, 100, 108, 116, 126, 60, 52, 44, 36, 28, 20, 12, 2},
+                                    {17, 19, 21, 23, 25, 27, 29, 31, 15, 13, 11, 9, 7, 5, 3, 1}};
 constexpr uint16_t kScaleIsBf16 = 0x8000;  // in a stored zero point: the scale's 16 bits are a bfloat16
 
 constexpr const FormatInfo& info(Format f) { return kFormats[static_cast<int>(f)]; }
+// The format of the file's blocks: where it is another one, panels hold a code for each of its values.
+constexpr Format stored_format(Format f) {
+    if (f < Format::IQ1_S_FAST) return f;
+    constexpr Format kStored[] = {Format::IQ1_S, Format::IQ1_M,   Format::IQ2_XXS, Format::IQ2_XS,
+                                  Format::IQ2_S, Format::IQ3_XXS, Format::IQ3_S};
+    return kStored[static_cast<int>(f) - static_cast<int>(Format::IQ1_S_FAST)];
+}
+constexpr bool coded_points(Format f) { return stored_format(f) != f; }
 constexpr int packed_block_bytes(const FormatInfo& i) {
     if (i.kind == Kind::Ternary || i.kind == Kind::Grid) return kPanelRows * (i.block_bytes + i.more);
     return i.header + kPanelRows * i.packed_k * i.bits / 8;

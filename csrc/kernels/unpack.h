@@ -8,7 +8,8 @@
 // vector q % 3; the upper bits of quads 6 and 7 at bit 6 of vectors 0 and 1, their lowest at bits 6 and 7 of vector 2.
 //
 // A header is the K-quants' scales as they are stored, byte by byte [byte][32 rows], then scales and mins of half precision.
-// Those of Q3_K are put into the upper six bits of 12 bytes, less 32; four of the 16 into the lower ones.
+// Those of Q3_K are put into the upper six bits of 12 bytes, less 32; four of the 16 into the lower ones. Lattice points as
+// codes have nibbles, the first half of a row's in the low ones.
 template <Format F, Kind K = kFormats[static_cast<int>(F)].kind>
 struct Layout {
     static constexpr FormatInfo I = kFormats[static_cast<int>(F)];
@@ -18,13 +19,17 @@ struct Layout {
     static constexpr bool kWide = wide_codes(I);
     static constexpr int kScales = I.packed_k / I.group;
     static constexpr bool kSixBits = F == Format::Q3_K || F == Format::Q4_K || F == Format::Q5_K;
-    static constexpr bool kPlain = I.header == 64 * (1 + I.has_min);  // one half-precision scale (and min) a row and block
+    static constexpr bool kPoints = coded_points(F);
+    static constexpr bool kPlain = !kPoints && I.header == 64 * (1 + I.has_min);  // one half-precision scale (and min) a row and block
     static_assert(I.kind == Kind::Affine || I.kind == Kind::Table, "only these lie in bit planes");
 
     // u8 codes of quad q, row half h of the group at p.
     AI static VI quad(const uint8_t* p, int q, int h) {
         if (I.bits == 8) return ldi(p + (q * 2 + h) * 64);
-        if (I.bits == 3) return three_bits(p + h * 64, q);
+        if (I.bits == 3) {
+            const VI v = three_bits(p + h * 64, q);
+            return I.kind == Kind::Table ? lookup16(v, kTables[I.table]) : v;
+        }
         if (I.bits <= 2) return I.bits == 1 ? one_bit(p, q, h, 1) : two_bits(p, q, h, 0);
         const VI bytes = ldi(p + ((q & 3) * 2 + h) * 64), v = q < 4 ? bytes : srl(bytes, 4), low = seti(0x0f0f0f0f);
         p += 512;
@@ -49,12 +54,18 @@ struct Layout {
     struct Header {
         const uint8_t *block, *bytes;  // of scales, a vector lane each [byte][32 rows]
         VF d[2], m[2];
-        alignas(64) uint8_t opened[kSixBits ? 16 * kPanelRows : 1];
+        alignas(64) uint8_t opened[kSixBits || kPoints ? 16 * kPanelRows : 1];
 
-        AI explicit Header(const uint8_t* p) : block(p), bytes(kSixBits ? opened : p) {
+        AI explicit Header(const uint8_t* p) : block(p), bytes(kSixBits || kPoints ? opened : p) {
             if constexpr (F == Format::Q3_K) open_signed(p, opened);
             if constexpr (F == Format::Q4_K || F == Format::Q5_K) open_pairs(p, opened);
+            if constexpr (kPoints) open_nibbles(p, opened);
             if constexpr (kPlain || F == Format::NVFP4) return;
+            if constexpr (kPoints) {
+                UNR for (int h = 0; h < 2; h++)
+                    d[h] = mulf(ldh(reinterpret_cast<const uint16_t*>(p + I.header - 64 + h * 32)), setf(kUnit));
+                return;
+            }
             UNR for (int h = 0; h < 2; h++) {
                 halves(p, h, d[h], m[h]);
                 if (F == Format::Q3_K) d[h] = mulf(d[h], setf(0.25f));  // its scales are opened times four
@@ -69,6 +80,10 @@ struct Layout {
                 // UE4M3: its bits where a float's exponent and mantissa are; a half of it, since the table's values are doubled.
                 scale = mulf(castf(sll(ldu8(at), 20)), setf(0x1p119f));
                 min = setf(0.f);
+            } else if constexpr (F == Format::IQ1_S_FAST) {  // d (2 n + 1) (code - 1 +- 1/8)
+                const VI odd = ldu8(at);
+                scale = mulf(d[h], cvtif(andi(odd, seti(15))));
+                min = mulf(scale, selectf(sll(odd, 27), setf(-1.125f), setf(-0.875f)));
             } else if constexpr (F == Format::Q2_K) {
                 const VI both = ldu8(at);
                 scale = mulf(d[h], cvtif(andi(both, seti(15))));
@@ -81,6 +96,16 @@ struct Layout {
     };
 
   private:
+    // What one step of a lattice point's values is, beside d (2 n + 1).
+    static constexpr float kUnit = F == Format::IQ3_XXS_FAST ? 0.25f : F == Format::IQ1_S_FAST || F == Format::IQ3_S_FAST ? 1.f : 0.125f;
+    // Nibbles n to bytes 2 n + 1; IQ1_S's top bit, the sign of its eighth, becomes bit 4.
+    AI static void open_nibbles(const uint8_t* p, uint8_t* out) {
+        const VI low = seti(0x0f0f0f0f), one = seti(0x01010101);
+        UNR for (int i = 0; i < (kScales / 2 * kPanelRows) / 64; i++) {
+            const VI v = ldi(p + i * 64);
+            UNR for (int n = 0; n < 2; n++) sti(out + n * (kScales / 2) * kPanelRows + i * 64, ori(sll(andi(n ? srl(v, 4) : v, low), 1), one));
+        }
+    }
     // The floats of a row half behind the scales' bytes.
     AI static void halves(const uint8_t* p, int h, VF& d, VF& m) {
         p += I.header - 64 * (1 + I.has_min) + h * 32;

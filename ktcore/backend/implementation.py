@@ -96,6 +96,17 @@ class Implementation(ABC):
         """Device bytes after packing weights of `stored_bytes` in the checkpoint; the default packs one to one."""
         return stored_bytes
 
+    def packings(self, spec: Any, stored: Mapping[str, int]) -> Mapping[str, int]:
+        """Device bytes by what the rule option `packing` may say: "compact" and "fast" (more, where that buys speed).
+
+        Args:
+            stored: bytes in the checkpoint by weight format.
+
+        Returns:
+            Nothing where weights are packed in one way, as by default; such an implementation has no such option.
+        """
+        return {}
+
     def page_sizes(self, spec: Any) -> tuple[int, ...]:
         """For what owns a KV cache: tokens a page that it can work with, preferred first."""
         return ()

@@ -51,6 +51,7 @@ class Source:
     backend: o.BackendOption = "auto"
     rules: o.RulesOption = None
     experts_from: o.ExpertsFromOption = None
+    packing: o.PackingOption = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Loading(Source):
             "memory": self.memory,
             "packed_cache": self.packed_cache,
             "graphs": self.graphs,
+            "packing": self.packing,
             "prefix": self.prefix(),
         }
 

@@ -117,6 +117,16 @@ RulesOption = Annotated[
         help="A rule file that goes before the shipped ones, or a shipped one's name such as [bold]reference[/].",
     ),
 ]
+PackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--packing",
+        metavar="compact|fast",
+        rich_help_panel=_LOADING,
+        show_default="what the rules say, else compact",
+        help="fast lets weights take more memory where that buys speed; `plan` states the sizes of both.",
+    ),
+]
 ExpertsFromOption = Annotated[
     Path | None,
     typer.Option(

@@ -55,6 +55,7 @@ def load(
     packed_cache: str | Path | None = None,
     graphs: bool = True,
     prefix: PrefixOptions | None = ON_DEVICE,
+    packing: str | None = None,
 ) -> Model:
     """Load a GGUF file or a Hugging Face folder.
 
@@ -72,6 +73,8 @@ def load(
         graphs: run whole decode steps as captured device graphs where device and plan allow it.
         prefix: prompts that begin alike share what was computed for them, on the device and in the further tiers that
             are named here; None computes every prompt anew.
+        packing: "fast" lets weights take more memory where that buys speed, "compact" does not; None leaves it to the
+            rules, which by themselves say compact.
 
     Raises:
         RequestError: an argument is of another type.
@@ -80,7 +83,13 @@ def load(
     check_asked(**locals())
     experts = None if experts_from is None else Path(experts_from)
     prepared = prepare(
-        Path(path), backend=backend, rules=rules, memory=read_memory(memory), context=context, experts_from=experts
+        Path(path),
+        backend=backend,
+        rules=rules,
+        memory=read_memory(memory),
+        context=context,
+        experts_from=experts,
+        packing=packing,
     )
     checkpoint, plan = prepared.checkpoint, prepared.plan
     try:

@@ -57,6 +57,7 @@ class Choice:
         resident: the experts that live elsewhere; the rest are this choice's own.
         ignored: the rule's options that this implementation, a listed fallback, does not know.
         quantize: format that float weights are quantised to while they are loaded.
+        packings: packed bytes by what the option `packing` may say; empty where there is one way.
     """
 
     node: Node
@@ -73,6 +74,7 @@ class Choice:
     experts: ExpertPolicy | None = None
     resident: Resident | None = None
     quantize: str | None = None
+    packings: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -154,6 +156,13 @@ class Plan:
         """Tokens to plan for when nobody says: the model's own, at most `DEFAULT_CONTEXT`."""
         return min(self.graph.context_length, DEFAULT_CONTEXT)
 
+    def packings(self) -> dict[str, int]:
+        """Packed bytes of all weights by what the option `packing` may say, said of all; empty: it changes none."""
+        choices = self.choices.values()
+        names = dict.fromkeys(name for choice in choices for name in choice.packings)
+        totals = {name: sum(c.packings.get(name, c.packed_bytes) for c in choices) for name in names}
+        return totals if len(set(totals.values())) > 1 else {}
+
     def memory(self, context: int | None = None) -> dict[str, DeviceMemory]:
         """Bytes needed on each device with `context` tokens of KV cache."""
         tokens = -(-(context or self.default_context()) // self.page_size) * self.page_size
@@ -216,6 +225,9 @@ class Plan:
             f"  weights   {', '.join(node.spec.formats()) or 'none'}: {human_bytes(choice.stored_bytes)} stored, "
             f"{human_bytes(choice.packed_bytes)} packed",
         ]
+        if len(set(choice.packings.values())) > 1:
+            sizes = ", ".join(f"{human_bytes(size)} {name}" for name, size in choice.packings.items())
+            lines.append(f"  packings  {sizes}")
         if choice.quantize is not None:
             lines.append(f"  quantised {choice.quantize} while loading; the error is measured and reported then")
         if choice.experts is not None:
@@ -262,6 +274,7 @@ class Plan:
                 device: {"weights": m.weights, "kv": m.kv, "workspace": m.workspace, "total": m.total, "limit": m.limit}
                 for device, m in self.memory(context).items()
             },
+            "packings": self.packings(),
             "notes": list(self.notes),
             "nodes": {name: _choice_dict(choice) for name, choice in self.choices.items()},
         }
@@ -284,6 +297,7 @@ def _choice_dict(choice: Choice) -> dict[str, Any]:
         "resident": list(choice.resident.experts) if choice.resident else [],
         "stored_bytes": choice.stored_bytes,
         "packed_bytes": choice.packed_bytes,
+        "packings": dict(choice.packings),
         "covered": list(choice.covered),
         "rejected": [{"implementation": r.implementation, "reason": r.reason, "rule": r.rule} for r in choice.rejected],
     }

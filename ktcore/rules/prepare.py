@@ -57,6 +57,7 @@ def prepare(
     experts_from: Path | None = None,
     opener: Callable[[Path], Checkpoint] = open_checkpoint,
     quantize_experts: str | None = None,
+    packing: str | None = None,
 ) -> Prepared:
     """Plan a checkpoint without reading any tensor data; the caller closes `checkpoint`.
 
@@ -65,6 +66,7 @@ def prepare(
         context: tokens that the KV cache must hold, for the memory figures.
         experts_from: another checkpoint of the same model, whose routed experts are taken.
         quantize_experts: format that float routed experts are quantised to ("int4_g128"), whatever the rules say.
+        packing: "compact" or "fast" wherever the rules have no such option.
         opener: opens `path`; to plan without weights something else than usual.
 
     Raises:
@@ -86,7 +88,7 @@ def prepare(
             graph = _quantized_experts(graph, quantize_experts)
         registry = Registry.discover()
         name, reason = registry.choose(backend)
-        plan = resolve(graph, load_rules(graph.family, name, rules, registry), registry, name, memory, context)
+        plan = resolve(graph, load_rules(graph.family, name, rules, registry), registry, name, memory, context, packing)
         _tell(path, plan, reason)
         return Prepared(checkpoint, registry, plan, reason, None if written is None else written.parts)
     except BaseException:

@@ -18,6 +18,7 @@ from ktcore.ops.moe import ExpertsSpec
 from ktcore.placement.memory import fit_hint, human_bytes
 from ktcore.rules.audit import check_rules_used
 from ktcore.rules.load import RuleSet
+from ktcore.rules.packing import check_packing, packed_size, sizes, with_packing
 from ktcore.rules.plan import Choice, Plan, Rejected, Resident
 from ktcore.rules.quantize import OPTION, quantized_node, with_new_nodes
 from ktcore.rules.schema import Rule, rule_text
@@ -37,6 +38,7 @@ def resolve(
     backend: str,
     memory: int | Mapping[str, int] | None = None,
     context: int | None = None,
+    packing: str | None = None,
 ) -> Plan:
     """Plan a graph for a backend ("name" or "name:index"), which need not be available here.
 
@@ -44,6 +46,7 @@ def resolve(
         memory: bytes of accelerator memory to stay within, or bytes by device ("name", "name:index", "accelerator" or
             "host"); None, and a device without a figure, takes what an available device reports.
         context: tokens of KV cache; None takes the model's own, at most 16384.
+        packing: "compact" or "fast" for all nodes whose rule has no such option; None leaves it to the rules.
 
     Raises:
         RuleError: a rule names something unknown, matches nothing or can never fire; with file and line.
@@ -51,19 +54,31 @@ def resolve(
             plan does not fit into the memory.
         BackendError: the backend is unknown, incompatible or broken.
     """
-    plan = _Resolver(graph, rules, registry, backend, memory).plan()
+    check_packing(packing)
+    plan = _Resolver(graph, rules, registry, backend, memory, packing).plan()
+    if packing is not None and not any(choice.packings for choice in plan.choices.values()):
+        raise PlanError(
+            f"packing {packing} means nothing here: no implementation of this plan packs weights in several ways"
+        )
     _check_fits(plan, context or plan.default_context())
     return plan
 
 
 class _Resolver:
     def __init__(
-        self, graph: Graph, rules: RuleSet, registry: Registry, backend: str, memory: int | Mapping[str, int] | None
+        self,
+        graph: Graph,
+        rules: RuleSet,
+        registry: Registry,
+        backend: str,
+        memory: int | Mapping[str, int] | None,
+        packing: str | None,
     ) -> None:
         name, index = split_device(backend)
         self.graph = graph
         self.rules = rules
         self.registry = registry
+        self.packing = packing
         self.backend = backend
         self.record = registry.known(name)
         self.main = f"{name}:{index}"
@@ -206,17 +221,25 @@ class _Resolver:
         spec = node.spec if resident is None else _without(node, resident)
         fused = chosen.fused
         known = chosen.options | ({OPTION} if node is not stored else set())
+        share = _share(spec, node)
+        options = with_packing(
+            {key: value for key, value in rule.options.items() if key in chosen.options}, chosen, self.packing
+        )
+        packings = sizes(chosen, spec, node, fused, share)
         return Choice(
             node=node,
             implementation=chosen,
             device=device,
             rule=rule_text(rule),
-            options={key: value for key, value in rule.options.items() if key in chosen.options},
+            options=options,
             quantize=None if node is stored else self._target(rule),
             fallback=chosen.id != rule.use[0],
             rejected=tuple(rejected),
             stored_bytes=_nbytes(stored, fused),
-            packed_bytes=chosen.packed_bytes(spec, round(_nbytes(node, fused) * _share(spec, node))),
+            packed_bytes=packed_size(
+                rule, options, packings, chosen.packed_bytes(spec, round(_nbytes(node, fused) * share))
+            ),
+            packings=packings,
             covered=tuple(part.name for part in node.walk() if part is not node) if fused else (),
             ignored=tuple(key for key in rule.options if key not in known),
             experts=rule.experts,

@@ -158,3 +158,17 @@ def test_a_flagship_is_planned_from_its_configuration_within_a_gigabyte(name: st
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert '"cpu.moe"' in done.stdout
     assert int(done.stderr.split()[-1]) < 1 << 20  # kilobytes
+
+
+def test_sizes_of_both_packings_are_stated(ktcore: Run) -> None:
+    words = ("plan", CONFIGS / "deepseek-v3.json", "--backend", "cpu", "--weights", "IQ1_S", "--memory", "9999GiB")
+    compact, fast = (ktcore(*words, *more, "--json").json for more in ((), ("--packing", "fast")))
+    sizes = compact["packings"]
+    assert fast["packings"] == sizes
+    assert [p["memory"]["cpu:0"]["weights"] for p in (compact, fast)] == [sizes["compact"], sizes["fast"]]
+    experts = 58 * 256 * 3 * 7168 * 2048 // 256
+    assert fast["nodes"]["layers.3.ffn"]["packings"]["fast"] >= 70 * experts // 58
+    assert sizes["fast"] - sizes["compact"] == pytest.approx(17 * experts, rel=0.05)  # and the dense part's
+    out = ktcore(*words).out
+    assert "weights can be packed in several ways (--packing): " in out
+    assert ktcore(*words, "--packing", "loose").err.splitlines()[0].endswith("packing 'loose' is unknown")

@@ -174,10 +174,10 @@ def test_a_group_stands_for_its_fields() -> None:
         seen.append((first, source, verbose))
 
     parameters = inspect.signature(command).parameters
-    assert list(parameters) == ["first", "backend", "rules", "experts_from", "verbose", "debug"]
+    assert list(parameters) == ["first", "backend", "rules", "experts_from", "packing", "verbose", "debug"]
     assert parameters["backend"].default == "auto"
     assert command.__annotations__["backend"] == options.BackendOption
-    command(first=3, backend="far", rules=None, experts_from=Path("x"), verbose=False, debug=False)
+    command(first=3, backend="far", rules=None, experts_from=Path("x"), packing=None, verbose=False, debug=False)
     assert seen == [(3, groups.Source("far", None, Path("x")), False)]
 
 

@@ -34,12 +34,14 @@ HALF_FIELDS = {
     "Q1_0": (0,),
     "Q2_0": (0,),
 }
+HALF_FIELDS |= {f"{name}_FAST": at for name, at in HALF_FIELDS.items() if f"{name}_FAST" in _native.formats()}
 
 
 def random_blocks(format: str, rows: int, cols: int, seed: int = 0) -> NDArray[np.uint8]:
     """GGUF bytes [rows, row_bytes]: every code bit random, half-precision scales small and of both signs."""
     rng = np.random.default_rng(seed)
     block, size = _native.formats()[format]
+    format = format.removesuffix("_FAST")  # the same blocks, packed in another way
     if block == 1:
         values = rng.standard_normal((rows, cols)).astype(np.float32)
         if format == "F32":
@@ -72,6 +74,7 @@ def random_blocks(format: str, rows: int, cols: int, seed: int = 0) -> NDArray[n
 
 def reference(format: str, raw: NDArray[np.uint8], rows: int, cols: int) -> F32:
     """What the gguf package says these bytes are; for formats that it lacks, their definition in numpy and torch."""
+    format = format.removesuffix("_FAST")
     if format.startswith("INT"):
         b = raw.reshape(-1, _native.formats()[format][1])
         word, zero, codes = b[:, :2].copy().view(np.uint16), b[:, 2:4].copy().view(np.uint16), b[:, 4:]

@@ -83,7 +83,7 @@ def test_extreme_codes_do_not_saturate(pool: _native.Pool, format: str) -> None:
     for at in HALF_FIELDS.get(format, ()):
         raw[:, at : at + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
     if format not in HALF_FIELDS:  # scales of other kinds: those of a random block
-        head = {"IQ1_M": slice(48, 56), "MXFP4": slice(0, 1)}.get(format, slice(0, 4))
+        head = {"IQ1_M": slice(48, 56), "IQ1_M_FAST": slice(48, 56), "MXFP4": slice(0, 1)}.get(format, slice(0, 4))
         raw[:, head] = sane[:, head]
     if format.startswith("F8"):
         raw[:, 4:] = 0xFE

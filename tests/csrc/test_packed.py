@@ -36,15 +36,15 @@ def test_float_formats_take_any_columns(pool: _native.Pool, format: str, cols: i
     np.testing.assert_array_equal(w.dequantize(), reference(format, raw, 5, cols))
 
 
-# Scales that are stored in a packed form too short for a vector grow a little.
-@pytest.mark.parametrize("format", ["IQ1_S", "IQ1_M"])
+@pytest.mark.parametrize("format", ["IQ1_S", "IQ1_M", "IQ1_S_FAST", "IQ1_M_FAST"])
 @pytest.mark.parametrize("step", [1, 5, 2047])
 def test_every_point_of_iq1_comes_back_from_its_rectangle(pool: _native.Pool, format: str, step: int) -> None:
     index = (np.arange(2048) * step % 2048).reshape(64, 32)  # 64 rows of 32 octets
     raw = random_blocks(format, 64, 256)
-    low, high = (2, 34) if format == "IQ1_S" else (0, 32)
+    short = format.startswith("IQ1_S")
+    low, high = (2, 34) if short else (0, 32)
     raw[:, low : low + 32] = index & 255
-    if format == "IQ1_S":
+    if short:
         words = raw[:, high:].copy().view(np.uint16) & 0xF000
         raw[:, high:] = (words | ((index >> 8).reshape(64, 8, 4) << [0, 3, 6, 9]).sum(2).astype(np.uint16)).view(
             np.uint8
@@ -56,7 +56,20 @@ def test_every_point_of_iq1_comes_back_from_its_rectangle(pool: _native.Pool, fo
     np.testing.assert_array_equal(w.dequantize(), reference(format, raw, 64, 256))
 
 
-GROWTH = {"IQ4_XS": 1.02, "MXFP4": 1.06, "IQ1_S": 1.06, "IQ1_M": 1.06}
+# Scales that are packed in a form too short for a vector grow a little, lattice points as a code for each value more.
+GROWTH = {
+    "IQ4_XS": 1.02,
+    "MXFP4": 1.06,
+    "IQ1_S": 1.06,
+    "IQ1_M": 1.06,
+    "IQ1_S_FAST": 70 / 50,
+    "IQ1_M_FAST": 106 / 56,
+    "IQ2_XXS_FAST": 102 / 66,
+    "IQ2_XS_FAST": 106 / 74,
+    "IQ2_S_FAST": 106 / 82,
+    "IQ3_XXS_FAST": 134 / 98,
+    "IQ3_S_FAST": 134 / 110,
+}
 
 
 @pytest.mark.parametrize("format", QUANTISED)

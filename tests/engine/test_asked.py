@@ -73,7 +73,7 @@ def test_arguments_of_another_type_are_named(model: Path, given: dict[str, Any],
 
 ASKED: dict[str, Any] = {
     "path": "model.gguf", "rules": None, "experts_from": None, "packed_cache": None, "backend": "auto",
-    "threads": None, "context": None, "progress": None, "graphs": True, "prefix": None,
+    "threads": None, "context": None, "progress": None, "graphs": True, "prefix": None, "packing": None,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.backend.branches import ATTENTION
 from ktcore.backend.handles import FREQUENCIES, nested
 from ktcore.errors import CheckpointError
@@ -16,6 +16,7 @@ from ktcore.ops.batch import StepBatch
 from ktcore.ops.rope import inverse_frequencies
 from ktcore_cpu import packing
 from ktcore_cpu.norm import PostNorm
+from ktcore_cpu.packings import Packs
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -33,7 +34,7 @@ codes of 8 bits to a half-precision scale."""
 DEFAULT_KV_TYPE = "i16"
 
 
-class CpuAttention(Implementation):
+class CpuAttention(Packs):
     """Fused, with its own KV cache: pages [pages, kv_heads, page_size, head_dim].
 
     Options: `activations` ("int8", "f32") and `kv_dtype` ("i16": 16-bit integers with a scale a row, whose products are

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.linear_attention import GatedDeltaNetSpec
 from ktcore_cpu import packing
 from ktcore_cpu.attention import native_step
+from ktcore_cpu.packings import Packs
 
 LANES = 16
 """Values of a native vector: head widths are multiples of it."""
 FLOAT_BYTES = 4
 
 
-class CpuGatedDeltaNet(Implementation):
+class CpuGatedDeltaNet(Packs):
     """Up to 4 new tokens of a sequence go through the recurrence, more by chunks of 16; the two round differently.
 
     States are float32 slots: the convolution's last inputs and a matrix a head.

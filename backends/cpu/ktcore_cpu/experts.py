@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.backend.lane import LaneJob
 from ktcore.errors import CheckpointError
 from ktcore.ops.moe import ExpertsSpec
@@ -15,6 +15,7 @@ from ktcore.weights.packed.parts import Part
 from ktcore_cpu import packing
 from ktcore_cpu.expert_biases import clamp_of, expert_biases
 from ktcore_cpu.numa.module import numa_plan, spread_block
+from ktcore_cpu.packings import Packs, packed_format
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -24,11 +25,12 @@ EXPERTS = frozenset({"weight_on_input", "bias", "clamped"})
 """Fields of the spec that the native experts compute."""
 
 
-class CpuExperts(Implementation):
+class CpuExperts(Packs):
     """Any top-k, any batch; a token's result depends on neither its batch nor the number of threads.
 
-    Option `activations`: "int8" (groups of 16 share a scale) or "f32". Option `numa`: "auto", "off", "shard",
-    "expert_parallel" or "replicate", for machines with several NUMA nodes; sums over nodes are taken in their order.
+    Option `activations`: "int8" (groups of 16 share a scale) or "f32". Option `packing`: "compact", or "fast": more
+    memory where that buys speed. Option `numa`: "auto", "off", "shard", "expert_parallel" or "replicate", for machines
+    with several NUMA nodes; sums over nodes are taken in their order.
     """
 
     id = "cpu.experts"
@@ -119,7 +121,7 @@ def pack_experts(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> _
     from ktcore_cpu import _native
 
     weights = [request.weights[prefix + role] for role in ("gate", "up", "down")]
-    gate, up, down = (w.format for w in weights)
+    gate, up, down = (packed_format(request, w.format) for w in weights)
     sizes = (spec.hidden, spec.intermediate, gate, up, down)
     request.runtime.switch.use(gate, up, down)  # type: ignore[attr-defined]
 

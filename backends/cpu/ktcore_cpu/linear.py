@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.ops.linear import LinearSpec
 from ktcore_cpu import packing
+from ktcore_cpu.packings import Packs
 
 
-class CpuLinear(Implementation):
+class CpuLinear(Packs):
     """Packs into panels of 32 rows; 8-bit activations in groups of 16 unless the option `activations` is "f32"."""
 
     id = "cpu.linear"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.backend.branches import MLA
 from ktcore.backend.handles import FREQUENCIES, nested
 from ktcore.errors import CheckpointError
@@ -18,6 +18,7 @@ from ktcore.ops.rope import inverse_frequencies
 from ktcore.weights.ref import Weight
 from ktcore_cpu import packing
 from ktcore_cpu.attention import DEFAULT_KV_TYPE, empty_rows, kv_dtype, native_step, row_bytes
+from ktcore_cpu.packings import Packs
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -26,7 +27,7 @@ KEPT_BYTES = 2
 """Bytes a value of the second form of the key projection: float16, since requantising a transpose would lose more."""
 
 
-class CpuMLA(Implementation):
+class CpuMLA(Packs):
     """Absorbed for up to 127 new tokens of a sequence, expanded from 128 on; the two round differently.
 
     Options: `activations` and `kv_dtype`, as of cpu.attention.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.ops.mlp import MLPSpec
 from ktcore_cpu import packing
 from ktcore_cpu.norm import PostNorm
+from ktcore_cpu.packings import Packs
 
 
-class CpuMLP(Implementation):
+class CpuMLP(Packs):
     """Fused: quantises the activations once for gate and up, and again between the activation and down."""
 
     id = "cpu.mlp"

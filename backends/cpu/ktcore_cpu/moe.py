@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
+from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.backend.handles import nested
 from ktcore.ops.moe import MoESpec
 from ktcore_cpu import packing
 from ktcore_cpu.expert_biases import clamp_of
 from ktcore_cpu.experts import EXPERTS, pack_experts
+from ktcore_cpu.packings import Packs
 from ktcore_cpu.router import ROUTER, router_config, unsupported_router
 
 
-class CpuMoE(Implementation):
+class CpuMoE(Packs):
     """Fused: the input is normed and quantised once, shared experts run in the routed ones' two regions."""
 
     id = "cpu.moe"

@@ -18,6 +18,7 @@ from ktcore.ops.norm import RMSNormSpec
 from ktcore.weights.groups import ORDERED
 from ktcore.weights.packed.parts import Part
 from ktcore.weights.ref import Weight
+from ktcore_cpu.packings import packed_format
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 PANEL_ROWS = 32
 LAYOUT = "cpu.panels/3"
 """Name and version of the packed layout; every change of the native panels, of any format, raises the version."""
-OPTIONS = frozenset({"activations"})
+OPTIONS = frozenset({"activations", "packing"})
 
 
 @lru_cache(maxsize=1)
@@ -76,6 +77,7 @@ def pack_matrix(
 
     Args:
         what: which of the matrices made of `weight`.
+        format: of its rows; how they are packed is the rule's to say (option `packing`).
         raw: its rows in `format`; called only when they are to be packed.
 
     Raises:
@@ -83,6 +85,7 @@ def pack_matrix(
     """
     from ktcore_cpu import _native
 
+    format = packed_format(request, format)
     request.runtime.switch.use(format)  # type: ignore[attr-defined]
 
     def packed() -> _native.PackedMatrix:

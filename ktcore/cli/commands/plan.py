@@ -129,7 +129,7 @@ def _show(prepared: Prepared, context: int | None, asked: bool) -> None:
             f"[yellow]fallback[/] marks {len(made.fallbacks)} nodes that their rule's first choice cannot run; "
             "the reason stands beside them."
         )
-    notes = [*_bare(prepared), *_left_out(prepared), *_absences(prepared), *made.notes]
+    notes = [*_bare(prepared), *_left_out(prepared), *_absences(prepared), *_packings(made), *made.notes]
     for text in notes:
         out.print(f"note: {text}", style="dim", markup=False)
     out.print("`--explain NODE` tells more about one node.", style="dim", markup=False)
@@ -154,6 +154,15 @@ def _left_out(prepared: Prepared) -> Iterator[str]:
 
     for part, tensors in left_out(prepared.checkpoint, prepared.plan.graph).items():
         yield f"left out: {part}, {tensors} tensors"
+
+
+def _packings(made: Plan) -> Iterator[str]:
+    """What weights take by packing, where that makes a difference."""
+    from ktcore.placement.memory import human_bytes
+
+    if sizes := made.packings():
+        listed = ", ".join(f"{human_bytes(size)} {name}" for name, size in sizes.items())
+        yield f"weights can be packed in several ways (--packing): {listed}"
 
 
 def _absences(prepared: Prepared) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from ktcore.engine.prefix.cache import PrefixOptions
 from ktcore.errors import RequestError
 from ktcore.placement.memory import byte_count
+from ktcore.rules.packing import PACKINGS
 
 Memory = int | str | Mapping[str, int | str]
 """Bytes, or words like "24GiB"; or these by device."""
@@ -26,6 +27,8 @@ def check_asked(**given: Any) -> None:
         _is_path(name, given[name])
     if not isinstance(given["backend"], str) or not given["backend"]:
         raise _wrong("backend", given["backend"], 'a name, such as "cpu", or "auto"')
+    if given["packing"] not in (None, *PACKINGS):
+        raise _wrong("packing", given["packing"], f"{' or '.join(map(repr, PACKINGS))}, or None")
     for name in ("threads", "context"):
         _is_count(name, given[name])
     if given["progress"] is not None and not callable(given["progress"]):

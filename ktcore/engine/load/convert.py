@@ -58,6 +58,7 @@ def convert(
     rules: str | Path | None = None,
     backend: str = "auto",
     experts_from: Path | None = None,
+    packing: str | None = None,
     threads: int | None = None,
     keep_dense: bool = False,
     dry_run: bool = False,
@@ -69,6 +70,7 @@ def convert(
 
     Args:
         experts: format that float routed experts are quantised to, "int4_g128" say; None leaves it to the rules.
+        packing: "compact" or "fast" wherever the rules have no such option.
         keep_dense: also keep the tensors beside the routed experts as they are, so that an accelerator can load them.
         dry_run: plan only; the sizes are the plan's.
 
@@ -77,7 +79,9 @@ def convert(
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already", "give another name, or delete it first")
-    prepared = prepare(source, backend=backend, rules=rules, experts_from=experts_from, quantize_experts=experts)
+    prepared = prepare(
+        source, backend=backend, rules=rules, experts_from=experts_from, quantize_experts=experts, packing=packing
+    )
     with prepared.checkpoint as checkpoint:
         if prepared.packed is not None:
             raise CheckpointError(f"{source}: is a converted model already", "give the model that it was made from")

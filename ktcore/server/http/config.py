@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -42,6 +42,7 @@ class ModelConfig(BaseModel):
     memory: Size | dict[str, Size] | None = None
     packed_cache: Annotated[Path, Field(strict=False)] | None = None
     graphs: bool = True
+    packing: Literal["compact", "fast"] | None = None
     prefix_cache: Annotated[Path, Field(strict=False)] | None = None
     prefix_cache_memory: Size = MEMORY_BYTES
     prefix_cache_disk: Size = DISK_BYTES
@@ -63,6 +64,7 @@ class ModelConfig(BaseModel):
             "memory": self.memory,
             "packed_cache": None if self.packed_cache is None else folder / self.packed_cache.expanduser(),
             "graphs": self.graphs,
+            "packing": self.packing,
             "prefix": PrefixOptions(
                 self.prefix_cache_memory,
                 None if self.prefix_cache is None else folder / self.prefix_cache.expanduser(),

@@ -62,6 +62,7 @@ def planned_facts(path: Path, loading: Mapping[str, Any]) -> Facts:
         memory=loading.get("memory"),
         context=context,
         experts_from=loading.get("experts_from"),
+        packing=loading.get("packing"),
     )
     try:
         memory = {device: m.total for device, m in prepared.plan.memory(context).items()}

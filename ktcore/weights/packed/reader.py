@@ -37,6 +37,7 @@ class PartReader(PackedParts):
     def get(self, part: Part, fill: Fill) -> Bytes | None:
         entry = self._parts.get(part.key)
         if entry is None:
+            self._refuse_other_packing(part)
             return None
         if entry["layout"] != part.layout:
             raise PackedMismatch(
@@ -60,6 +61,17 @@ class PartReader(PackedParts):
     def populate(self, room: int) -> None:
         if os.fstat(self._file).st_size <= room:
             self._ahead = Populate()
+
+    def _refuse_other_packing(self, part: Part) -> None:
+        """The same weights lie here in another form of the layout: nobody wants them packed anew each time."""
+        name = part.layout.partition("/")[0]
+        for entry in self._parts.values():
+            same = (entry["what"], entry["layout"].partition("/")[0], entry["pieces"]) == (part.what, name, part.pieces)
+            if same and entry["kind"] != part.kind:
+                raise PackedMismatch(
+                    f"{self.folder}: {part.what} is packed as '{entry['kind']}', this plan wants '{part.kind}'",
+                    f"ask for the rules and the packing that it was written with, or {AGAIN}",
+                )
 
     def close(self) -> None:
         """Close the file; mapped parts stay."""

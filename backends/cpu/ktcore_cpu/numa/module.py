@@ -12,6 +12,7 @@ from ktcore.errors import BackendError, CheckpointError, RuleError
 from ktcore.ops.moe import ExpertsSpec
 from ktcore_cpu import packing
 from ktcore_cpu.numa.plan import NumaPlan, plan_experts
+from ktcore_cpu.packings import packed_format
 
 if TYPE_CHECKING:
     from ktcore_cpu import _native
@@ -83,7 +84,8 @@ def pack_shares(
     from ktcore_cpu import _native
 
     weights = [request.weights[role] for role in ("gate", "up", "down")]
-    formats = [w.format for w in weights]
+    stored = weights[2].format
+    formats = [packed_format(request, w.format) for w in weights]
     try:
         request.runtime.switch.use(*formats)  # type: ignore[attr-defined]
         for format in formats:
@@ -95,7 +97,7 @@ def pack_shares(
             bank = _native.ExpertBank(share.experts[1] - share.experts[0], spec.hidden, columns, *formats)
             team.bind(node, bank)
             banks.append(bank)
-        block = packing.native_formats()[formats[2]]
+        block = packing.native_formats()[stored]
         for expert in range(spec.experts):
             with packing.raw_expert(weights, expert) as raws:
                 team.pack(
