@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ import numpy.typing as npt
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint, TensorInfo
 from ktcore.weights.formats import WeightFormat, get_format, known_formats, row_bytes
-from ktcore.weights.groups import FP8_GROUP
-from ktcore.weights.methods.fp8 import block_format
 from ktcore.weights.methods.overrides import Overrides, dynamic_overrides, extra_overrides
 from ktcore.weights.safetensors import read_json
 
@@ -24,6 +23,8 @@ MAX_TENSORS = 200_000
 INTEGERS = ("gptq", "awq", "auto-round")
 """Methods whose config.json alone says bits and groups."""
 ROUTERS = (".gate.weight", ".router.weight")
+PROJECTIONS = ("_proj", ".w1.", ".w2.", ".w3.")
+ANY = ("",)
 
 
 class BareCheckpoint(Checkpoint):
@@ -55,8 +56,9 @@ class BareCheckpoint(Checkpoint):
         if weights or released:
             self.unplanned = ""
         self._plain = DTYPES[dtype]
-        name, self._part = (weights, "") if weights else released or (self._plain, "")
+        name, self._parts = (weights, ANY) if weights else released or (self._plain, ANY)
         self._format = get_format(name)
+        self._ignored = _ignored(section) if self._parts is not ANY and isinstance(section, Mapping) else []
         self._section = section if not weights and released and isinstance(section, Mapping) else {}
         self._overrides: Overrides | None = None
         if self._section.get("quant_method") in INTEGERS and self._section.keys() & {"dynamic", "extra_config"}:
@@ -82,7 +84,9 @@ class BareCheckpoint(Checkpoint):
 
     def _wanted(self, name: str) -> WeightFormat | None:
         """The format of a matrix; None for that of `dtype`."""
-        usual = self._format if self._part in name else None
+        module = name.removesuffix(".weight")
+        ignored = any(pattern.match(module) for pattern in self._ignored)
+        usual = self._format if not ignored and any(part in name for part in self._parts) else None
         if self._overrides is None:
             return usual
         own = self._overrides(name.removesuffix(".weight"))
@@ -94,18 +98,38 @@ class BareCheckpoint(Checkpoint):
         return get_format(f"INT{said.get('bits')}_G{said.get('group_size')}")
 
 
-def _released(section: Mapping[str, Any]) -> tuple[str, str] | None:
+def _released(section: Mapping[str, Any]) -> tuple[str, tuple[str, ...]] | None:
     """Format of the released weights, and what the names of those that have it hold; None when it is not known."""
     method = section.get("quant_method")
-    if method in ("fp8", "mxfp8"):
-        block = section.get("weight_block_size", [1, 32] if method == "mxfp8" else None)
-        if isinstance(block, list) and len(block) == 2 and type(block[1]) is int and block[1] > 0:
-            exponents = method == "mxfp8" or section.get("scale_fmt") == "ue8m0"
-            return block_format(math.lcm(block[1], FP8_GROUP), block[1], exponents), "_proj"
+    if method == "fp8" and section.get("weight_block_size") == [128, 128]:
+        return "F8_E4M3_G128", PROJECTIONS
     if method in INTEGERS:
         name = f"INT{section.get('bits')}_G{section.get('group_size')}"
-        return (name, "_proj") if name in known_formats() else None
-    return ("MXFP4", ".experts.") if method == "mxfp4" else None
+        return (name, PROJECTIONS) if name in known_formats() else None
+    if method == "compressed-tensors":
+        return _compressed(section)
+    return ("MXFP4", (".experts.",)) if method == "mxfp4" else None
+
+
+def _compressed(section: Mapping[str, Any]) -> tuple[str, tuple[str, ...]] | None:
+    """Of one group of packed integers for all linear modules."""
+    groups = section.get("config_groups")
+    group = next(iter(groups.values())) if isinstance(groups, Mapping) and len(groups) == 1 else None
+    weights = group.get("weights") if isinstance(group, Mapping) and group.get("targets") == ["Linear"] else None
+    if section.get("format") != "pack-quantized" or not isinstance(weights, Mapping):
+        return None
+    name = f"INT{weights.get('num_bits')}_G{weights.get('group_size')}"
+    return (name, PROJECTIONS) if name in known_formats() else None
+
+
+def _ignored(section: Mapping[str, Any]) -> list[re.Pattern[str]]:
+    """What `ignore` of compressed-tensors leaves as it is: names of modules, or expressions that they begin with."""
+    names = section.get("ignore")
+    words = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    try:
+        return [re.compile(w[3:] if w.startswith("re:") else f"{re.escape(w)}$") for w in words]
+    except re.error as error:
+        raise CheckpointError(f"quantization_config: ignore holds {error.pattern!r}: {error}") from error
 
 
 def open_config(path: Path, weights: str | None = None) -> BareCheckpoint:

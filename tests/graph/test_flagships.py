@@ -93,6 +93,31 @@ def test_released_quantisation_is_planned_for() -> None:
     assert sum(root.nbytes for root in graph.roots()) == pytest.approx(expected, rel=0.005)
 
 
+def test_experts_of_other_names_are_quantised_likewise() -> None:
+    graph = _graph("minimax-m2")
+    assert graph.node("layers.3.ffn.experts").spec.formats() == ("F8_E4M3_G128",)
+    assert graph.node("layers.3.ffn.router").spec.formats() == ("BF16",)
+
+
+def test_kimi_k25_is_planned_with_routed_experts_of_4_bits(tmp_path: Path) -> None:
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+    text = json.loads((CONFIGS / "kimi-k2.json").read_text()) | {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+            "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|down)_proj.*"],
+        }
+    }
+    config = {"model_type": "kimi_k25", "text_config": text, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    graph = build_graph(open_config(tmp_path / "config.json"))
+    assert graph.parameters / 1e9 == pytest.approx(1026.5, rel=0.005)
+    nodes = ("layers.3.ffn.experts", "layers.3.ffn.shared.up", "layers.0.ffn.up", "layers.3.attn.o", "head")
+    formats = [graph.node(name).spec.formats() for name in nodes]
+    assert formats == [("INT4_G32",), *[("BF16",)] * 4]
+
+
 def test_quantisation_that_is_not_known_is_said(tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "qwen3-235b-a22b.json").read_text())
     path = tmp_path / "config.json"
