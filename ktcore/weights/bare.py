@@ -14,6 +14,8 @@ import numpy.typing as npt
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint, TensorInfo
 from ktcore.weights.formats import WeightFormat, get_format, known_formats, row_bytes
+from ktcore.weights.groups import FP8_GROUP
+from ktcore.weights.methods.fp8 import block_format
 from ktcore.weights.methods.overrides import Overrides, dynamic_overrides, extra_overrides
 from ktcore.weights.safetensors import read_json
 
@@ -101,8 +103,11 @@ class BareCheckpoint(Checkpoint):
 def _released(section: Mapping[str, Any]) -> tuple[str, tuple[str, ...]] | None:
     """Format of the released weights, and what the names of those that have it hold; None when it is not known."""
     method = section.get("quant_method")
-    if method == "fp8" and section.get("weight_block_size") == [128, 128]:
-        return "F8_E4M3_G128", PROJECTIONS
+    if method in ("fp8", "mxfp8"):
+        block = section.get("weight_block_size", [1, 32] if method == "mxfp8" else None)
+        if isinstance(block, list) and len(block) == 2 and type(block[1]) is int and block[1] > 0:
+            exponents = method == "mxfp8" or section.get("scale_fmt") == "ue8m0"
+            return block_format(math.lcm(block[1], FP8_GROUP), block[1], exponents), PROJECTIONS
     if method in INTEGERS:
         name = f"INT{section.get('bits')}_G{section.get('group_size')}"
         return (name, PROJECTIONS) if name in known_formats() else None

@@ -56,7 +56,7 @@ def build_minimax_m2(settings: Settings) -> Graph:
     if settings.gguf and not is_sigmoid(settings):
         raise settings.error("expert_gating_func is softmax, which architecture 'minimax-m2' is not known to have")
     kinds = settings.given("attn_type_list")
-    if kinds is not None and any(kind != 1 for kind in kinds):
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != 1 for kind in kinds)):
         raise settings.error(f"attn_type_list is {kinds!r:.80}, only full attention (1) is known here")
     routing = Routing(
         experts=settings.integer("num_local_experts|num_experts", "expert_count"),
