@@ -9,6 +9,7 @@ namespace {
 constexpr int kTileRows = 192;  // query rows (token x head of the group) that share one transposed key block
 constexpr int kAlwaysSplit = 4;  // a sequence with at most so many queries is cut along its context too,
 constexpr int kSplitTokens = 32;  // and one with at most so many,
+constexpr int kSerialReady = 4;  // so many queries' rows are made integers before other threads are on their way
 constexpr int kSplitRows = 1 << 14;  // while its parts have no more rows a head than this: 8 MB at 128 values
 
 bool splits(const AttendShape& s, const AttendSpan& span) {
@@ -21,6 +22,7 @@ bool splits(const AttendShape& s, const AttendSpan& span) {
 void AttendPlan::clear() {
     items.clear();
     merges.clear();
+    shared.clear();
     max_rows = 0;
     partial_rows = 0;
 }
@@ -70,6 +72,10 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
             }
             const size_t first_row = partial_rows;
             int parts = 0;
+            if (cache.type == CacheType::I16) {
+                shared.push_back(items.size());
+                it.ready = reinterpret_cast<const uint8_t*>(shared.size());  // which, for now
+            }
             for (int key = begin; key < end; key = it.key1, parts++) {
                 it.key0 = key;
                 it.key1 = std::min(end, (key / kSplitKeys + 1) * kSplitKeys);
@@ -79,9 +85,25 @@ void AttendPlan::add(const AttendShape& s, const AttendSpan& span, const Cache& 
                 items.push_back(it);
             }
             it.partial_ml = nullptr;
+            it.ready = nullptr;
             merges.push_back({first_row, parts, token, h, rows});
         }
     }
+}
+
+// Queries that several items share become integers once.
+void AttendPlan::ready_queries(Engine& e, int width) {
+    const size_t bytes = (attend_ready_bytes(width, max_rows) + 63) / 64 * 64;
+    if (ready.size() < bytes * shared.size()) ready = Memory(bytes * shared.size() * 2);
+    for (AttendItem& it : items)
+        if (it.ready) it.ready = ready.data() + (reinterpret_cast<size_t>(it.ready) - 1) * bytes;
+    const auto one = [&](int i, int thread) {
+        const AttendItem& it = items[shared[static_cast<size_t>(i)]];
+        e.kernels.attend_ready(it, const_cast<uint8_t*>(it.ready), e.pool.local(thread));
+    };
+    const int count = static_cast<int>(shared.size());
+    if (count > kSerialReady) return e.pool.run(count, one);
+    for (int i = 0; i < count; i++) one(i, 0);
 }
 
 void AttendPlan::run(Engine& e, const AttendShape& s, float* out, size_t out_stride) {
@@ -97,6 +119,7 @@ void AttendPlan::run(Engine& e, const AttendShape& s, float* out, size_t out_str
         it.partial_out = part_out + row * dp;
     }
     e.pool.reserve_local(attend_scratch(std::max(s.head_dim, value), max_rows));
+    ready_queries(e, s.head_dim);
     e.pool.run(static_cast<int>(items.size()), [&](int i, int thread) {
         e.kernels.attend(items[static_cast<size_t>(i)], e.pool.local(thread));
     });

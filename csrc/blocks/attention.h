@@ -40,7 +40,8 @@ struct AttendPlan {
     };
     std::vector<AttendItem> items;
     std::vector<Merge> merges;
-    Memory partial;
+    std::vector<size_t> shared;  // the first items of those that share their queries
+    Memory partial, ready;
     int max_rows = 0;
     size_t partial_rows = 0;
 
@@ -50,6 +51,9 @@ struct AttendPlan {
              size_t out_stride);
     // Runs what was added with one shape.
     void run(Engine& e, const AttendShape& s, float* out, size_t out_stride);
+
+  private:
+    void ready_queries(Engine& e, int width);
 };
 
 // out [T][heads * head_dim] from q (same shape) and a cache that already holds this step's keys. The caller holds

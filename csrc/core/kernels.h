@@ -50,6 +50,8 @@ struct Kernels {
     // split: where the row's second part begins; n: it has one. Matters to I16 alone.
     void (*to_cache)(const float* x, int n, int split, void* out, CacheType type);
     void (*attend)(const AttendItem& item, uint8_t* scratch);
+    // Queries of an item over an I16 cache, for it and others with the same ones: attend_ready_bytes at `to`.
+    void (*attend_ready)(const AttendItem& item, uint8_t* to, uint8_t* scratch);
     // Folds `parts` partial results of `rows` rows (laid out part-major, overwritten) into out.
     void (*attend_merge)(float* ml, float* sums, int parts, int rows, int value_dim, int group, const float* sinks,
                          float* out, size_t out_stride);
@@ -79,6 +81,10 @@ constexpr int dpad(int head_dim) { return (head_dim + 15) / 16 * 16; }
 constexpr size_t attend_scratch(int width, int rows) {
     const size_t w = static_cast<size_t>(width + 31) / 32 * 32, r = static_cast<size_t>(rows + 15);
     return 4 * (4 * kKeyBlock * w + r * (3 * w + 4 * kKeyBlock + 16)) + 8192;
+}
+constexpr size_t attend_ready_bytes(int width, int rows) {
+    const size_t r = static_cast<size_t>(rows + 15) / 16 * 16, groups = static_cast<size_t>(width + 127) / 128 + 1;
+    return r * (groups * 256 + 16) + 256;
 }
 constexpr int kDeltaChunk = 16;
 constexpr int kDeltaSerial = 4;  // so many tokens of a sequence go one by one, more by chunks, which round differently

@@ -173,6 +173,7 @@ struct AttendItem {
     size_t out_stride;
     float* partial_ml;  // not null: write max and sum [rows][2] and the unnormalised out [rows][dpad] instead
     float* partial_out;
+    const uint8_t* ready;  // not null: the queries as Kernels::attend_ready has left them
     const void* k_pages;
     const void* v_pages;
     const int32_t* blocks;

@@ -44,11 +44,12 @@ struct FixRun {
 // Scratch of one item; R rows, a multiple of 16.
 struct FixRows {
     int rows, R, n;  // n: keys of the block, padded to 16
-    bool few;        // one vector of rows, and values of whole vectors
+    int o_rows;      // of o: R, or those that are there
+    bool few;        // as fix_few has it
     FixRun k[kKeyBlock / 16], values[kKeyBlock / 16];
     uint8_t *copy, *copy_v, *line;  // rows that pages hold in pieces; 16 rows of queries
     uint8_t *v, *q, *p;             // pairs: [32][dv], [group][R / 16][64][16], [32][R]
-    float *s, *o, *run;             // [64][R], [R][dv], [R][dv]
+    float *s, *o, *run;             // [64][R], [o_rows][dv], [R][dv]
     float* q_scale;                 // [2][R]
     float *top, *sum;               // a row's largest score and sum of weights in the current part
     float *keep, *gain;             // what its sums so far, and the block's integers, are multiplied by
@@ -68,7 +69,7 @@ AI void fix_take(uint8_t*& p, T*& to, size_t count) { to = reinterpret_cast<T*>(
 AI FixRows fix_rows(const FixShape& f, int rows, uint8_t* scratch) {
     FixRows b{};
     b.rows = rows;
-    b.R = (rows + 15) / 16 * 16;
+    b.R = b.o_rows = (rows + 15) / 16 * 16;
     const size_t R = static_cast<size_t>(b.R), dv = static_cast<size_t>(f.dv), ld = static_cast<size_t>(f.ld);
     fix_take(scratch, b.copy, kKeyBlock * (2 * ld + 8));
     fix_take(scratch, b.copy_v, kKeyBlock * (2 * dv + 8));
@@ -90,6 +91,17 @@ AI FixRows fix_rows(const FixShape& f, int rows, uint8_t* scratch) {
     return b;
 }
 
+// What `fix_queries` makes, in memory that items share.
+AI void fix_ready(const FixShape& f, FixRows& b, uint8_t* at) {
+    const size_t R = static_cast<size_t>(b.R);
+    fix_take(at, b.q, static_cast<size_t>(f.groups) * R * kFixPairs * 4);
+    fix_take(at, b.q_scale, 2 * R);
+    fix_take(at, b.first, R);
+    fix_take(at, b.last, R);
+}
+// One vector of rows, and values of whole vectors.
+AI bool fix_few(const AttendItem& it) { return it.tokens * it.group <= 16 && it.value_dim % 16 == 0; }
+
 // Rows [j, j + 16) of a block as they lie in their page; copied together where a page holds them in pieces. The first
 // `here` exist: what lies behind them is not looked at, or repeats one of them.
 AI FixRun fix_run(const void* pages, const AttendItem& it, int key, int here, size_t bytes, uint8_t* copy) {
@@ -104,41 +116,39 @@ AI void fix_ahead(const void* pages, const AttendItem& it, int key, size_t bytes
     const uint8_t* p = cache_slot(pages, it, key, bytes);
     for (size_t i = 0; i < 16 * bytes; i += 64) touch(p + i);
 }
-// Rows that come kReadAheadKeys later, asked for a line or two at every step of the tiles: those of one block while one is
-// multiplied, evenly, since a core has few misses open at a time.
+// Rows that come a block later, asked for a line or two at every step of the tiles: evenly and in the order that they lie
+// in, into L2. A block is more than L1 holds beside queries and sums, and asking for it there takes a core's few places for
+// misses.
 struct FixAhead {
-    const AttendItem& it;
-    size_t k_bytes, v_bytes;
+    const AttendItem* it;
+    const void* pages;
+    size_t bytes;
     int key, end, lines;
-    bool apart;  // values are not part of the keys
     int left = 0;
-    const uint8_t *k = nullptr, *v = nullptr;
+    const uint8_t* at = nullptr;
 
     AI void step() {
         for (int i = 0; i < lines; i++) {
             if (left == 0 && !next()) return;
-            touch(k);
-            if (apart) touch(v);
-            k += 64;
-            v += 64;
+            touch_far(at);
+            at += 64;
             left--;
         }
     }
     bool next() {
         if (key + 16 > end) return false;
-        k = cache_slot(it.k_pages, it, key, k_bytes);
-        v = cache_slot(it.v_pages, it, key, v_bytes);
-        left = static_cast<int>((16 * k_bytes + 63) / 64);
+        at = cache_slot(pages, *it, key, bytes);
+        left = static_cast<int>((16 * bytes + 63) / 64);
         key += 16;
         return true;
     }
 };
-// steps: how many times `step` is called for a block.
-AI FixAhead fix_ahead_of(const AttendItem& it, const FixShape& f, int key0, int steps) {
-    const size_t k = cache_row_bytes(CacheType::I16, it.k_row), v = cache_row_bytes(CacheType::I16, it.v_row);
-    const int key = key0 + kReadAheadKeys, lines = static_cast<int>(kKeyBlock * k / 64) / steps;
+// The block at `key`, within `steps` calls of `step`.
+AI FixAhead fix_ahead_of(const AttendItem& it, bool values, int key, int steps) {
+    const size_t bytes = cache_row_bytes(CacheType::I16, values ? it.v_row : it.k_row);
+    const int lines = static_cast<int>(kKeyBlock * bytes / 64) / steps;
     const int end = it.page_size % 16 ? 0 : key + kKeyBlock < it.key_end ? key + kKeyBlock : it.key_end;
-    return {it, k, v, key, end, lines < 1 ? 1 : lines, !f.shared};
+    return {&it, values ? it.v_pages : it.k_pages, bytes, key, end, lines < 1 ? 1 : lines};
 }
 // Values as pairs of two keys: 16 from d on.
 AI VI fix_pair(const uint8_t* even, const uint8_t* odd, int d) { return ori(ldw(even + d * 2), sll(ldw(odd + d * 2), 16)); }
@@ -223,13 +233,15 @@ AI void fix_queries(const AttendItem& it, const FixShape& f, FixRows& b) {
 
 #include "kernels/attend_int16_tiles.h"
 
-// Steps of the tiles of few rows over a block.
-AI int fix_steps(const FixShape& f, int rows) {
+// Steps of the tiles of few rows over a block: of its scores, of its values.
+AI int fix_score_steps(const FixShape& f, int rows) {
     int pairs = 0;
     for (int g = 0; g < f.groups; g++) pairs += f.group_pairs[g];
-    const int scores = kKeyBlock / kFixKeysOne * (rows <= 8 ? pairs / 2 : pairs);
-    const int t = kFixVectors == 1 || rows <= 4 ? 4 : rows <= 8 ? 8 : 16;
-    return scores + (rows + t - 1) / t * f.dv / (t < 16 && kFixVectors > 1 ? 32 : 16) * (kKeyBlock / 2) + 1;
+    return kKeyBlock / kFixKeysOne * (rows <= 8 ? (pairs + 1) / 2 : pairs);
+}
+AI int fix_value_steps(const FixShape& f, int rows) {
+    const int t = kFixVectors == 1 || rows <= 4 ? 4 : 8, d = kFixVectors == 1 ? 16 : 32;
+    return (rows + t - 1) / t * ((f.dv + d - 1) / d) * (kKeyBlock / 2);
 }
 
 AI void fix_clear(const FixRows& b, int dv) {
@@ -237,15 +249,31 @@ AI void fix_clear(const FixRows& b, int dv) {
         stf(b.top + r, setf(-1e30f));
         stf(b.sum + r, setf(0.f));
     }
-    for (int i = 0; i < b.R * dv; i += 16) stf(b.o + i, setf(0.f));
+    for (int i = 0; i < b.o_rows * dv; i += 16) stf(b.o + i, setf(0.f));
+}
+
+// The queries of items that differ in their keys alone. Other caches' rows need none.
+inline void attend_ready(const AttendItem& it, uint8_t* to, uint8_t* scratch) {
+    const FixShape f = fix_shape(it);
+    FixRows b = fix_rows(f, it.tokens * it.group, scratch);
+    b.few = fix_few(it);
+    fix_ready(f, b, to);
+    fix_queries(it, f, b);
 }
 
 inline void attend_int16(const AttendItem& it, uint8_t* scratch) {
     const FixShape f = fix_shape(it);
     const int rows = it.tokens * it.group, dv = f.dv;
     FixRows b = fix_rows(f, rows, scratch);
-    b.few = b.R == 16 && it.value_dim % 16 == 0;
-    fix_queries(it, f, b);
+    b.few = fix_few(it);
+    if (it.partial_out && rows % 8 == 0) {  // what the tiles write are whole rows of it
+        b.o = it.partial_out;
+        b.o_rows = rows;
+    }
+    if (it.ready)
+        fix_ready(f, b, const_cast<uint8_t*>(it.ready));
+    else
+        fix_queries(it, f, b);
     fix_clear(b, dv);
     clear_rows(b.run_ml, b.run, rows, dv);
     int part_from = 0;  // first row that sees anything of the current part
@@ -257,7 +285,8 @@ inline void attend_int16(const AttendItem& it, uint8_t* scratch) {
         const int to = end < it.tokens ? (static_cast<int>(end < 0 ? 0 : end) * it.group + 15) / 16 : b.R / 16;
         if (from < to) {
             fix_keys(it, f, b, key, count);
-            FixAhead ahead = fix_ahead_of(it, f, key, fix_steps(f, rows));
+            const int next = key + kKeyBlock;
+            FixAhead ahead = fix_ahead_of(it, false, next, fix_score_steps(f, rows));
             if (!b.few)
                 fix_scores(f, b, from, to);
             else
@@ -265,12 +294,11 @@ inline void attend_int16(const AttendItem& it, uint8_t* scratch) {
             const int last_pos = it.first_pos + it.tokens - 1;
             const bool masked = count % 16 || key + count - 1 > it.first_pos || first_seen(it, last_pos) > key;
             for (int v = from; v < to; v++) masked ? fix_softmax<true>(b, v, key) : fix_softmax<false>(b, v, key);
+            if (!f.shared) ahead = fix_ahead_of(it, true, next, fix_value_steps(f, rows));
             if (b.few && (rows <= 4 || kFixVectors == 1))
                 fix_values_few<4>(b, dv, rows, ahead);
-            else if (b.few && rows <= 8)
-                fix_values_few<8>(b, dv, rows, ahead);
             else if (b.few)
-                fix_values_few<16>(b, dv, rows, ahead);
+                fix_values_few<8>(b, dv, rows, ahead);
             else
                 fix_values(b, dv, from * 16, to * 16 < rows ? to * 16 : (rows + kFixKeys - 1) / kFixKeys * kFixKeys);
         }
@@ -284,7 +312,8 @@ inline void attend_int16(const AttendItem& it, uint8_t* scratch) {
         part_from = key + kKeyBlock > it.first_pos ? (key + kKeyBlock - it.first_pos) * it.group : 0;
     }
     if (it.partial_out) {
-        __builtin_memcpy(it.partial_out, b.o, sizeof(float) * static_cast<size_t>(rows) * static_cast<size_t>(dv));
+        if (b.o != it.partial_out)
+            __builtin_memcpy(it.partial_out, b.o, sizeof(float) * static_cast<size_t>(rows) * static_cast<size_t>(dv));
         for (int r = 0; r < rows; r++) {
             it.partial_ml[2 * r] = b.top[r];
             it.partial_ml[2 * r + 1] = b.sum[r];

@@ -46,16 +46,26 @@ inline void fix_scores(const FixShape& f, const FixRows& b, int from, int to) {
 template <int T, bool kHalf>
 AI void fix_score_few(const uint8_t* k, size_t ldk, const uint8_t* q, int pairs, const float* k_scale, VF q_scale, float* s,
                       bool first, FixAhead& ahead) {
+    constexpr int kRun = T < 8 ? T : 8;
     VI sum[T];
     UNR for (int t = 0; t < T; t++) sum[t] = seti(0);
     const int steps = kHalf ? (pairs + 1) / 2 : pairs;
+    // Eight keys are addressed from one register and four distances: a register each is more than there are.
+    const size_t ld3 = 3 * ldk, ld5 = 5 * ldk, ld7 = 7 * ldk;
+    const uint8_t* runs[T / kRun];
+    UNR for (int e = 0; e < T / kRun; e++) runs[e] = k + static_cast<size_t>(e * kRun) * ldk;
     for (int i = 0; i < steps; i++) {
         ahead.step();
         const VI x = ldi(q + i * 64);
-        const uint8_t* at = k + i * (kHalf ? 8 : 4);
-        UNR for (int t = 0; t < T; t++) {
-            const uint8_t* value = at + static_cast<size_t>(t) * ldk;
-            sum[t] = dot2(sum[t], x, kHalf ? bci2(value) : bci(value));
+        UNR for (int e = 0; e < T / kRun; e++) {
+            const uint8_t* a = runs[e];
+            asm("" : "+r"(a));  // or the compiler makes a register of each after all
+            const uint8_t* keys[8] = {a, a + ldk, a + 2 * ldk, a + ld3, a + 4 * ldk, a + ld5, a + 2 * ld3, a + ld7};
+            UNR for (int t = 0; t < kRun; t++) {
+                VI& to = sum[e * kRun + t];
+                to = dot2(to, x, kHalf ? bci2(keys[t]) : bci(keys[t]));
+            }
+            runs[e] = a + (kHalf ? 8 : 4);
         }
     }
     UNR for (int t = 0; t < T; t++) {
@@ -65,6 +75,7 @@ AI void fix_score_few(const uint8_t* k, size_t ldk, const uint8_t* q, int pairs,
 }
 template <bool kHalf>
 void fix_scores_few(const FixShape& f, const FixRows& b, FixAhead& ahead) {
+    FixAhead& own = ahead;
     for (int j = 0; j < b.n; j += 16) {
         const FixRun run = b.k[j / 16];
         for (int g = 0; g < f.groups; g++) {
@@ -74,7 +85,7 @@ void fix_scores_few(const FixShape& f, const FixRows& b, FixAhead& ahead) {
             for (int t = j; t < j + 16; t += kFixKeysOne)
                 fix_score_few<kFixKeysOne, kHalf>(run.row + static_cast<size_t>(t - j) * run.stride + f.group_at[g] * 2,
                                                   run.stride, q, f.group_pairs[g], scale + t, q_scale, b.s + t * b.R, g == 0,
-                                                  ahead);
+                                                  own);
         }
     }
 }
@@ -182,10 +193,11 @@ AI void fix_weigh_few(const FixRows& b, int dv, int r, int d, FixAhead& ahead) {
 }
 template <int T>
 void fix_values_few(const FixRows& b, int dv, int rows, FixAhead& ahead) {
-    for (int r = 0; r < rows; r += T) {
-        constexpr int N = T < 16 && kFixVectors > 1 ? 2 : 1;
-        int d = 0;
-        for (; d + N * 16 <= dv; d += N * 16) fix_weigh_few<T, N>(b, dv, r, d, ahead);
-        for (; d < dv; d += 16) fix_weigh_few<T, 1>(b, dv, r, d, ahead);
-    }
+    constexpr int N = kFixVectors > 1 ? 2 : 1;
+    FixAhead& own = ahead;
+    int d = 0;
+    for (; d + N * 16 <= dv; d += N * 16)
+        for (int r = 0; r < rows; r += T) fix_weigh_few<T, N>(b, dv, r, d, own);
+    for (; d < dv; d += 16)
+        for (int r = 0; r < rows; r += T) fix_weigh_few<T, 1>(b, dv, r, d, own);
 }

@@ -51,6 +51,7 @@ constexpr Kernels make_table(const char* name) {
             rope_row,
             cache_row,
             attend_item,
+            attend_ready,
             merge_parts,
             uncache_row,
             sigmoid_gate,

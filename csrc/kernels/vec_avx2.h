@@ -21,6 +21,7 @@ AI VI seti(int x) { const __m256i r = _mm256_set1_epi32(x); return {r, r}; }
 AI VF setf(float x) { const __m256 r = _mm256_set1_ps(x); return {r, r}; }
 AI VI bci(const void* p) { int x; __builtin_memcpy(&x, p, 4); return seti(x); }
 AI void touch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+AI void touch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // into L2
 // Whether a group's lines are asked for before its first load (vec_avx512.h says why). With 16 registers a fixed order costs
 // spills where a block has many groups, and with more tokens; else one token gains, from memory, GB/s a Zen 4 core: Q4_0 18 to
 // 32, Q5_0 10 to 28, Q5_1 14 to 28, Q8_0 18 to 33, INT8_G32 21 to 28.

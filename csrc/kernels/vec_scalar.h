@@ -16,6 +16,7 @@ AI VI seti(int x) { VI r; KT_LANES r.v[i] = x; return r; }
 AI VF setf(float x) { VF r; KT_LANES r.v[i] = x; return r; }
 AI VI bci(const void* p) { int x; __builtin_memcpy(&x, p, 4); return seti(x); }
 AI void touch(const void*) {}
+AI void touch_far(const void*) {}
 constexpr bool asks_first(const FormatInfo&, int) { return false; }
 AI VF bcf(const float* p) { return setf(*p); }
 AI VI andi(VI a, VI b) { KT_LANES a.v[i] &= b.v[i]; return a; }

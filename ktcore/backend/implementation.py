@@ -72,6 +72,8 @@ class Implementation(ABC):
         options: names of the rule options that `load` understands.
         capturable: calls of its modules may be recorded in a device graph and replayed: they take what changes from
             step to step from device memory (`ktcore.backend.mirror.mirrored`) and never wait for the device.
+        long_step: tokens that a step of one long prompt should hold, where every step over a long context costs
+            something of its own; 0: larger steps than usual gain nothing.
     """
 
     id: str
@@ -80,6 +82,7 @@ class Implementation(ABC):
     fused: bool = False
     options: frozenset[str] = frozenset()
     capturable: bool = False
+    long_step: int = 0
 
     @abstractmethod
     def supports(self, spec: Any, device: Capabilities) -> Support:

@@ -100,7 +100,15 @@ def load(
         else:
             modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
         identity = "" if prefix is None or prefix.folder is None else prefix_identity(checkpoint, plan)
-        engine = Engine(modules, size, plan.page_size, graphs=graphs, prefix=prefix, identity=identity)
+        engine = Engine(
+            modules,
+            size,
+            plan.page_size,
+            long_chunk=plan.step_tokens,
+            graphs=graphs,
+            prefix=prefix,
+            identity=identity,
+        )
         return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)
     except BaseException:
         checkpoint.close()

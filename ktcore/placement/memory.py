@@ -18,6 +18,8 @@ DEFAULT_CONTEXT = 16384
 """Longest context that is planned for unasked, in tokens."""
 STEP_TOKENS = 512
 """Tokens of the largest step, for the workspace."""
+LONG_SHARE = 4
+"""Where an implementation wants long prompts in longer steps, a step has at most this part of what a prompt has behind it."""
 STATE_SLOTS = 16
 """Sequences that may run at once in a model with recurrent states: each takes a slot in all of them."""
 
@@ -33,7 +35,7 @@ class DeviceMemory:
 
     Attributes:
         kv: the KV cache, and recurrent states.
-        workspace: an estimate of what the widest operator holds in one step of `STEP_TOKENS` tokens.
+        workspace: an estimate of what the widest operator holds in the plan's largest step.
         limit: what may be used; None when unknown.
     """
 

@@ -12,7 +12,15 @@ from ktcore.backend.implementation import Implementation
 from ktcore.errors import PlanError
 from ktcore.graph.node import Graph, Node
 from ktcore.ops.moe import ExpertsSpec
-from ktcore.placement.memory import DEFAULT_CONTEXT, STATE_SLOTS, DeviceMemory, human_bytes, workspace_bytes
+from ktcore.placement.memory import (
+    DEFAULT_CONTEXT,
+    LONG_SHARE,
+    STATE_SLOTS,
+    STEP_TOKENS,
+    DeviceMemory,
+    human_bytes,
+    workspace_bytes,
+)
 from ktcore.rules.experts import ExpertPolicy
 
 
@@ -152,6 +160,11 @@ class Plan:
         """Choices that are listed fallbacks."""
         return tuple(choice for choice in self.choices.values() if choice.fallback)
 
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of one step: `STEP_TOKENS`, or more where an implementation wants long prompts in longer steps."""
+        return max(STEP_TOKENS, *(choice.implementation.long_step for choice in self.choices.values()))
+
     def default_context(self) -> int:
         """Tokens to plan for when nobody says: the model's own, at most `DEFAULT_CONTEXT`."""
         return min(self.graph.context_length, DEFAULT_CONTEXT)
@@ -166,6 +179,7 @@ class Plan:
     def memory(self, context: int | None = None) -> dict[str, DeviceMemory]:
         """Bytes needed on each device with `context` tokens of KV cache."""
         tokens = -(-(context or self.default_context()) // self.page_size) * self.page_size
+        steps = min(self.step_tokens, max(STEP_TOKENS, tokens // LONG_SHARE))
         found: dict[str, DeviceMemory] = {}
         for device in self.devices:
             here = [choice for choice in self.choices.values() if choice.device == device]
@@ -174,7 +188,9 @@ class Plan:
                 weights=sum(choice.packed_bytes for choice in here) + sum(r.packed_bytes for r in residents),
                 kv=sum(tokens * choice.kv_bytes_per_token + STATE_SLOTS * choice.state_bytes for choice in here),
                 # the head sees a few rows a step only, so its width would overstate the need
-                workspace=max((workspace_bytes(c.node.spec) for c in here if c.node is not self.graph.head), default=0),
+                workspace=max(
+                    (workspace_bytes(c.node.spec, steps) for c in here if c.node is not self.graph.head), default=0
+                ),
                 limit=self.limits.get(device),
             )
         return found

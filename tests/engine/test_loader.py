@@ -59,6 +59,7 @@ class Loads:
     id: str = "host.any"
     fused: bool = False
     capturable: bool = False
+    long_step: int = 0
     fails: Exception | None = None
     seen: list[LoadRequest] = field(default_factory=list)
 

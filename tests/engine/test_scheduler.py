@@ -20,9 +20,10 @@ GREEDY = SamplingParams(temperature=0)
 NO_MODEL: Any = SimpleNamespace(caches=(), states=())
 
 
-def _scheduler(pages: int, page_size: int, chunk: int) -> Scheduler:
+def _scheduler(pages: int, page_size: int, chunk: int, long_chunk: int = 0) -> Scheduler:
     allocator = PageAllocator(pages, page_size)
-    return Scheduler(allocator, PrefixCache(allocator, Transfer(NO_MODEL), None, False, ""), chunk)
+    prefix = PrefixCache(allocator, Transfer(NO_MODEL), None, False, "")
+    return Scheduler(allocator, prefix, chunk, long_chunk=long_chunk)
 
 
 def _with_states(pages: int, slots: int) -> Scheduler:
@@ -49,6 +50,53 @@ def test_a_long_prompt_runs_in_chunks_with_the_right_positions_and_contexts() ->
     assert [s[1] for s in seen] == [(5,), (10,), (12,)]
     assert [i for s in seen for i in s[2]] == list(range(12))
     assert sequence.pending == 0
+
+
+def _counts(scheduler: Scheduler, *sequences: Sequence) -> list[tuple[int, ...]]:
+    """Tokens of each sequence, step by step, until none has more."""
+    for sequence in sequences:
+        scheduler.add(sequence)
+    seen = []
+    while any(s.pending for s in sequences):
+        batch = scheduler.next_batch()
+        assert batch is not None
+        took = {id(s): n for s, n in zip(batch.sequences, batch.counts, strict=True)}
+        seen.append(tuple(took.get(id(s), 0) for s in sequences))
+        scheduler.ran(batch)
+    return seen
+
+
+def test_the_steps_of_a_long_prompt_grow_with_what_is_behind_it_where_that_is_wanted() -> None:
+    assert _counts(_scheduler(64, 4, 16, long_chunk=24), _sequence(180, 1)) == [
+        *[(16,)] * 5,  # a quarter of 80 is the first above 16
+        (20,),
+        (24,),
+        (24,),
+        (24,),
+        (8,),
+    ]
+    assert _counts(_scheduler(64, 4, 16), _sequence(180, 1)) == [*[(16,)] * 11, (4,)]
+
+
+def test_a_step_beside_others_and_one_that_keeps_all_logits_does_not_grow() -> None:
+    kept = _sequence(180, 1)
+    kept.all_logits = True
+    assert max(_counts(_scheduler(64, 4, 16, long_chunk=24), kept)) == (16,)
+    scheduler = _scheduler(64, 4, 16, long_chunk=24)
+    decoder, prompt = _sequence(4, 8), _sequence(180, 1)
+    assert _counts(scheduler, decoder) == [(4,)]
+    scheduler.add(prompt)
+    while prompt.pending:
+        decoder.tokens.append(1)
+        batch = scheduler.next_batch()
+        assert batch is not None and sum(batch.counts) <= 16
+        scheduler.ran(batch)
+
+
+def test_two_long_prompts_never_share_a_step_that_has_grown() -> None:
+    steps = _counts(_scheduler(128, 4, 16, long_chunk=24), _sequence(180, 1), _sequence(180, 1))
+    assert any(sum(step) > 16 for step in steps)
+    assert all(0 in step for step in steps if sum(step) > 16)
 
 
 def test_decoding_sequences_go_before_a_newcomers_prompt() -> None:

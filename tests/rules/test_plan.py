@@ -55,6 +55,19 @@ def test_memory_adds_up_by_hand(plan: Planner, rest: str) -> None:
     assert memory.limit is None
 
 
+def test_an_implementation_that_wants_longer_steps_has_them_and_their_workspace_is_counted(
+    plan: Planner, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(llama(2), FUSED, rest)
+    assert made.step_tokens == 512
+    fused = next(c.implementation for c in made.choices.values() if c.implementation.id == "host1.attention")
+    monkeypatch.setattr(fused, "long_step", 2048, raising=False)
+    assert made.step_tokens == 2048
+    token = 4 * (2 * 64 + 3 * 96)
+    # a step has at most a quarter of what is behind it
+    assert [made.memory(n)["host1:0"].workspace for n in (1024, 4096, 65536)] == [512 * token, 1024 * token, 2048 * token]
+
+
 def test_recurrent_states_count_for_every_sequence_that_may_run(
     plan: Planner, rest: str, monkeypatch: pytest.MonkeyPatch, registry: Registry
 ) -> None:

@@ -38,6 +38,7 @@ class CpuMLA(Packs):
     handles = MLA | nested("rope", FREQUENCIES)
     fused = True
     options = packing.OPTIONS | {"kv_dtype"}
+    long_step = 2048  # each step expands all latents before it
 
     def supports(self, spec: MLASpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format; widths up to 1024."""

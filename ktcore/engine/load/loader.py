@@ -21,7 +21,6 @@ from ktcore.errors import BackendError, KtcoreError
 from ktcore.graph.node import Node
 from ktcore.ops.base import Spec
 from ktcore.ops.moe import ExpertsSpec, MoESpec
-from ktcore.placement.memory import STEP_TOKENS
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.packed.parts import PackedParts
@@ -38,13 +37,13 @@ def load_modules(
     registry: Registry,
     threads: int | None = None,
     progress: Progress | None = None,
-    max_tokens: int = STEP_TOKENS,
+    max_tokens: int | None = None,
     packed: PackedParts | None = None,
 ) -> LoadedModel:
     """Load every node of the plan with its chosen implementation.
 
     Args:
-        max_tokens: most tokens of a step, which sizes the hand-off buffers.
+        max_tokens: most tokens of a step, which sizes the hand-off buffers; None: the plan's.
         packed: packed weights on disk, for the implementations that keep theirs there.
 
     Raises:
@@ -52,13 +51,14 @@ def load_modules(
         CheckpointError: a tensor cannot be read.
     """
     graph = plan.graph
+    most = plan.step_tokens if max_tokens is None else max_tokens
     # what is packed on disk already is not packed from the checkpoint, and the table is read row by row as tokens come
     stored = packed is not None and packed.complete
     if packed is not None:
         packed.populate(room_for_weights())
     wanted = [{} if stored or node is graph.embed else node.all_weights() for node in graph.roots()]
     with ReadAhead(checkpoint, wanted) as ahead:
-        return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, max_tokens, packed, ahead))
+        return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, most, packed, ahead))
 
 
 def _loaded_model(loader: _Loader) -> LoadedModel:

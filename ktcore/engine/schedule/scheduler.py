@@ -13,6 +13,7 @@ from ktcore.engine.schedule.fairness import FairQueue
 from ktcore.engine.schedule.pages import PageAllocator
 from ktcore.engine.schedule.sequence import Finish, Sequence
 from ktcore.ops.batch import StepBatch
+from ktcore.placement.memory import LONG_SHARE
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,28 @@ class Scheduler:
     A sequence that made room comes back before all newcomers and computes again what the prefix cache has not kept.
 
     Args:
+        chunk: most tokens of a step.
         slots: of the recurrent states, where the model has some: a sequence holds one as long as it runs.
+        long_chunk: most tokens of a step that one long prompt has for itself, where that is more.
 
     Attributes:
         apart: the sequences of the batch of prompts that runs apart; empty when there is none, and when one of its
             sequences has lost its pages, after which the batch must not go on.
     """
 
-    def __init__(self, pages: PageAllocator, prefix: PrefixCache, chunk: int, slots: PageAllocator | None = None):
+    def __init__(
+        self,
+        pages: PageAllocator,
+        prefix: PrefixCache,
+        chunk: int,
+        slots: PageAllocator | None = None,
+        long_chunk: int = 0,
+    ) -> None:
         self.pages = pages
         self.prefix = prefix
         self.slots = slots
         self.chunk = chunk
+        self.long_chunk = long_chunk
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self.apart: tuple[Sequence, ...] = ()
@@ -71,7 +82,7 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def next_batch(self, prompt_limit: int | None = None) -> Scheduled | None:
-        """The next step's batch of at most `chunk` tokens; None when nothing is left to do.
+        """The next step's batch of at most `chunk` tokens, or of one long prompt alone; None when nothing is left to do.
 
         Args:
             prompt_limit: most tokens of prompts among them, where sequences decode.
@@ -82,7 +93,7 @@ class Scheduler:
         if chosen and prompt_limit is not None:
             budget = min(budget, prompt_limit)
         taken = {id(s) for s, _ in chosen}
-        chosen += self._prompts(budget)
+        chosen += self._prompts(budget, alone=not chosen and not self.apart)
         if not chosen:
             return None
         # guesses only with what is left over
@@ -113,6 +124,14 @@ class Scheduler:
         counts = tuple(n for _, n in chosen)
         guesses = ((),) * len(chosen)
         return Scheduled(self.apart, counts, guesses, self._step(self.apart, counts, guesses))
+
+    def _alone(self, sequence: Sequence) -> int:
+        """Tokens that a long prompt may have in a step of its own.
+
+        Who comes behind it waits for one such step: no longer than in proportion to those before. Steps whose logits
+        are all kept hold a row of the vocabulary a token, and stay short.
+        """
+        return 0 if sequence.all_logits else min(sequence.cached // LONG_SHARE, self.long_chunk)
 
     def ran(self, batch: Scheduled) -> None:
         """Record that the batch's tokens, without guesses, are in the cache now."""
@@ -189,11 +208,16 @@ class Scheduler:
     def _prompting(self) -> list[Sequence]:
         return [s for s in self.running if not s.decodes and s not in self.apart]
 
-    def _prompts(self, budget: int) -> list[tuple[Sequence, int]]:
-        """Tokens of prompts, first of whom was served least: a short one is not held up by another user's long one."""
-        chosen = []
+    def _prompts(self, budget: int, alone: bool = False) -> list[tuple[Sequence, int]]:
+        """Tokens of prompts, first of whom was served least: a short one is not held up by another user's long one.
+
+        Args:
+            alone: nothing else runs, so the first may have more than `budget` where that is worth it.
+        """
+        chosen: list[tuple[Sequence, int]] = []
         for sequence in sorted(self._prompting(), key=self.waiting.rank):
-            count = min(sequence.pending, budget)
+            most = max(budget, self._alone(sequence)) if alone and not chosen else budget
+            count = min(sequence.pending, most)
             ahead = [border - sequence.cached for border in sequence.prefix.borders if border > sequence.cached]
             count = min([count, *ahead])
             if count > 0:

@@ -27,6 +27,7 @@ class Engine:
         context: tokens that fit into the KV cache, all running sequences together.
         page_size: tokens a page, as the plan negotiated it.
         chunk: most tokens of one step; longer prompts run in several.
+        long_chunk: most of one long prompt alone, where that is more than `chunk`.
         state_slots: most sequences at once, where the model has recurrent states.
         graphs: capture decode steps as device graphs where the model allows it (`LoadedModel.no_graphs` says why not).
         prefix: what prompts that begin alike share; None shares nothing.
@@ -42,6 +43,7 @@ class Engine:
         context: int,
         page_size: int,
         chunk: int = STEP_TOKENS,
+        long_chunk: int = 0,
         state_slots: int = STATE_SLOTS,
         graphs: bool = True,
         prefix: PrefixOptions | None = None,
@@ -65,7 +67,7 @@ class Engine:
             self.graphs = DecodeGraphs(model, pages, state_slots if model.states else None, page_size, pages)
         allocator = PageAllocator(pages, page_size)
         self.prefix = PrefixCache(allocator, Transfer(model), prefix, slots is not None, identity)
-        self.scheduler = Scheduler(allocator, self.prefix, chunk, slots)
+        self.scheduler = Scheduler(allocator, self.prefix, chunk, slots, long_chunk)
 
     def check(self, sequence: Sequence) -> None:
         """Refuse what can never run; any thread may ask.
