@@ -19,7 +19,7 @@ DEFAULT_CONTEXT = 16384
 STEP_TOKENS = 512
 """Tokens of the largest step, for the workspace."""
 LONG_SHARE = 4
-"""Where an implementation wants long prompts in longer steps, a step has at most this part of what a prompt has behind it."""
+"""A step that grows with a long prompt (`Implementation.long_step`) has at most one in so many of those behind it."""
 STATE_SLOTS = 16
 """Sequences that may run at once in a model with recurrent states: each takes a slot in all of them."""
 

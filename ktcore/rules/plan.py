@@ -162,7 +162,7 @@ class Plan:
 
     @property
     def step_tokens(self) -> int:
-        """Most tokens of one step: `STEP_TOKENS`, or more where an implementation wants long prompts in longer steps."""
+        """Most tokens of one step: `STEP_TOKENS`, or what an implementation wants for long prompts."""
         return max(STEP_TOKENS, *(choice.implementation.long_step for choice in self.choices.values()))
 
     def default_context(self) -> int:

@@ -274,7 +274,7 @@ def test_eight_bit_rows_are_what_gguf_makes_of_them(pool: _native.Pool, dim: int
     np.testing.assert_array_equal(k, v)
 
 
-@pytest.mark.parametrize("heads", [1, 4, 8, 12, 20])
+@pytest.mark.parametrize("heads", [1, 4, 8, 12, 16, 20])
 @pytest.mark.parametrize("page", [32, 24])
 def test_integer_rows_do_not_see_the_rows_beside_them(pool: _native.Pool, heads: int, page: int) -> None:
     """Tiles differ by how many rows there are, and by whether a page holds 16 keys in a piece; results do not."""
@@ -285,6 +285,19 @@ def test_integer_rows_do_not_see_the_rows_beside_them(pool: _native.Pool, heads:
     np.testing.assert_allclose(whole, layer.expected(x), atol=5e-3, rtol=0)
     for a, b in ((0, 1), (63, 65), (255, 256), (270, 300), (299, 300)):
         np.testing.assert_array_equal(layer.run(x[a:b], one(a, b - a, table)), whole[a:b])
+
+
+def test_sequences_whose_contexts_are_cut_are_what_each_is_alone(pool: _native.Pool) -> None:
+    """Six pieces of queries, each shared by two parts of a context."""
+    layer = Layer(heads=16, kv_heads=2, dim=40, rotary=32, hidden=32, page=32, kv_dtype="i16").build(pool)
+    tables = np.random.default_rng(6).permutation(40)[:30].reshape(3, 10)
+    contexts = (300, 290, 310)
+    xs = [hidden_rows(310, 32)[:n] * np.float32(1 + i) for i, n in enumerate(contexts)]
+    alone = [layer.run(x, one(0, len(x), ints(table))) for x, table in zip(xs, tables, strict=True)]
+    last = ints([n - 1 for n in contexts])
+    step = _native.Step(last, ints([0, 1, 2, 3]), ints(contexts), ints(tables))
+    got = layer.run(np.concatenate([x[-1:] for x in xs]), step)
+    np.testing.assert_array_equal(got, np.concatenate([whole[-1:] for whole in alone]))
 
 
 @pytest.mark.parametrize("dim", [256, 128, 24])

@@ -89,7 +89,8 @@ def test_a_step_beside_others_and_one_that_keeps_all_logits_does_not_grow() -> N
     while prompt.pending:
         decoder.tokens.append(1)
         batch = scheduler.next_batch()
-        assert batch is not None and sum(batch.counts) <= 16
+        assert batch is not None
+        assert sum(batch.counts) <= 16
         scheduler.ran(batch)
 
 

@@ -65,7 +65,8 @@ def test_an_implementation_that_wants_longer_steps_has_them_and_their_workspace_
     assert made.step_tokens == 2048
     token = 4 * (2 * 64 + 3 * 96)
     # a step has at most a quarter of what is behind it
-    assert [made.memory(n)["host1:0"].workspace for n in (1024, 4096, 65536)] == [512 * token, 1024 * token, 2048 * token]
+    counted = [made.memory(n)["host1:0"].workspace for n in (1024, 4096, 65536)]
+    assert counted == [512 * token, 1024 * token, 2048 * token]
 
 
 def test_recurrent_states_count_for_every_sequence_that_may_run(

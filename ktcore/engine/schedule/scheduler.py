@@ -82,7 +82,7 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def next_batch(self, prompt_limit: int | None = None) -> Scheduled | None:
-        """The next step's batch of at most `chunk` tokens, or of one long prompt alone; None when nothing is left to do.
+        """The next step's batch of at most `chunk` tokens, or of one long prompt; None when nothing is left to do.
 
         Args:
             prompt_limit: most tokens of prompts among them, where sequences decode.
