@@ -19,6 +19,9 @@ from ktcore.errors import RequestError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+_TURN_S = 1e-4
+"""How long the thread that computes waits for that which writes answers, at most: it needs the interpreter for a few
+microseconds between its native calls, and would wait for 5 ms (Python's own figure) each time."""
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -118,6 +121,8 @@ def listen(app: FastAPI, sockets: list[socket.socket], door: Door) -> None:
     told.addFilter(_not_cancelled)
     # uvicorn drains on SIGTERM, then raises it again for the handler that was there before
     before = signal.signal(signal.SIGTERM, ended)
+    turn = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
     freeze()
     try:
         server.run(sockets=sockets)
@@ -127,6 +132,7 @@ def listen(app: FastAPI, sockets: list[socket.socket], door: Door) -> None:
         raise _unusable(door, error) from error
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.setswitchinterval(turn)
         told.removeFilter(_not_cancelled)
     if not server.started:
         sys.exit(1)

@@ -7,6 +7,7 @@ import errno
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def test_somebody_who_listens_in_between_is_named(capsys: pytest.CaptureFixture[
 
 def test_the_server_is_told_how_long_answers_may_take_and_keeps_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
+    turns: list[float] = []
 
     class Config:
         def __init__(self, app: Any, **given: Any) -> None:
@@ -117,10 +119,11 @@ def test_the_server_is_told_how_long_answers_may_take_and_keeps_quiet(monkeypatc
         def run(self, sockets: Any) -> None:
             seen["sockets"] = sockets
             seen["ended by"] = signal.getsignal(signal.SIGTERM)
+            turns.append(sys.getswitchinterval())
 
     monkeypatch.setattr("uvicorn.Config", Config)
     monkeypatch.setattr("uvicorn.Server", Server)
-    before = signal.getsignal(signal.SIGTERM)
+    before, turn = signal.getsignal(signal.SIGTERM), sys.getswitchinterval()
     door = Door("here", 9, tls={"ssl_certfile": "c"}, drain=7)
     with pytest.raises(SystemExit) as left:
         listen("app", "sockets", door)  # type: ignore[arg-type]
@@ -134,6 +137,8 @@ def test_the_server_is_told_how_long_answers_may_take_and_keeps_quiet(monkeypatc
     assert seen == {"app": "app", "sockets": "sockets", **quiet, **where}
     Server.started = True
     listen("app", "sockets", door)  # type: ignore[arg-type]
+    assert turns == pytest.approx([1e-4] * 2), "threads that compute and that write take short turns while it runs"
+    assert sys.getswitchinterval() == turn
 
 
 def test_an_answer_that_ends_with_the_server_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
@@ -202,9 +203,10 @@ def native_step(step: StepBatch) -> _native.Step:
 def _describe(step: StepBatch) -> _native.Step:
     from ktcore_cpu import _native
 
+    # by numpy: a tensor of a few numbers takes torch several times as long, and this is once a step
     return _native.Step(
-        step.positions.to(torch.int32).numpy(),
-        torch.tensor(step.q_start, dtype=torch.int32).numpy(),
-        torch.tensor(step.context_lens, dtype=torch.int32).numpy(),
+        step.positions.numpy().astype(np.int32),
+        np.array(step.q_start, np.int32),
+        np.array(step.context_lens, np.int32),
         step.block_table.numpy(),
     )
