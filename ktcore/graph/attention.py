@@ -11,7 +11,9 @@ from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import Pairing
 
+HEADS = ("num_attention_heads", "attention.head_count")
 KV_HEADS = ("num_key_value_heads", "attention.head_count_kv")
+MOST_HEADS = 1 << 16  # rows of gated queries are picked head by head
 
 
 def gqa_node(
@@ -50,10 +52,12 @@ def gqa_node(
     """
     s = make.settings
     hidden = s.integer("hidden_size", "embedding_length")
-    heads = s.integer("num_attention_heads", "attention.head_count", layer=layer)
+    heads = s.integer(*HEADS, layer=layer)
     kv_heads = s.integer(*KV_HEADS, derived=heads, layer=layer)
     if not 0 < kv_heads <= heads or heads % kv_heads:
         raise s.error(f"{heads} attention heads cannot share {kv_heads} key heads", s.about(KV_HEADS))
+    if heads > MOST_HEADS:
+        raise s.error(f"{heads} attention heads are more than any model has", s.about(HEADS))
     even = hidden // heads
     dim = s.integer("head_dim", "attention.key_length", derived=even)
     rotary = s.integer("", "rope.dimension_count", without=dim, derived=dim)
