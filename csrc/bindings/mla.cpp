@@ -28,10 +28,41 @@ MLABlock::Config mla_config(Fields f) {
     f.end();
     return c;
 }
+
+TokenIndexer::Config indexer_config(Fields f) {
+    TokenIndexer::Config c{};
+    c.heads = f.need<int>("heads");
+    c.dim = f.need<int>("dim");
+    c.rope = f.need<int>("rope");
+    c.top_k = f.need<int>("top_k");
+    c.interleaved = is_interleaved(f.need<std::string>("rope_pairing"));
+    c.inv_freq = to_vector(f.need<Floats>("inv_freq"));
+    c.rope_scale = f.take("rope_scale", 1.f);
+    c.k_norm = to_vector(f.need<Floats>("k_norm"));
+    c.k_bias = to_vector(f.need<Floats>("k_bias"));
+    c.eps = f.need<float>("eps");
+    c.exact = f.take("exact", false);
+    f.end();
+    return c;
+}
 }  // namespace
 
 void bind_mla(py::module_& m) {
     using SharedMatrix = std::shared_ptr<PackedMatrix>;
+    m.def(
+        "choose_highest",
+        [](const Floats& scores, int top_k) {
+            check(scores.ndim() == 1 && scores.size() < 1 << 30 && top_k > 0, "scores must be a vector, top_k positive");
+            py::array_t<int32_t> out(top_k);
+            choose_highest(scores.data(), static_cast<int>(scores.size()), top_k, out.mutable_data());
+            return out;
+        },
+        py::arg("scores"), py::arg("top_k"));
+    py::class_<TokenIndexer>(m, "TokenIndexer")
+        .def(py::init([](EnginePtr pool, SharedMatrix q, SharedMatrix k, SharedMatrix weights, const py::kwargs& fields) {
+                 return std::make_unique<TokenIndexer>(pool, q, k, weights, indexer_config({"TokenIndexer", fields}));
+             }),
+             py::arg("pool").none(false), py::arg("q").none(false), py::arg("k").none(false), py::arg("weights").none(false));
     py::class_<MLABlock>(m, "MLABlock")
         .def(py::init([](EnginePtr pool, SharedMatrix q_a, SharedMatrix q, SharedMatrix kv_a, SharedMatrix k_absorb,
                          SharedMatrix k_expand, SharedMatrix v, SharedMatrix o, const py::kwargs& fields) {
@@ -53,5 +84,22 @@ void bind_mla(py::module_& m) {
                 self.forward(in, o, step, cache);
             },
             py::arg("x_ptr"), py::arg("out_ptr"), py::arg("step"), py::arg("pages_ptr"), py::arg("num_pages"),
-            py::arg("page_size"), py::arg("kv_dtype"));
+            py::arg("page_size"), py::arg("kv_dtype"))
+        .def(
+            "forward_sparse",
+            [](MLABlock& self, uintptr_t x, uintptr_t out, Step& step, uintptr_t pages, int64_t num_pages, int page_size,
+               const std::string& kv_dtype, TokenIndexer* indexer, uintptr_t index_pages, uintptr_t chosen, int top_k) {
+                const Cache cache = to_cache(pages, pages, num_pages, page_size, kv_dtype);
+                if (check_tokens(step.tokens()) == 0) return;
+                check(top_k > 0 && (!indexer || indexer->top_k() == top_k), "top_k must be the indexer's");
+                const Cache keys = indexer ? to_cache(index_pages, index_pages, num_pages, page_size, kv_dtype) : Cache{};
+                const MLABlock::Sparse sparse{indexer, keys, reinterpret_cast<int32_t*>(pointer(chosen, "chosen_ptr")), top_k};
+                const float* in = pointer(x, "x_ptr");
+                float* o = pointer(out, "out_ptr");
+                NoGil nogil;
+                self.forward(in, o, step, cache, &sparse);
+            },
+            py::arg("x_ptr"), py::arg("out_ptr"), py::arg("step"), py::arg("pages_ptr"), py::arg("num_pages"),
+            py::arg("page_size"), py::arg("kv_dtype"), py::arg("indexer"), py::arg("index_pages_ptr"), py::arg("chosen_ptr"),
+            py::arg("top_k"));
 }

@@ -13,6 +13,7 @@ constexpr int kSerialReady = 4;  // so many queries' rows are made integers befo
 constexpr int kSplitRows = 1 << 14;  // while its parts have no more rows a head than this: 8 MB at 128 values
 
 bool splits(const AttendShape& s, const AttendSpan& span) {
+    if (s.whole) return false;
     if (span.queries <= kAlwaysSplit) return true;
     const int64_t rows = int64_t{span.queries} * (s.heads / s.kv_heads), parts = span.context / kSplitKeys + 1;
     return span.queries <= kSplitTokens && rows * parts <= kSplitRows;

@@ -22,6 +22,7 @@ struct AttendShape {
     int value_dim = 0, k_row = 0, v_row = 0;
     int chunk = 0;                 // 0: none; else a query sees its own chunk of so many positions
     const float* sinks = nullptr;  // null, or a logit a query head that only takes part in the softmax
+    bool whole = false;            // contexts are not cut into items
 
     int value_width() const { return value_dim ? value_dim : head_dim; }
 };

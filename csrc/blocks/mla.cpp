@@ -13,6 +13,11 @@ constexpr int kSerialTokens = 4;
 // the wider latents: expansion is once a key, (latent + rope + latent) - (nope + rope + value) once a query and key.
 constexpr int kExpandQueries = 128;
 
+// More sequences than this, or tokens with a choice of their own, are work for all threads without cutting contexts.
+constexpr int kWholeSpans = 16;
+// Tokens that attend to a choice of their own go together in so many: their absorbed queries take 0.3 MB each.
+constexpr int kChosenTokens = 64;
+
 constexpr int padded_keys(int keys) { return (keys + 15) / 16 * 16; }
 constexpr size_t kExpandScratch = kPanelScratch + sizeof(float) * kTokenChunk * kPanelRows;
 // Expanded keys and values live for one call: half precision loses nothing beside what an 8-bit cache already has.
@@ -64,7 +69,7 @@ int MLABlock::expanded_heads(int context, CacheType type) const {
     return static_cast<int>(std::clamp<size_t>(kBudget / head, 1, static_cast<size_t>(c_.heads)));
 }
 
-void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cache) {
+void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cache, const Sparse* sparse) {
     Engine& e = *engine_;
     const int n = step.tokens(), hidden = w_.kv_a->view().cols, q_dim = c_.nope + c_.rope, row = c_.latent + c_.rope;
     const size_t count = static_cast<size_t>(n), heads = static_cast<size_t>(c_.heads), ldx = static_cast<size_t>(hidden);
@@ -72,10 +77,19 @@ void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cach
     step.check_pages(cache.num_pages, cache.page_size);
     few_.clear();
     many_.clear();
+    sparse_.clear();
+    if (sparse && sparse->indexer)
+        check(sparse->indexer->rank() == w_.q->view().cols && sparse->indexer->hidden() == hidden && w_.q_a,
+              "the indexer reads other widths than these");
     int longest = 0;
     for (int s = 0; s < step.sequences(); s++) {
         const AttendSpan span{step.q_start(s), step.queries(s), step.context(s), step.blocks(s)};
         if (span.queries == 0) continue;
+        // up to top_k tokens a choice is all of them, and that is dense attention
+        if (sparse && span.context > sparse->top_k) {
+            for (int t = 0; t < span.queries; t++) sparse_.push_back(span.token + t);
+            continue;
+        }
         (span.queries < kExpandQueries ? few_ : many_).push_back(span);
         if (span.queries >= kExpandQueries) longest = std::max(longest, span.context);
     }
@@ -103,8 +117,9 @@ void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cach
     carver.want(&b.q, count * heads * static_cast<size_t>(q_dim));
     carver.want(&b.kv, count * static_cast<size_t>(row));
     carver.want(&b.context, count * b.mid.ldx);
-    carver.want(&b.absorbed, few_.empty() ? 0 : count * heads * static_cast<size_t>(row));
-    carver.want(&b.latent_out, few_.empty() ? 0 : count * heads * static_cast<size_t>(c_.latent));
+    const size_t absorbed = !few_.empty() ? count : std::min(sparse_.size(), size_t{kChosenTokens});
+    carver.want(&b.absorbed, absorbed * heads * static_cast<size_t>(row));
+    carver.want(&b.latent_out, absorbed * heads * static_cast<size_t>(c_.latent));
     carver.want(&b.latents, keys * static_cast<size_t>(row));
     carver.want(&b.latent_act.base, keys * b.latent_act.stride);
     carver.want(&b.keys, key_values * cache_row_bytes(wide_type, q_dim));
@@ -115,6 +130,8 @@ void MLABlock::forward(const float* x, float* out, Step& step, const Cache& cach
 
     project(x, step, b);
     append(step, cache, b);
+    if (sparse && sparse->indexer) sparse->indexer->choose(b.in, b.low, step, sparse->keys, sparse->chosen);
+    if (!sparse_.empty()) attend_chosen(step, cache, *sparse, b);
     if (!few_.empty()) attend_absorbed(few_, cache, b);
     for (const AttendSpan& span : many_) attend_expanded(span, cache, b);
     const PackedView& o = w_.o->view();
@@ -173,7 +190,8 @@ void MLABlock::append(Step& step, const Cache& cache, const Buffers& b) {
 }
 
 // Queries go through each head's K once, attention runs over the latents, its result through each head's V.
-void MLABlock::attend_absorbed(const std::vector<AttendSpan>& spans, const Cache& cache, Buffers& b) {
+// Tokens of spans are counted from token `first` of the step.
+void MLABlock::attend_absorbed(const std::vector<AttendSpan>& spans, const Cache& cache, Buffers& b, int first) {
     Engine& e = *engine_;
     const int q_dim = c_.nope + c_.rope, row = c_.latent + c_.rope;
     const size_t heads = static_cast<size_t>(c_.heads), q_width = heads * static_cast<size_t>(q_dim),
@@ -192,7 +210,7 @@ void MLABlock::attend_absorbed(const std::vector<AttendSpan>& spans, const Cache
     e.pool.run(items, [&](int i, int thread) {
         const int h = i % c_.heads;
         const auto [t0, n] = pieces[static_cast<size_t>(i / c_.heads)];
-        const float* q = b.q + static_cast<size_t>(t0) * q_width + h * q_dim;
+        const float* q = b.q + static_cast<size_t>(first + t0) * q_width + h * q_dim;
         float* to = b.absorbed + static_cast<size_t>(t0) * row_width + h * row;
         head_rows(e, absorb_, c_.exact, h, q, q_width, c_.nope, n, e.pool.local(thread),
                   [&](const float* acc, int col, int cols) {
@@ -202,19 +220,52 @@ void MLABlock::attend_absorbed(const std::vector<AttendSpan>& spans, const Cache
             std::memcpy(to + static_cast<size_t>(t) * row_width + c_.latent, q + static_cast<size_t>(t) * q_width + c_.nope,
                         sizeof(float) * static_cast<size_t>(c_.rope));
     });
-    const AttendShape shape{c_.heads, 1, row, c_.scale, 0, c_.latent, row, row};
+    AttendShape shape{c_.heads, 1, row, c_.scale, 0, c_.latent, row, row};
+    shape.whole = static_cast<int>(spans.size()) > kWholeSpans;
     plan_.clear();
     for (const AttendSpan& s : spans) plan_.add(shape, s, cache, b.absorbed, row_width, b.latent_out, latent_width);
     plan_.run(e, shape, b.latent_out, latent_width);
     e.pool.run(items, [&](int i, int thread) {
         const int h = i % c_.heads;
         const auto [t0, n] = pieces[static_cast<size_t>(i / c_.heads)];
-        float* to = b.context + static_cast<size_t>(t0) * b.mid.ldx + h * c_.value;
+        float* to = b.context + static_cast<size_t>(first + t0) * b.mid.ldx + h * c_.value;
         head_rows(e, v_, c_.exact, h, b.latent_out + static_cast<size_t>(t0) * latent_width + h * c_.latent, latent_width,
                   c_.latent, n, e.pool.local(thread), [&](const float* acc, int col, int cols) {
                       e.kernels.store(acc, n, cols, to + col, b.mid.ldx, nullptr, nullptr, 0);
                   });
     });
+}
+
+// A token's keys are the slots of what was chosen for it, in the order of their positions: pages of one token each.
+void MLABlock::attend_chosen(const Step& step, const Cache& cache, const Sparse& sparse, Buffers& b) {
+    Engine& e = *engine_;
+    const size_t top_k = static_cast<size_t>(sparse.top_k);
+    const Cache slots{cache.k, cache.v, cache.num_pages * cache.page_size, 1, cache.type};
+    std::vector<int> counts(kChosenTokens);
+    slots_.resize(kChosenTokens * top_k);
+    for (size_t at = 0; at < sparse_.size();) {
+        const int first = sparse_[at];
+        size_t end = at;
+        while (end < sparse_.size() && sparse_[end] < first + kChosenTokens) end++;
+        std::atomic<bool> sound{true};
+        each_token(e, static_cast<int>(end - at), [&](int i) {
+            const int token = sparse_[at + static_cast<size_t>(i)], seq = step.sequence_of(token);
+            const int pos = step.context(seq) - step.queries(seq) + token - step.q_start(seq);
+            const int32_t* chosen = sparse.chosen + static_cast<size_t>(token) * top_k;
+            int32_t* to = slots_.data() + static_cast<size_t>(i) * top_k;
+            int n = 0;
+            for (; n < sparse.top_k && chosen[n] >= 0 && chosen[n] <= pos; n++)
+                to[n] = step.blocks(seq)[chosen[n] / cache.page_size] * cache.page_size + chosen[n] % cache.page_size;
+            if (n == 0 || (n < sparse.top_k && chosen[n] != -1)) sound = false;
+            counts[static_cast<size_t>(i)] = n;
+        });
+        check(sound, "a choice names a token that is later than its own, or none");
+        each_.clear();
+        for (size_t i = at; i < end; i++)
+            each_.push_back({sparse_[i] - first, 1, counts[i - at], slots_.data() + (i - at) * top_k});
+        attend_absorbed(each_, slots, b, first);
+        at = end;
+    }
 }
 
 // All cached latents become keys and values of some heads at a time, which plain attention then reads.

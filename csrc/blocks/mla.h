@@ -1,6 +1,6 @@
 // Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): absorbed for few new tokens, expanded for many.
 #pragma once
-#include "blocks/attention.h"
+#include "blocks/indexer.h"
 
 namespace ktcore {
 
@@ -33,15 +33,23 @@ class MLABlock {
         Weight v;                   // a head: [value, latent]
         Weight o;                   // [hidden, heads * value]
     };
+    // Attention over the tokens that were chosen: by `indexer`, which writes to `chosen`, or before, where it is null.
+    struct Sparse {
+        TokenIndexer* indexer;
+        Cache keys;
+        int32_t* chosen;  // [tokens][top_k]
+        int top_k;
+    };
     MLABlock(EnginePtr engine, Weights weights, Config config);
     // x, out [step.tokens()][hidden]; out may be x. Pages [num_pages][page_size][latent + rope], in cache.k and cache.v.
-    void forward(const float* x, float* out, Step& step, const Cache& cache);
+    void forward(const float* x, float* out, Step& step, const Cache& cache, const Sparse* sparse = nullptr);
 
   private:
     struct Buffers;
     void project(const float* x, Step& step, Buffers& b);
     void append(Step& step, const Cache& cache, const Buffers& b);
-    void attend_absorbed(const std::vector<AttendSpan>& spans, const Cache& cache, Buffers& b);
+    void attend_absorbed(const std::vector<AttendSpan>& spans, const Cache& cache, Buffers& b, int first = 0);
+    void attend_chosen(const Step& step, const Cache& cache, const Sparse& sparse, Buffers& b);
     void attend_expanded(const AttendSpan& span, const Cache& cache, Buffers& b);
     int expanded_heads(int context, CacheType type) const;
 
@@ -50,7 +58,9 @@ class MLABlock {
     Config c_;
     HeadMatrix absorb_, expand_, v_;
     AttendPlan plan_;
-    std::vector<AttendSpan> few_, many_;
+    std::vector<AttendSpan> few_, many_, each_;
+    std::vector<int> sparse_;  // tokens that attend to a choice
+    std::vector<int32_t> slots_;
 };
 
 }  // namespace ktcore

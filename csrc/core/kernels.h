@@ -61,6 +61,8 @@ struct Kernels {
     void (*sigmoid_gate)(float* x, const float* gate, int n);
     // silu of a causal depthwise convolution of n channels; weight [width][stride], rows oldest first.
     void (*conv_silu)(const float* const* rows, int width, const float* weight, size_t stride, int n, float* out);
+    // Scores of one sequence's index keys; scratch: index_scratch.
+    void (*index_scores)(const IndexItem& item, uint8_t* scratch);
     void (*delta)(const DeltaItem& item, uint8_t* scratch);
     uint64_t (*read_sum)(const uint8_t* p, size_t bytes);
     // Multiplies and adds in registers alone; returns the operations done, 0 where the unit has no such arithmetic.
@@ -85,6 +87,10 @@ constexpr size_t attend_scratch(int width, int rows) {
 constexpr size_t attend_ready_bytes(int width, int rows) {
     const size_t r = static_cast<size_t>(rows + 15) / 16 * 16, groups = static_cast<size_t>(width + 127) / 128 + 1;
     return r * (groups * 256 + 16) + 256;
+}
+constexpr size_t index_scratch(int heads, int dim, int tokens) {
+    const size_t d = static_cast<size_t>(dpad(dim)), h = static_cast<size_t>(heads + 15) / 16 * 16, t = static_cast<size_t>(tokens);
+    return 4 * ((kKeyBlock + 16) * d + 2 * kKeyBlock + kKeyBlock * h + t * h * (d + 1));
 }
 constexpr int kDeltaChunk = 16;
 constexpr int kDeltaSerial = 4;  // so many tokens of a sequence go one by one, more by chunks, which round differently

@@ -191,6 +191,20 @@ struct AttendItem {
     CacheType type;
 };
 
+// Scores of index keys [key0, key1) for some tokens of a sequence: sum over heads of weight * relu(q . key).
+struct IndexItem {
+    const float* q;  // [tokens][heads][dim]; tokens q_stride apart
+    size_t q_stride;
+    const float* weights;  // [tokens][heads]
+    size_t weight_stride;
+    float* out;  // [tokens]: of key0 and on
+    size_t out_stride;
+    const void* pages;  // rows of dim values
+    const int32_t* blocks;
+    int page_size, heads, dim, tokens, key0, key1;
+    CacheType type;
+};
+
 // One value head of a gated delta rule over consecutive tokens of one sequence; rows of tokens are `*_stride` apart.
 struct DeltaItem {
     const float *q, *k, *v;  // q and k normalised and scaled

@@ -10,6 +10,7 @@
 #include "kernels/pointwise.h"
 #include "kernels/cache.h"
 #include "kernels/attend.h"
+#include "kernels/index.h"
 #include "kernels/delta.h"
 #include "kernels/limits.h"
 #include "kernels/table_int8.h"

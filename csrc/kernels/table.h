@@ -56,6 +56,7 @@ constexpr Kernels make_table(const char* name) {
             uncache_row,
             sigmoid_gate,
             conv_silu_row,
+            index_item,
             delta_item,
             sum_bytes,
             peak_operations};

@@ -1,4 +1,4 @@
-"""Residual branches composed of their parts, whoever made those: attention, latent attention, MLP, mixture of experts.
+"""Residual branches composed of their parts, whoever made those: attention, latent and sparse, MLP, mixture of experts.
 
 A backend that has no fused kernel for a branch loads it from here; what it computes itself it hands in.
 """
@@ -17,6 +17,7 @@ from ktcore.backend.mirror import mirrored
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.ops.attention import AttentionSpec, tempered
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.indexer import TokenIndexerSpec, layer_norm
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec, gated
 from ktcore.ops.moe import MoESpec
@@ -37,8 +38,14 @@ ATTENTION = frozenset(
     }
 )
 """What an implementation handles that loads `attention_branch`; with `sinks` handed in, those too."""
-MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual", "temperature", "temperature.offset"})
-"""What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections."""
+MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual"}) | {
+    "temperature",
+    "temperature.offset",
+    "indexer",
+    "shared_index",
+}
+"""What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections, over
+the tokens that `chosen_tokens` gives where there are such."""
 MLP = frozenset({"norm", "residual", "post_norm"})
 """What an implementation handles that loads `mlp_branch`."""
 MOE = frozenset({"shared", "shared_gate", "norm", "residual", "early_router"})
@@ -112,10 +119,37 @@ def mla_branch(request: LoadRequest, attend: Attend) -> Callable[..., torch.Tens
         if spec.temperature:
             q_nope, q_rope = (tempered(part, positions, spec.temperature) for part in (q_nope, q_rope))
         parts["cache"].append(step, parts["kv_a_norm"](latent.contiguous()), k_rope)
+        if spec.indexer:
+            step.hand_on(parts["indexer"](n, low, step))
         y = parts["o"](attend(step, q_nope, q_rope).reshape(x.shape[0], -1))
         return cast(torch.Tensor, x + y if spec.residual else y)
 
     return run
+
+
+def indexer_branch(
+    request: LoadRequest, k_norm: torch.Tensor, k_norm_bias: torch.Tensor
+) -> Callable[..., torch.Tensor]:
+    """n float32 [T, hidden], low float32 [T, rank], step -> int32 [T, top_k], as `TokenIndexerSpec` says.
+
+    Args:
+        k_norm, k_norm_bias: float32 [head_dim] on the device.
+    """
+    spec, parts, runtime = cast(TokenIndexerSpec, request.spec), request.children, request.runtime
+
+    def run(n: torch.Tensor, low: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        positions = step_positions(runtime, step)
+        key = layer_norm(parts["k"](n), k_norm, k_norm_bias, spec.eps)
+        q = parts["rope"](parts["q"](low).view(-1, spec.heads, spec.head_dim), positions)
+        parts["cache"].append(step, parts["rope"](key[:, None, :], positions)[:, 0])
+        return cast(torch.Tensor, parts["cache"].choose(step, q, parts["weights"](n) * spec.scale))
+
+    return run
+
+
+def chosen_tokens(spec: MLASpec, step: StepBatch, device: torch.device) -> dict[str, torch.Tensor]:
+    """What `attend` of the branch's cache takes beside the queries: the tokens that were chosen, or nothing."""
+    return {"chosen": step.handed_on().to(device)} if spec.indexer or spec.shared_index else {}
 
 
 def mlp_branch(request: LoadRequest, gate: Gated = gated) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -177,5 +211,6 @@ class AbsorbedLatents:
     def __call__(self, step: StepBatch, q_nope: torch.Tensor, q_rope: torch.Tensor) -> torch.Tensor:
         # [heads, T, N] x [heads, N, L]: the query in latent space
         absorbed = torch.bmm(q_nope.transpose(0, 1).to(self._compute), self._k_up).transpose(0, 1)
-        seen = self._cache.attend(step, torch.cat((absorbed.float(), q_rope), -1), self._spec.scale)
+        more = chosen_tokens(self._spec, step, q_rope.device)
+        seen = self._cache.attend(step, torch.cat((absorbed.float(), q_rope), -1), self._spec.scale, **more)
         return torch.bmm(seen.transpose(0, 1).to(self._compute), self._v_up).transpose(0, 1).float()

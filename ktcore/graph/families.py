@@ -10,6 +10,12 @@ from ktcore.graph.architectures.deepseek_v3 import (
     build_deepseek_v3,
     build_glm4_moe_lite,
 )
+from ktcore.graph.architectures.deepseek_v32 import (
+    build_deepseek32,
+    build_deepseek_v32,
+    build_glm_dsa,
+    build_glm_moe_dsa,
+)
 from ktcore.graph.architectures.dots1 import build_dots1
 from ktcore.graph.architectures.ernie4_5_moe import build_ernie4_5_moe
 from ktcore.graph.architectures.glm4 import build_glm4
@@ -55,6 +61,8 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "ernie4_5_moe": build_ernie4_5_moe,
     "dots1": build_dots1,
     "solar_open": build_solar_open,
+    "deepseek_v32": build_deepseek_v32,
+    "glm_moe_dsa": build_glm_moe_dsa,
     "qwen3_next": build_qwen3_next,
     "qwen3_5_text": build_qwen3_5,
     "qwen3_5_moe_text": build_qwen3_5_moe,
@@ -79,6 +87,8 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "olmoe": build_olmoe,
     "ernie4_5-moe": build_ernie4_5_moe,
     "dots1": build_dots1,
+    "deepseek32": build_deepseek32,
+    "glm-dsa": build_glm_dsa,
     "qwen3next": build_qwen3_next,
     "qwen35": build_qwen3_5,
     "qwen35moe": build_qwen3_5_moe,

@@ -36,6 +36,13 @@ MLA: NameTable = {
     "attn.v_b": ("", "attn_v_b"),
 }
 
+INDEXER: NameTable = {
+    "attn.indexer.q": ("self_attn.indexer.wq_b", "indexer.attn_q_b"),
+    "attn.indexer.k": ("self_attn.indexer.wk", "indexer.attn_k"),
+    "attn.indexer.k_norm": ("self_attn.indexer.k_norm", "indexer.k_norm"),
+    "attn.indexer.weights": ("self_attn.indexer.weights_proj", "indexer.proj"),
+}
+
 MLP: NameTable = {
     "ffn.norm": ("post_attention_layernorm", "ffn_norm"),
     "ffn.gate": ("mlp.gate_proj", "ffn_gate"),

@@ -4,6 +4,7 @@ from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.base import Spec
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.embedding import EmbeddingSpec
+from ktcore.ops.indexer import IndexCacheSpec, TokenIndexerSpec
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.linear_attention import GatedDeltaNetSpec, StateCacheSpec
@@ -20,6 +21,7 @@ __all__ = [
     "EmbeddingSpec",
     "ExpertsSpec",
     "GatedDeltaNetSpec",
+    "IndexCacheSpec",
     "KVCacheSpec",
     "LinearSpec",
     "MLASpec",
@@ -35,4 +37,5 @@ __all__ = [
     "StateCacheSpec",
     "StepBatch",
     "Temperature",
+    "TokenIndexerSpec",
 ]

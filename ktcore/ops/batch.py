@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+_CHOSEN = "chosen tokens"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,23 @@ class StepBatch:
         if key not in self._derived:
             self._derived[key] = make(self)
         return self._derived[key]  # type: ignore[return-value]
+
+    def hand_on(self, chosen: torch.Tensor) -> None:
+        """Keep what a token indexer chose, int32 [T, top_k], for attention here and in layers that share it.
+
+        It stays on the device that it was made on.
+        """
+        self._derived[_CHOSEN] = chosen
+
+    def handed_on(self) -> torch.Tensor:
+        """What was handed on last.
+
+        Raises:
+            RuntimeError: nothing was; a graph's first layer with sparse attention has an indexer of its own.
+        """
+        if _CHOSEN not in self._derived:
+            raise RuntimeError("no token indexer has run in this step")
+        return self._derived[_CHOSEN]  # type: ignore[return-value]
 
     def slots(self) -> torch.Tensor:
         """int64 [T]: page * page_size + offset where each token's key and value are stored."""

@@ -24,7 +24,8 @@ class KVCacheSpec(Spec):
     `attend(step, q [T, heads, key_dim], scale) -> [T, heads, value_dim]`, q holding the absorbed part first.
 
     With `sinks`, `attend` takes a fourth argument, float32 [heads]: a logit of every head that joins the softmax's
-    denominator and has no value.
+    denominator and has no value. With `chosen` it takes `chosen=`, int32 [T, n]: the positions that each query sees,
+    and no others; -1 stands behind them, where there are fewer than n.
 
     Attributes:
         window: keys older than this many tokens are masked; 0 means all are seen.
@@ -40,6 +41,7 @@ class KVCacheSpec(Spec):
     window: int = 0
     chunk: int = 0
     sinks: bool = False
+    chosen: bool = False
 
     def bytes_per_token(self, element_bytes: int) -> int:
         """Cache bytes a token takes in this layer."""
@@ -55,6 +57,7 @@ def attend(
     window: int = 0,
     chunk: int = 0,
     sinks: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of the last Tq of Lk tokens, bottom-right aligned: query i sees keys j <= i + Lk - Tq.
 
@@ -62,6 +65,7 @@ def attend(
         q: [Tq, heads, dk]; k: [Lk, kv_heads, dk]; v: [Lk, kv_heads, dv]; heads is a multiple of kv_heads, and query
             head h uses key head h // (heads // kv_heads).
         sinks: [heads], further logits without values.
+        chosen: [Tq, n] keys that a query sees, if they are not later ones; -1 is none.
 
     Returns:
         [Tq, heads, dv], float32.
@@ -78,11 +82,20 @@ def attend(
         hidden |= j <= i - window
     if chunk:
         hidden |= j // chunk != i // chunk
+    if chosen is not None:
+        hidden |= ~among(chosen.to(q.device), lk)
     scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, tq, 1)), -1)
     weights = scores.softmax(-1)[..., :lk]
     return torch.einsum("hqk,khd->qhd", weights, vv.float())
+
+
+def among(chosen: torch.Tensor, length: int) -> torch.Tensor:
+    """Whether each of `length` keys is in its row of `chosen` [T, n], -1 for none: bool [T, length]."""
+    found = torch.zeros(chosen.shape[0], length + 1, dtype=torch.bool, device=chosen.device)
+    at = chosen.long()
+    return found.scatter_(1, at.masked_fill(at < 0, length), True)[:, :length]
 
 
 def sequence_slots(step: StepBatch) -> Iterator[tuple[slice, torch.Tensor]]:

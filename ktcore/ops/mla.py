@@ -9,6 +9,7 @@ import torch
 
 from ktcore.ops.attention import Temperature
 from ktcore.ops.base import Spec
+from ktcore.ops.indexer import TokenIndexerSpec
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.norm import RMSNormSpec
@@ -26,11 +27,16 @@ class MLASpec(Spec):
     The up-projections come as own weights: either `kv_b` [heads * (N + V), L], or `k_b` [heads, L, N] (transposed per
     head) and `v_b` [heads, V, L], as newer GGUF files hold them.
 
+    Sparse attention (DeepSeek-V3.2): the softmax runs over the tokens that an indexer chose, here or in the last layer
+    before that had one; the cache's `chosen` says so. The step hands the choice on (`StepBatch.hand_on`).
+
     Attributes:
         q: the whole query projection where there is no low-rank one; else q_a, q_a_norm and q_b are set.
         kv_b_format: format of the up-projection(s); "k_b" and "v_b" when split.
         scale: (N + R)^-1/2, times YaRN's mscale squared where it applies: never the width after absorption.
         temperature: of the whole queries (Mistral Small 4); None for none.
+        indexer: chooses tokens from the normed input and the normed low-rank query, which there has to be.
+        shared_index: without an indexer of its own, the branch attends to the tokens that were handed on last.
     """
 
     op: ClassVar[str] = "mla"
@@ -55,6 +61,8 @@ class MLASpec(Spec):
     norm: RMSNormSpec | None = None
     residual: bool = True
     temperature: Temperature | None = None
+    indexer: TokenIndexerSpec | None = None
+    shared_index: bool = False
 
 
 def split_up_projection(kv_b: torch.Tensor, heads: int, nope: int, value: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,6 +32,7 @@ from ktcore.ops import (
     EmbeddingSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
+    IndexCacheSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -44,9 +45,11 @@ from ktcore.ops import (
     Spec,
     StateCacheSpec,
     StepBatch,
+    TokenIndexerSpec,
 )
 from ktcore.ops.attention import tempered
-from ktcore.ops.kv_cache import attend
+from ktcore.ops.indexer import choose_tokens, index_scores, layer_norm
+from ktcore.ops.kv_cache import attend, sequence_slots
 from ktcore.ops.linear_attention import causal_conv, delta_rule, l2_normalised
 from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
 from ktcore.ops.mlp import ACTIVATIONS, gated
@@ -133,14 +136,58 @@ class Cache:
         position = torch.arange(step.context_lens[i])
         return step.block_table[i].long()[position // step.page_size] * step.page_size + position % step.page_size
 
-    def attend(self, step: StepBatch, q: torch.Tensor, scale: float, sinks: Any = None) -> torch.Tensor:
+    def attend(
+        self, step: StepBatch, q: torch.Tensor, scale: float, sinks: Any = None, chosen: Any = None
+    ) -> torch.Tensor:
         out, s = [], self.spec
         for i in range(step.sequences):
             rows = self.read(step, i)
             span = slice(step.q_start[i], step.q_start[i + 1])
             extra = sinks if s.sinks else None
-            out.append(attend(q[span], self.k[rows], self.v[rows], scale, s.window, s.chunk, extra))
+            seen = chosen[span] if s.chosen else None
+            out.append(attend(q[span], self.k[rows], self.v[rows], scale, s.window, s.chunk, extra, seen))
         return torch.cat(out)
+
+
+class Index:
+    """Index keys as rows."""
+
+    def __init__(self, spec: IndexCacheSpec) -> None:
+        self.spec = spec
+
+    def allocate_pages(self, pages: int, page_size: int) -> None:
+        self.pages = pages
+        self.keys = torch.zeros(pages * page_size, self.spec.dim)
+
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.keys.view(self.pages, -1),)
+
+    def append(self, step: StepBatch, keys: torch.Tensor) -> None:
+        self.keys[step.slots()] = keys
+
+    def choose(self, step: StepBatch, q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        out = []
+        for span, slots in sequence_slots(step):
+            scores = self.scores(q[span], weights[span], self.keys[slots])
+            out.append(choose_tokens(scores, step.positions[span], self.spec.top_k))
+        return torch.cat(out)
+
+    def scores(self, q: torch.Tensor, weights: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return index_scores(q, weights, keys)
+
+
+def indexer(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+    w, b = weight(request, "k_norm"), weight(request, "k_norm_bias")
+
+    def run(n: torch.Tensor, low: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        key = layer_norm(p["k"](n), w, b, spec.eps)
+        p["cache"].append(step, p["rope"](key[:, None], step.positions)[:, 0])
+        q = p["rope"](p["q"](low).view(len(low), spec.heads, -1), step.positions)
+        return p["cache"].choose(step, q, p["weights"](n) * spec.scale)
+
+    return run
 
 
 def attention(request: LoadRequest) -> Any:
@@ -180,7 +227,8 @@ def mla(request: LoadRequest) -> Any:
 
     def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
         n = p["norm"](x) if spec.norm else x
-        q = p["q_b"](p["q_a_norm"](p["q_a"](n))) if spec.q_a else p["q"](n)
+        low = p["q_a_norm"](p["q_a"](n)) if spec.q_a else n
+        q = p["q_b"](low) if spec.q_a else p["q"](n)
         nope, turned = q.view(x.shape[0], spec.heads, -1).split((spec.nope_dim, spec.rope_dim), -1)
         latent, key = p["kv_a"](n).split((spec.latent, spec.rope_dim), -1)
         turned = p["rope"](turned, step.positions)
@@ -188,7 +236,10 @@ def mla(request: LoadRequest) -> Any:
         if spec.temperature:
             nope, turned = (tempered(part, step.positions, spec.temperature) for part in (nope, turned))
         p["cache"].append(step, p["kv_a_norm"](latent), key)
-        got = p["cache"].attend(step, torch.cat((absorb_query(nope, up_k), turned), -1), spec.scale)
+        if spec.indexer:
+            step.hand_on(p["indexer"](n, low, step))
+        more = {"chosen": step.handed_on()} if spec.indexer or spec.shared_index else {}
+        got = p["cache"].attend(step, torch.cat((absorb_query(nope, up_k), turned), -1), spec.scale, **more)
         y = p["o"](expand_output(got, up_v).flatten(1))
         return x + y if spec.residual else y
 
@@ -309,6 +360,8 @@ MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
     KVCacheSpec: lambda request: Cache(request.spec),  # type: ignore[arg-type]
     AttentionSpec: attention,
     MLASpec: mla,
+    IndexCacheSpec: lambda request: Index(request.spec),  # type: ignore[arg-type]
+    TokenIndexerSpec: indexer,
     MLPSpec: mlp,
     RouterSpec: router,
     ExpertsSpec: experts,

@@ -21,6 +21,8 @@ CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 # rounds to 1T), GLM-4.5's report
 PUBLISHED = {
     "deepseek-v3": 671,
+    "deepseek-v3.2": 671,
+    "glm-5": 744,
     "kimi-k2": 1026.5,
     "qwen3-235b-a22b": 235,
     "glm-4.6": 355,

@@ -38,8 +38,15 @@ ARCHITECTURES = {
     "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
     "dots1": gguf.MODEL_ARCH.DOTS1,
     "hy_v3": gguf.MODEL_ARCH.DOTS1,  # which has the same tensors; the gguf package does not know it
+    "deepseek_v32": gguf.MODEL_ARCH.GLM_DSA,
+    "glm_moe_dsa": gguf.MODEL_ARCH.GLM_DSA,
     **gguf_hybrids.ARCHITECTURES,
 }
+
+
+NAMES = {"deepseek_v32": "deepseek32", "hy_v3": "hy_v3"}
+"""Of architectures that the gguf package does not know; their tensors have the names of the one above."""
+WITH_PREDICTION = ("glm4_moe", "glm_moe_dsa")
 
 
 def write_gguf(
@@ -52,6 +59,7 @@ def write_gguf(
     fuse_gate_up: bool = False,
     unstack_experts: bool = False,
     no_vocabulary: bool = False,
+    sharing_unsaid: bool = False,
 ) -> Path:
     """The model as one float32 GGUF file.
 
@@ -61,14 +69,17 @@ def write_gguf(
         fuse_gate_up: the experts' gate and up as one tensor.
         unstack_experts: a tensor an expert, as in Mixtral's first files.
         no_vocabulary: the file has the keys of one without a vocabulary, as with `half`.
+        sharing_unsaid: which layers share an indexer is not said, as in files from before that key.
     """
     config = model.config
     arch = ARCHITECTURES[config.model_type]
-    writer = gguf.GGUFWriter(path, "hy_v3" if config.model_type == "hy_v3" else gguf.MODEL_ARCH_NAMES[arch])
+    writer = gguf.GGUFWriter(path, NAMES.get(config.model_type, gguf.MODEL_ARCH_NAMES[arch]))
     _common(writer, config)
     _rope(writer, config)
     if hasattr(config, "kv_lora_rank"):
         _latent(writer, config, layout)
+        if hasattr(config, "indexer_types") and not sharing_unsaid:
+            _sharing(writer, config)
     else:
         _grouped(writer, config)
     if config.model_type in gguf_hybrids.ARCHITECTURES:
@@ -97,7 +108,7 @@ def write_gguf(
 
 def _common(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     # GLM's prediction layer counts as a block
-    nextn = 1 if c.model_type == "glm4_moe" else 0
+    nextn = 1 if c.model_type in WITH_PREDICTION else 0
     w.add_block_count(c.num_hidden_layers + nextn)
     if nextn:
         w.add_nextn_predict_layers(nextn)
@@ -134,7 +145,15 @@ def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
     w.add_kv_lora_rank(c.kv_lora_rank)
     if c.q_lora_rank is not None:
         w.add_q_lora_rank(c.q_lora_rank)
+    if hasattr(c, "index_topk"):
+        w.add_indexer_head_count(c.index_n_heads)
+        w.add_indexer_key_length(c.index_head_dim)
+        w.add_indexer_top_k(c.index_topk)
     _deepseek_experts(w, c)
+
+
+def _sharing(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_array(f"{w.arch}.attention.indexer.types", [kind == "full" for kind in c.indexer_types])
 
 
 def _deepseek_experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
@@ -205,7 +224,7 @@ def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> I
             names = (m.get_name(hf, try_suffixes=(".weight", ".bias")) for m in maps)
             found = next(n for n in names if n)
             yield found.replace("exp_probs_b.bias", "exp_probs_b") if c.model_type == "hy_v3" else found, out
-    if c.model_type == "glm4_moe":  # of the prediction layer, which is not run
+    if c.model_type in WITH_PREDICTION:  # of the prediction layer, which is not run
         yield f"blk.{c.num_hidden_layers}.nextn.enorm.weight", torch.ones(c.hidden_size)
 
 

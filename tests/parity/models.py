@@ -11,11 +11,13 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    DeepseekV32Config,
     Dots1Config,
     Ernie4_5_MoeConfig,
     Glm4Config,
     Glm4MoeConfig,
     Glm4MoeLiteConfig,
+    GlmMoeDsaConfig,
     GptOssConfig,
     HYV3Config,
     Llama4TextConfig,
@@ -106,6 +108,27 @@ def _v2_lite() -> DeepseekV2Config:
         topk_method="greedy",
         routed_scaling_factor=1.0,
     )
+
+
+# enough index heads that no score is exactly 0, where any choice would be as good; fewer tokens than the tests' prompts
+# (llama.cpp takes blocks of 64 values)
+INDEX = {"index_topk": 12, "index_n_heads": 16, "index_head_dim": 64}
+
+
+def sparse(**changes: Any) -> dict[str, Any]:
+    settings = deepseek_v3(**INDEX, first_k_dense_replace=1)
+    for key in ("rope_interleave", "num_mtp_layers"):
+        del settings[key]
+    return settings | changes
+
+
+def _v32(**changes: Any) -> DeepseekV32Config:
+    return DeepseekV32Config(**sparse(**changes))
+
+
+def _glm_dsa(**changes: Any) -> GlmMoeDsaConfig:
+    settings = sparse(n_group=1, topk_group=1, rms_norm_eps=1e-5, rope_parameters=plain_rope(1e6))
+    return GlmMoeDsaConfig(**(settings | changes))
 
 
 def _qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
@@ -499,6 +522,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "v3-half": lambda: _v3(rope_interleave=False),
     "kimi-k2": _kimi_k2,
     "moonlight": _moonlight,
+    "v32": _v32,
+    "glm-dsa": _glm_dsa,
+    "glm-dsa-shared": lambda: _glm_dsa(indexer_types=["full", "shared", "full", "shared"], index_head_dim=20),
     "v2-full": _v2,
     "v2-lite": _v2_lite,
 }

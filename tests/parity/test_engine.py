@@ -26,6 +26,7 @@ FAMILIES = [
     "v3",
     "kimi-k2",
     "moonlight",
+    "glm-dsa-shared",
     "v2-full",
     "qwen3-next",
     "llama4-gguf",

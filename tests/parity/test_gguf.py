@@ -37,7 +37,7 @@ def test_gguf_matches_transformers(name: str, tiny: Callable[[str], Tiny], tmp_p
 
 @pytest.mark.parametrize("absorbed", [True, False])
 @pytest.mark.parametrize("layout", ["split", "fused", "both"])
-@pytest.mark.parametrize("name", ["v3", "v2-full", "v2-lite", "moonlight"])
+@pytest.mark.parametrize("name", ["v3", "v2-full", "v2-lite", "moonlight", "glm-dsa-shared"])
 def test_every_layout_of_the_latent_up_projection_is_read(
     name: str, layout: Layout, absorbed: bool, tiny: Callable[[str], Tiny], tmp_path: Path
 ) -> None:

@@ -48,6 +48,8 @@ FAMILIES = [
     "dots1",
     "mistral4",
     "v3",
+    "v32",
+    "glm-dsa",
     "llama4-gguf",
 ]
 # in these, a token whose 16-bit activations choose another expert moves many later ones, so the files are float32

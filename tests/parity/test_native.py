@@ -29,6 +29,8 @@ IN_BOTH = [
     "v3",
     "kimi-k2",
     "moonlight",
+    "v32",
+    "glm-dsa-shared",
     "v2-full",
     "v2-lite",
 ]

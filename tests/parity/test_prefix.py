@@ -66,7 +66,7 @@ def _computed(model: ktcore.Model) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "v3", "mistral-window"])
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "v3", "mistral-window", "glm-dsa-shared"])
 @pytest.mark.parametrize("rules", ["reference", None])
 def test_a_second_prompt_computes_only_what_differs(tiny: Make, name: str, rules: str | None) -> None:
     t = tiny(name)
@@ -105,7 +105,7 @@ def test_sequences_that_come_together_wait_for_the_one_that_computes_their_promp
     assert [s.tokens for s in answers] == [_expected(t, s.tokens[: s.prompt_len]) for s in answers]
 
 
-@pytest.mark.parametrize("name", ["llama", "v3"])
+@pytest.mark.parametrize("name", ["llama", "v3", "v32"])
 def test_pages_that_had_to_go_come_back_from_memory(tiny: Make, name: str) -> None:
     t = tiny(name)
     first, other = _ids(7, 180), _ids(8, 250)
@@ -222,7 +222,9 @@ def test_recurrent_states_are_kept_behind_what_prompts_share(tiny: Make) -> None
         assert [_ask(model, prompts[0])[0].prefix.reused for _ in range(2)] == [0, 0]
 
 
-@pytest.mark.parametrize(("name", "prefix"), [("qwen3-moe", None), ("qwen3-moe", MEMORY), ("qwen3-next", MEMORY)])
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("qwen3-moe", None), ("qwen3-moe", MEMORY), ("qwen3-next", MEMORY), ("v32", MEMORY)]
+)
 def test_answers_that_outgrow_the_pages_make_room_and_come_back(
     tiny: Make, name: str, prefix: PrefixOptions | None
 ) -> None:
@@ -285,7 +287,7 @@ def test_pages_go_to_a_device_and_come_back(tiny: Make, callback: str, monkeypat
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=0.8, top_p=0.9, seed=5)])
-@pytest.mark.parametrize("name", ["llama", "v3"])
+@pytest.mark.parametrize("name", ["llama", "v3", "v32"])
 def test_guesses_change_no_answer_and_save_steps(tiny: Make, name: str, params: SamplingParams) -> None:
     t = tiny(name)
     prompt = _ids(80, 40)

@@ -16,6 +16,7 @@ from ktcore.ops import (
     ClampedGLU,
     ExpertsSpec,
     GatedDeltaNetSpec,
+    IndexCacheSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -26,6 +27,7 @@ from ktcore.ops import (
     RouterSpec,
     Spec,
     Temperature,
+    TokenIndexerSpec,
 )
 from ktcore.ops.norm import rms_norm
 from ktcore.weights import open_checkpoint
@@ -45,6 +47,10 @@ def _set(kind: type[Spec], **fields: Any) -> Mutation:
 
 def _scaling(**fields: Any) -> Mutation:
     return RopeSpec, lambda spec: replace(spec, scaling=replace(spec.scaling, **fields))
+
+
+def _dense(spec: MLASpec) -> MLASpec:
+    return replace(spec, indexer=None, shared_index=False)
 
 
 NO_SCALING = _set(RopeSpec, scaling=None)
@@ -147,6 +153,12 @@ QUIRKS: dict[str, tuple[str, Mutation]] = {
     "kimi-k2: step of the ramp": ("kimi-k2", _scaling(beta_fast=32.0)),
     "kimi-k2: number of experts": ("kimi-k2", ONE_EXPERT_LESS),
     "moonlight: epsilon of the inner norms": ("moonlight", MODEL_EPS_INSIDE),
+    "v32: top k": ("v32", _set(IndexCacheSpec, top_k=13)),
+    "v32: pairing of the indexer": ("v32", _set(RopeSpec, pairing="interleaved")),
+    "v32: sparse": ("v32", (MLASpec, _dense)),
+    "v32: epsilon of the LayerNorm": ("v32", _set(TokenIndexerSpec, eps=1.0)),
+    "glm-dsa: top k": ("glm-dsa", _set(IndexCacheSpec, top_k=11)),
+    "glm-dsa: shared layers are sparse": ("glm-dsa-shared", (MLASpec, lambda s: s if s.indexer else _dense(s))),
     "v2-full: groups": ("v2-full", _set(RouterSpec, groups=1, groups_kept=1)),
     "v2-full: group score": ("v2-full", _set(RouterSpec, group_score="top2_sum")),
     "v2-full: scale": ("v2-full", _set(RouterSpec, scale=1.0)),

@@ -17,7 +17,18 @@ from .models import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-4
-LATENT = ["glm4-lite", "mistral4", "v3", "v3-half", "kimi-k2", "moonlight", "v2-full", "v2-lite"]
+LATENT = [
+    "glm4-lite",
+    "mistral4",
+    "v3",
+    "v3-half",
+    "kimi-k2",
+    "moonlight",
+    "v2-full",
+    "v2-lite",
+    "v32",
+    "glm-dsa-shared",
+]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

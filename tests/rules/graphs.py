@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ktcore.graph.node import Graph, Layer, Node
 from ktcore.ops import (
     AttentionSpec,
     EmbeddingSpec,
     ExpertsSpec,
+    IndexCacheSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -17,6 +20,7 @@ from ktcore.ops import (
     RouterSpec,
     SamplingSpec,
     Spec,
+    TokenIndexerSpec,
 )
 from ktcore.weights.ref import WeightRef
 
@@ -131,4 +135,47 @@ def deepseek_v3(layers: int = 3, fmt: str = "Q8_0") -> Graph:
     return graph("deepseek_v3", dense + [Layer(mla(i, fmt), moe(i, fmt, shared=True)) for i in range(1, layers)])
 
 
-FAMILIES = {"llama": llama, "qwen3_moe": qwen3_moe, "deepseek_v3": deepseek_v3}
+def indexer(at: str, layer: int, fmt: str) -> Node:
+    parts = {
+        "q": linear(f"{at}.q", 4 * 16, HIDDEN, fmt, layer),
+        "k": linear(f"{at}.k", 16, HIDDEN, fmt, layer),
+        "weights": linear(f"{at}.weights", 4, HIDDEN, "F32", layer),
+        "rope": Node(f"{at}.rope", RopeSpec(8, 1e4, "half"), layer=layer),
+        "cache": Node(f"{at}.cache", IndexCacheSpec(4, 16, 12), layer=layer),
+    }
+    weights = {role: WeightRef((f"{at}.{role}",), (16,), "F32") for role in ("k_norm", "k_norm_bias")}
+    values = {"hidden": HIDDEN, "rank": HIDDEN, "heads": 4, "head_dim": 16, "top_k": 12, "eps": 1e-6}
+    return whole(at, TokenIndexerSpec, parts, layer, weights, **values)
+
+
+def deepseek_sparse(layers: int = 2, fmt: str = "Q8_0") -> Graph:
+    """The first layer has an indexer, the others share its choice."""
+    made = []
+    for i in range(layers):
+        plain = mla(i, fmt)
+        assert isinstance(plain.spec, MLASpec)
+        at = plain.name
+        own = i == 0
+        cache = replace(plain.spec.cache, chosen=True)
+        low = {
+            "q_a": linear(f"{at}.q_a", HIDDEN, HIDDEN, fmt, i),
+            "q_a_norm": norm(f"{at}.q_a_norm", HIDDEN, i),
+            "q_b": linear(f"{at}.q_b", 4 * 24, HIDDEN, fmt, i),
+        }
+        parts = {role: part for role, part in plain.parts.items() if role != "q"} | low
+        parts["cache"] = replace(plain.parts["cache"], spec=cache)
+        if own:
+            parts["indexer"] = indexer(f"{at}.indexer", i, fmt)
+        specs = {role: part.spec for role, part in parts.items()}
+        spec = replace(plain.spec, q=None, shared_index=not own, **specs)  # type: ignore[arg-type]
+        ffn = mlp(f"layers.{i}.ffn", i, fmt) if own else moe(i, fmt, shared=True)
+        made.append(Layer(replace(plain, spec=spec, parts=parts), ffn))
+    return graph("deepseek_sparse", made)
+
+
+FAMILIES = {
+    "llama": llama,
+    "qwen3_moe": qwen3_moe,
+    "deepseek_v3": deepseek_v3,
+    "deepseek_sparse": deepseek_sparse,
+}

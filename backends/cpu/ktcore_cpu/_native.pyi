@@ -322,6 +322,59 @@ class MLABlock:
     ) -> None:
         """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, page_size, latent + rope] of kv_dtype
         "f16" or "f32"."""
+    def forward_sparse(
+        self,
+        x_ptr: int,
+        out_ptr: int,
+        step: Step,
+        pages_ptr: int,
+        num_pages: int,
+        page_size: int,
+        kv_dtype: str,
+        indexer: TokenIndexer | None,
+        index_pages_ptr: int,
+        chosen_ptr: int,
+        top_k: int,
+    ) -> None:
+        """The same over chosen tokens: int32 [step.tokens, top_k] at chosen_ptr, positions in a token's sequence,
+        rising, then -1. The indexer writes them, where there is one, and its keys into index_pages [num_pages,
+        page_size, dim].
+
+        Raises:
+            ValueError: a choice without an indexer names no token, or one later than its own.
+        """
+
+class TokenIndexer:
+    """Chooses the tokens that each token attends to: those with the highest sum over heads of weight * relu(q . key).
+
+    Args:
+        q, k, weights: [heads * dim, rank], [dim, hidden], [heads, hidden].
+        rope: values at the beginning of a head that rotate.
+        k_norm, k_bias: of the LayerNorm over keys, [dim].
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        q: PackedMatrix,
+        k: PackedMatrix,
+        weights: PackedMatrix,
+        *,
+        heads: int,
+        dim: int,
+        rope: int,
+        top_k: int,
+        rope_pairing: str,
+        inv_freq: _F32,
+        rope_scale: float = 1.0,
+        k_norm: _F32,
+        k_bias: _F32,
+        eps: float,
+        exact: bool = False,
+    ) -> None: ...
+
+def choose_highest(scores: _F32, top_k: int) -> _I32:
+    """Indices of the `top_k` highest scores, rising, then -1; the earlier one where scores are equal."""
 
 class MLPBlock:
     """out = (x +) down(act(gate(norm(x))) * up(norm(x))); activation "silu", "relu" or "gelu_tanh"."""

@@ -13,6 +13,7 @@ from ktcore.backend.branches import MLA
 from ktcore.backend.handles import FREQUENCIES, nested
 from ktcore.errors import CheckpointError
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.indexer import TokenIndexerSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import inverse_frequencies
 from ktcore.weights.ref import Weight
@@ -28,14 +29,15 @@ KEPT_BYTES = 2
 
 
 class CpuMLA(Packs):
-    """Absorbed for up to 127 new tokens of a sequence, expanded from 128 on; the two round differently.
+    """Absorbed for up to 127 new tokens of a sequence, expanded from 128 on; the two round differently. Over chosen
+    tokens always absorbed; a sequence with no more tokens than may be chosen is attended to as without a choice.
 
     Options: `activations` and `kv_dtype`, as of cpu.attention.
     """
 
     id = "cpu.mla"
     spec_type = MLASpec
-    handles = MLA | nested("rope", FREQUENCIES)
+    handles = MLA | nested("rope", FREQUENCIES) | nested("indexer.rope", FREQUENCIES) | {"cache.chosen"}
     fused = True
     options = packing.OPTIONS | {"kv_dtype"}
     long_step = 2048  # each step expands all latents before it
@@ -44,6 +46,8 @@ class CpuMLA(Packs):
         """Every native weight format; widths up to 1024."""
         if max(spec.latent + spec.rope_dim, spec.nope_dim + spec.rope_dim, spec.value_dim) > 1024:
             return Unsupported("heads wider than 1024")
+        if spec.indexer and max(spec.indexer.heads, spec.indexer.head_dim) > 1024:
+            return Unsupported("more than 1024 index heads, or wider ones")
         return packing.supports_formats(spec)
 
     def packed_bytes(self, spec: MLASpec, stored_bytes: int) -> int:
@@ -60,7 +64,9 @@ class CpuMLA(Packs):
 
     def cache_bytes(self, spec: MLASpec, options: Mapping[str, Any]) -> int:
         """In the type that option `kv_dtype` names."""
-        return row_bytes(options.get("kv_dtype", DEFAULT_KV_TYPE), spec.latent + spec.rope_dim)
+        kind = options.get("kv_dtype", DEFAULT_KV_TYPE)
+        keys = row_bytes(kind, spec.indexer.head_dim) if spec.indexer else 0
+        return row_bytes(kind, spec.latent + spec.rope_dim) + keys
 
     def load(self, request: LoadRequest) -> CpuMLAModule:
         """Pack the projections and both forms of the key's."""
@@ -77,7 +83,11 @@ class CpuMLAModule:
         self._hidden = spec.hidden
         self._row = spec.latent + spec.rope_dim
         self._kv_dtype = kv_dtype(request)
-        self._pages = torch.empty(0)
+        self._pages = self._keys = torch.empty(0)
+        self._indexer = _indexer(request, spec.indexer) if spec.indexer else None
+        self._index_width = spec.indexer.head_dim if spec.indexer else 0
+        self._top_k = spec.indexer.top_k if spec.indexer else 0
+        self._sparse = spec.indexer is not None or spec.shared_index
         divisors = request.weights["rope.freq_factors"].tensor() if spec.rope.freq_factors else None
         freq, factor = inverse_frequencies(spec.rope, divisors)
         k_absorb, k_expand, v = _up_projections(request, spec)
@@ -116,24 +126,59 @@ class CpuMLAModule:
         """Reserve pages of latents; the system backs them with memory as they are written."""
         self._pages = empty_rows((pages, page_size), self._row, self._kv_dtype)
         self._count, self._page_size = pages, page_size
+        if self._indexer is not None:
+            self._keys = empty_rows((pages, page_size), self._index_width, self._kv_dtype)
 
     def page_tensors(self) -> tuple[torch.Tensor, ...]:
-        """The latents."""
-        return (self._pages,)
+        """The latents, and the index keys where there are such."""
+        return (self._pages,) if self._indexer is None else (self._pages, self._keys)
 
     def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
         x = packing.rows(x, self._hidden)
         out = torch.empty_like(x)
-        self._block.forward(
+        places = (native_step(step), self._pages.data_ptr(), self._count, self._page_size, self._kv_dtype)
+        if not self._sparse:
+            self._block.forward(x.data_ptr(), out.data_ptr(), *places)
+            return out
+        if self._indexer is not None:
+            chosen = torch.empty((x.shape[0], self._top_k), dtype=torch.int32)
+            step.hand_on(chosen)
+        else:
+            chosen = step.handed_on().to("cpu", torch.int32).contiguous()
+        self._block.forward_sparse(
             x.data_ptr(),
             out.data_ptr(),
-            native_step(step),
-            self._pages.data_ptr(),
-            self._count,
-            self._page_size,
-            self._kv_dtype,
+            *places,
+            self._indexer,
+            self._keys.data_ptr(),
+            chosen.data_ptr(),
+            chosen.shape[1],
         )
         return out
+
+
+def _indexer(request: LoadRequest, spec: TokenIndexerSpec) -> _native.TokenIndexer:
+    from ktcore_cpu import _native
+
+    divisors = request.weights["indexer.rope.freq_factors"].tensor() if spec.rope.freq_factors else None
+    freq, factor = inverse_frequencies(spec.rope, divisors)
+    return _native.TokenIndexer(
+        request.runtime.pool,  # type: ignore[attr-defined]
+        packing.pack(request, "indexer.q.weight"),
+        packing.pack(request, "indexer.k.weight"),
+        packing.pack(request, "indexer.weights.weight"),
+        heads=spec.heads,
+        dim=spec.head_dim,
+        rope=spec.rope.dim,
+        top_k=spec.top_k,
+        rope_pairing=spec.rope.pairing,
+        inv_freq=freq.numpy(),
+        rope_scale=factor,
+        k_norm=_required(request, "indexer.k_norm"),
+        k_bias=_required(request, "indexer.k_norm_bias"),
+        eps=spec.eps,
+        exact=packing.exact(request),
+    )
 
 
 def _up_projections(

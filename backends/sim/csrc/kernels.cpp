@@ -77,23 +77,37 @@ void append(const Tensor& rows, const Tensor& slots, const Tensor& first, const 
 }
 
 // One sequence: q [tq, heads, dk], k [len, kv_heads, dk], v [len, kv_heads, dv] -> [tq, heads, dv].
-Tensor attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t window) {
+// chosen: int [tq, n], the keys that a query sees, -1 for none; undefined: all of those up to itself.
+Tensor attend_one(const Tensor& q, const Tensor& k, const Tensor& v, double scale, int64_t window, const Tensor& chosen) {
   int64_t tq = q.size(0), heads = q.size(1), len = k.size(0), kv = k.size(1), group = heads / kv;
   auto qq = q.view({tq, kv, group, -1}).permute({1, 0, 2, 3}).reshape({kv, tq * group, -1});
   auto scores = (at::bmm(qq, k.permute({1, 2, 0})) * scale).view({kv, tq, group, len});
   auto i = at::arange(len - tq, len).unsqueeze(1), j = at::arange(len).unsqueeze(0);
   auto hidden = j > i;
   if (window) hidden = hidden | (j <= i - window);
+  if (chosen.defined()) {
+    auto at = chosen.to(at::kLong);
+    auto named = at::zeros({tq, len + 1}, at::kBool).scatter(1, at.masked_fill(at < 0, len), true).slice(1, 0, len);
+    hidden = hidden | named.logical_not();
+  }
   scores = scores.masked_fill(hidden.view({1, tq, 1, len}), -std::numeric_limits<float>::infinity());
   auto weights = at::softmax(scores, -1).view({kv, tq * group, len});
   return at::bmm(weights, v.permute({1, 0, 2})).view({kv, tq, group, -1}).permute({1, 0, 2, 3}).reshape({tq, heads, -1});
+}
+
+// The rows of the first `length` tokens of a sequence, whose pages are `pages`.
+Tensor rows_of(const Tensor& rows, const Tensor& pages, int64_t length, int64_t page_size) {
+  auto position = at::arange(length);
+  auto page = pages.to(at::kLong).index_select(0, position.div(page_size, "floor"));
+  return rows.index_select(0, page * page_size + position.remainder(page_size)).to(at::kFloat);
 }
 
 // rows [slots, width] holds key and value of every head, or (latent) one row whose first `value_dim` are the value.
 // What changes from step to step is device memory, so that a captured launch reads it anew: sequence i has the queries
 // q_start[i] .. q_start[i + 1] and context[i] cached tokens, in the pages table[i].
 Tensor attend(const Tensor& q, const Tensor& rows, const Tensor& table, const Tensor& q_start, const Tensor& context,
-              int64_t page_size, double scale, int64_t kv_heads, int64_t value_dim, bool latent, int64_t window) {
+              int64_t page_size, double scale, int64_t kv_heads, int64_t value_dim, bool latent, int64_t window,
+              const optional<Tensor>& chosen) {
   TORCH_CHECK(q.dim() == 3 && table.dim() == 2 && q_start.numel() == context.numel() + 1 &&
                   table.size(0) == context.numel() && page_size > 0, "attend: q ", q.sizes(), ", table ", table.sizes());
   for (auto& t : {table, q_start, context}) TORCH_CHECK(t.scalar_type() == at::kInt && t.is_contiguous(), "attend: int32");
@@ -101,20 +115,50 @@ Tensor attend(const Tensor& q, const Tensor& rows, const Tensor& table, const Te
   std::vector<Use> uses;
   auto a = alias(q, uses), r = alias(rows, uses), t = alias(table, uses), s = alias(q_start, uses),
        c = alias(context, uses), o = alias(out, uses);
+  Tensor named = chosen ? alias(*chosen, uses) : Tensor();
   launch(q.device().index(), "attend", std::move(uses), [=] {
     int64_t dk = a.size(2);
     auto starts = s.const_data_ptr<int>(), lengths = c.const_data_ptr<int>();
     TORCH_CHECK(starts[c.numel()] == a.size(0), "attend: ", starts[c.numel()], " queries of ", a.size(0));
     for (int64_t i = 0; i < c.numel(); i++) {
       int64_t length = lengths[i];
-      auto position = at::arange(length);
-      auto page = t[i].to(at::kLong).index_select(0, position.div(page_size, "floor"));
-      auto part = r.index_select(0, page * page_size + position.remainder(page_size)).to(at::kFloat);
+      auto part = rows_of(r, t[i], length, page_size);
       auto k = latent ? part.unsqueeze(1) : part.slice(1, 0, kv_heads * dk).view({length, kv_heads, dk});
       auto v = latent ? part.slice(1, 0, value_dim).unsqueeze(1)
                       : part.slice(1, kv_heads * dk).view({length, kv_heads, value_dim});
       auto query = a.slice(0, starts[i], starts[i + 1]).to(at::kFloat);
-      if (query.size(0)) o.slice(0, starts[i], starts[i + 1]).copy_(attend_one(query, k, v, scale, window));
+      Tensor sees = named.defined() ? named.slice(0, starts[i], starts[i + 1]) : Tensor();
+      if (query.size(0)) o.slice(0, starts[i], starts[i + 1]).copy_(attend_one(query, k, v, scale, window, sees));
+    }
+  });
+  return out;
+}
+
+// The `top_k` keys with the highest scores for each query, rising, then -1; of equal ones the earlier. Sequences as for
+// attend, rows [slots, dim]: score = sum over heads of weight * relu(q . key).
+Tensor choose(const Tensor& q, const Tensor& weights, const Tensor& rows, const Tensor& table, const Tensor& q_start,
+              const Tensor& context, int64_t page_size, int64_t top_k) {
+  TORCH_CHECK(q.dim() == 3 && weights.sizes() == q.sizes().slice(0, 2) && q_start.numel() == context.numel() + 1 &&
+                  table.size(0) == context.numel() && page_size > 0 && top_k > 0, "choose: q ", q.sizes());
+  for (auto& t : {table, q_start, context}) TORCH_CHECK(t.scalar_type() == at::kInt && t.is_contiguous(), "choose: int32");
+  auto out = new_tensor({q.size(0), top_k}, at::kInt, q.device().index());
+  std::vector<Use> uses;
+  auto a = alias(q, uses), w = alias(weights, uses), r = alias(rows, uses), t = alias(table, uses),
+       s = alias(q_start, uses), c = alias(context, uses), o = alias(out, uses);
+  launch(q.device().index(), "choose", std::move(uses), [=] {
+    auto starts = s.const_data_ptr<int>(), lengths = c.const_data_ptr<int>();
+    Tensor(o).fill_(-1);
+    for (int64_t i = 0; i < c.numel(); i++) {
+      int64_t length = lengths[i], tokens = starts[i + 1] - starts[i], most = std::min(top_k, length);
+      if (!tokens) continue;
+      auto keys = rows_of(r, t[i], length, page_size);
+      auto each = at::matmul(a.slice(0, starts[i], starts[i + 1]), keys.t()).relu();
+      auto scores = (each * w.slice(0, starts[i], starts[i + 1]).unsqueeze(2)).sum(1);
+      auto own = at::arange(length - tokens, length).unsqueeze(1);
+      scores = scores.masked_fill(at::arange(length).unsqueeze(0) > own, -std::numeric_limits<float>::infinity());
+      auto best = std::get<1>(scores.sort(true, -1, true)).slice(1, 0, most);
+      auto rising = std::get<0>(best.masked_fill(best > own, length).sort(-1));
+      o.slice(0, starts[i], starts[i + 1]).slice(1, 0, most).copy_(rising.masked_fill(rising == length, -1));
     }
   });
   return out;
@@ -163,7 +207,9 @@ TORCH_LIBRARY(ktcore_sim, m) {
   m.def("gated(Tensor gate, Tensor up, str activation) -> Tensor");
   m.def("append(Tensor(a!) rows, Tensor slots, Tensor first, Tensor second) -> ()");
   m.def("attend(Tensor q, Tensor rows, Tensor table, Tensor q_start, Tensor context, int page_size, float scale, "
-        "int kv_heads, int value_dim, bool latent, int window) -> Tensor");
+        "int kv_heads, int value_dim, bool latent, int window, Tensor? chosen=None) -> Tensor");
+  m.def("choose(Tensor q, Tensor weights, Tensor rows, Tensor table, Tensor q_start, Tensor context, int page_size, "
+        "int top_k) -> Tensor");
   m.def("experts(Tensor x, Tensor ids, Tensor weights, Tensor gate, Tensor up, Tensor down, str activation, "
         "bool weight_on_input) -> Tensor");
 }
@@ -174,6 +220,7 @@ TORCH_LIBRARY_IMPL(ktcore_sim, PrivateUse1, m) {
   m.impl("gated", gated);
   m.impl("append", append);
   m.impl("attend", attend);
+  m.impl("choose", choose);
   m.impl("experts", experts);
 }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from ktcore.backend import LoadRequest, Module
-from ktcore.backend.branches import ATTENTION, MLA, AbsorbedLatents, attention_branch, mla_branch
+from ktcore.backend.branches import ATTENTION, MLA, AbsorbedLatents, attention_branch, indexer_branch, mla_branch
+from ktcore.backend.loading import on_device
 from ktcore.ops.attention import AttentionSpec
+from ktcore.ops.indexer import TokenIndexerSpec
 from ktcore.ops.mla import MLASpec
 from ktcore_sim.base import FLOAT_BYTES, SimImplementation
 
@@ -37,3 +39,18 @@ class SimMLA(SimImplementation):
     def packed_bytes(self, spec: MLASpec, stored_bytes: int) -> int:
         """Float32 of the up-projections; the parts count themselves."""
         return FLOAT_BYTES * spec.heads * (spec.nope_dim + spec.value_dim) * spec.latent
+
+
+class SimTokenIndexer(SimImplementation):
+    """Chooses the tokens of sparse attention; composed of projections, rotation and a cache of its own."""
+
+    id = "sim.token_indexer"
+    spec_type = TokenIndexerSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        """Bring the LayerNorm's weights to the device."""
+        return indexer_branch(request, on_device(request, "k_norm"), on_device(request, "k_norm_bias"))
+
+    def packed_bytes(self, spec: TokenIndexerSpec, stored_bytes: int) -> int:
+        """Float32 of the LayerNorm; the parts count themselves."""
+        return FLOAT_BYTES * 2 * spec.head_dim

@@ -21,8 +21,8 @@ class SimBackend(Backend):
 
     def implementations(self) -> Sequence[Implementation]:
         """One of every mandatory operator."""
-        from ktcore_sim.attention import SimAttention, SimMLA
-        from ktcore_sim.cache import SimKVCache
+        from ktcore_sim.attention import SimAttention, SimMLA, SimTokenIndexer
+        from ktcore_sim.cache import SimIndexCache, SimKVCache
         from ktcore_sim.embedding import SimEmbedding
         from ktcore_sim.linear import SimLinear
         from ktcore_sim.mlp import SimMLP
@@ -38,6 +38,8 @@ class SimBackend(Backend):
             SimKVCache(),
             SimAttention(),
             SimMLA(),
+            SimTokenIndexer(),
+            SimIndexCache(),
             SimMLP(),
             SimRouter(),
             SimExperts(),

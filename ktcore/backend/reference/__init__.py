@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ktcore.backend.implementation import Implementation
-from ktcore.backend.reference.attention import ReferenceAttention, ReferenceMLA
-from ktcore.backend.reference.cache import ReferenceKVCache
+from ktcore.backend.reference.attention import ReferenceAttention, ReferenceMLA, ReferenceTokenIndexer
+from ktcore.backend.reference.cache import ReferenceIndexCache, ReferenceKVCache
 from ktcore.backend.reference.linear_attention import ReferenceGatedDeltaNet, ReferenceStateCache
 from ktcore.backend.reference.moe import ReferenceExperts, ReferenceMoE, ReferenceRouter
 from ktcore.backend.reference.simple import (
@@ -33,6 +33,8 @@ def reference_implementations() -> list[Implementation]:
         ReferenceExperts(),
         ReferenceMoE(),
         ReferenceKVCache(),
+        ReferenceTokenIndexer(),
+        ReferenceIndexCache(),
         ReferenceGatedDeltaNet(),
         ReferenceStateCache(),
         ReferenceSampling(),

@@ -6,12 +6,13 @@ from typing import cast
 
 import torch
 
-from ktcore.backend.branches import ATTENTION, MLA, attention_branch, mla_branch
+from ktcore.backend.branches import ATTENTION, MLA, attention_branch, chosen_tokens, indexer_branch, mla_branch
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.errors import BackendError
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.indexer import TokenIndexerSpec
 from ktcore.ops.kv_cache import attend
 from ktcore.ops.mla import MLASpec, absorb_query, expand_output, split_up_projection
 
@@ -55,6 +56,19 @@ class ReferenceMLA(ReferenceImplementation):
         return FLOAT_BYTES * spec.heads * (spec.nope_dim + spec.value_dim) * spec.latent
 
 
+class ReferenceTokenIndexer(ReferenceImplementation):
+    """Chooses tokens by index scores."""
+
+    id = "reference.token_indexer"
+    spec_type = TokenIndexerSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        return indexer_branch(request, loaded(request, "k_norm"), loaded(request, "k_norm_bias"))
+
+    def packed_bytes(self, spec: TokenIndexerSpec, stored_bytes: int) -> int:
+        return FLOAT_BYTES * 2 * spec.head_dim
+
+
 class _LatentAttention:
     def __init__(self, request: LoadRequest) -> None:
         self.spec = cast(MLASpec, request.spec)
@@ -63,17 +77,19 @@ class _LatentAttention:
 
     def absorbed(self, step: StepBatch, q_nope: torch.Tensor, q_rope: torch.Tensor) -> torch.Tensor:
         q = torch.cat((absorb_query(q_nope, self.k_up), q_rope), -1)
-        return expand_output(self.parts["cache"].attend(step, q, self.spec.scale), self.v_up)
+        more = chosen_tokens(self.spec, step, q.device)
+        return expand_output(self.parts["cache"].attend(step, q, self.spec.scale, **more), self.v_up)
 
     def plain(self, step: StepBatch, q_nope: torch.Tensor, q_rope: torch.Tensor) -> torch.Tensor:
         q = torch.cat((q_nope, q_rope), -1)
+        chosen = chosen_tokens(self.spec, step, q.device).get("chosen")
         out = []
         for span, rows in self.parts["cache"].gather(step):
             latent, k_rope = rows.split((self.spec.latent, self.spec.rope_dim), -1)
             k_nope = torch.einsum("tl,hnl->thn", latent, self.k_up)
             v = torch.einsum("tl,hvl->thv", latent, self.v_up)
             k = torch.cat((k_nope, k_rope[:, None, :].expand(-1, self.spec.heads, -1)), -1)
-            out.append(attend(q[span], k, v, self.spec.scale))
+            out.append(attend(q[span], k, v, self.spec.scale, chosen=None if chosen is None else chosen[span]))
         return torch.cat(out)
 
 

@@ -1,4 +1,4 @@
-"""The reference KV cache: float32 pages that remember which position they hold, so that a wrong page is an error."""
+"""The reference KV caches: float32 pages that remember which position they hold, so that a wrong page is an error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from ktcore.backend.pages import check_page_size
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.indexer import IndexCacheSpec, choose_tokens, index_scores
 from ktcore.ops.kv_cache import KVCacheSpec, attend, sequence_slots
 
 EMPTY = -1
+PAGE_SIZES = (64, 16, 32, 128, 256)
 
 
 class ReferenceKVCache(ReferenceImplementation):
@@ -23,7 +25,7 @@ class ReferenceKVCache(ReferenceImplementation):
 
     id = "reference.kv_cache"
     spec_type = KVCacheSpec
-    handles = frozenset({"window", "chunk", "sinks"})
+    handles = frozenset({"window", "chunk", "sinks", "chosen"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Support:
         return Supported() if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")
@@ -32,22 +34,24 @@ class ReferenceKVCache(ReferenceImplementation):
         return PagedCache(request.name, cast(KVCacheSpec, request.spec), request.runtime.device)
 
     def page_sizes(self, spec: KVCacheSpec) -> tuple[int, ...]:
-        return (64, 16, 32, 128, 256)
+        return PAGE_SIZES
 
     def cache_bytes_per_token(self, spec: KVCacheSpec) -> int:
         return spec.bytes_per_token(FLOAT_BYTES)
 
 
-class PagedCache:
-    """One layer's pages. A row of a "gqa" cache is key and value of every head; of an "mla" cache latent and rope key.
+class Pages:
+    """One layer's rows in pages. Every slot remembers the position that was written into it, and reading checks it: a
+    page that was never written, was written for an older block, or comes in the wrong order raises `BackendError`
+    instead of giving wrong tokens.
 
-    Every slot remembers the position that was written into it, and reading checks it: a page that was never written,
-    was written for an older block, or comes in the wrong order raises `BackendError` instead of giving wrong tokens.
+    Args:
+        width: values of a row.
     """
 
-    def __init__(self, name: str, spec: KVCacheSpec, device: torch.device) -> None:
-        self.spec = spec
+    def __init__(self, name: str, width: int, device: torch.device) -> None:
         self._name = name
+        self._width = width
         self._device = device
         self._page_size = 0
         self._position = torch.empty(0, dtype=torch.int64)
@@ -55,39 +59,22 @@ class PagedCache:
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Make room for `pages` pages of `page_size` tokens; earlier content is gone."""
-        s = self.spec
-        width = s.key_dim if s.kind == "mla" else s.kv_heads * (s.key_dim + s.value_dim)
         self._page_size = page_size
         self._position = torch.full((pages * page_size,), EMPTY)
-        self._rows = torch.zeros(pages * page_size, width, device=self._device)
+        self._rows = torch.zeros(pages * page_size, self._width, device=self._device)
 
     def page_tensors(self) -> tuple[torch.Tensor, ...]:
         """The positions that slots hold [pages, page_size], and their rows [pages, page_size, width]."""
-        rows = self._rows.view(-1, self._page_size, self._rows.shape[1])
+        rows = self._rows.view(-1, self._page_size, self._width)
         return self._position.view(-1, self._page_size), rows
 
-    def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
-        """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
+    def store(self, step: StepBatch, rows: torch.Tensor) -> None:
+        """Store rows [T, width] of the step's tokens."""
         slots = self._checked(step, step.slots())
-        rows = torch.cat((first.flatten(1), second.flatten(1)), 1)
-        if rows.shape != (step.tokens, self._rows.shape[1]):
+        if rows.shape != (step.tokens, self._width):
             raise BackendError(f"{self._name}: {list(rows.shape)} values for {step.tokens} tokens do not fit the cache")
         self._position[slots] = step.positions
         self._rows[slots.to(self._device)] = rows.float()
-
-    def attend(self, step: StepBatch, q: torch.Tensor, scale: float, sinks: torch.Tensor | None = None) -> torch.Tensor:
-        """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
-        s = self.spec
-        out = []
-        for span, rows in self.gather(step):
-            if s.kind == "mla":
-                k, v = rows[:, None, :], rows[:, None, : s.value_dim]
-            else:
-                keys = s.kv_heads * s.key_dim
-                k = rows[:, :keys].view(-1, s.kv_heads, s.key_dim)
-                v = rows[:, keys:].view(-1, s.kv_heads, s.value_dim)
-            out.append(attend(q[span], k, v, scale, s.window, s.chunk, sinks))
-        return torch.cat(out)
 
     def gather(self, step: StepBatch) -> Iterator[tuple[slice, torch.Tensor]]:
         """For each sequence: the span of its query tokens, and its cached rows in order."""
@@ -106,3 +93,73 @@ class PagedCache:
         if slots.numel() and not 0 <= int(slots.min()) <= int(slots.max()) < self._position.shape[0]:
             raise BackendError(f"{self._name}: the step uses a KV page that was not allocated")
         return slots
+
+
+class PagedCache(Pages):
+    """A row of a "gqa" cache is key and value of every head; of an "mla" cache latent and rope key."""
+
+    def __init__(self, name: str, spec: KVCacheSpec, device: torch.device) -> None:
+        super().__init__(name, spec.bytes_per_token(1), device)
+        self.spec = spec
+
+    def append(self, step: StepBatch, first: torch.Tensor, second: torch.Tensor) -> None:
+        """Store keys and values, or latents and rope keys, of the step's tokens; shapes as in `KVCacheSpec`."""
+        self.store(step, torch.cat((first.flatten(1), second.flatten(1)), 1))
+
+    def attend(
+        self,
+        step: StepBatch,
+        q: torch.Tensor,
+        scale: float,
+        sinks: torch.Tensor | None = None,
+        chosen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
+        s = self.spec
+        out = []
+        for span, rows in self.gather(step):
+            if s.kind == "mla":
+                k, v = rows[:, None, :], rows[:, None, : s.value_dim]
+            else:
+                keys = s.kv_heads * s.key_dim
+                k = rows[:, :keys].view(-1, s.kv_heads, s.key_dim)
+                v = rows[:, keys:].view(-1, s.kv_heads, s.value_dim)
+            seen = None if chosen is None else chosen[span]
+            out.append(attend(q[span], k, v, scale, s.window, s.chunk, sinks, seen))
+        return torch.cat(out)
+
+
+class ReferenceIndexCache(ReferenceImplementation):
+    """Index keys, any page size."""
+
+    id = "reference.index_cache"
+    spec_type = IndexCacheSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        return PagedIndex(request.name, cast(IndexCacheSpec, request.spec), request.runtime.device)
+
+    def page_sizes(self, spec: IndexCacheSpec) -> tuple[int, ...]:
+        return PAGE_SIZES
+
+    def cache_bytes_per_token(self, spec: IndexCacheSpec) -> int:
+        return spec.bytes_per_token(FLOAT_BYTES)
+
+
+class PagedIndex(Pages):
+    """A row is a token's index key."""
+
+    def __init__(self, name: str, spec: IndexCacheSpec, device: torch.device) -> None:
+        super().__init__(name, spec.dim, device)
+        self.spec = spec
+
+    def append(self, step: StepBatch, keys: torch.Tensor) -> None:
+        """Store the keys [T, dim] of the step's tokens."""
+        self.store(step, keys)
+
+    def choose(self, step: StepBatch, q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """int32 [T, top_k], as `IndexCacheSpec` says."""
+        out = []
+        for span, keys in self.gather(step):
+            scores = index_scores(q[span], weights[span], keys)
+            out.append(choose_tokens(scores, step.positions[span], self.spec.top_k))
+        return torch.cat(out)

@@ -22,6 +22,7 @@ from ktcore.ops import (
     RopeSpec,
     RouterSpec,
     Spec,
+    TokenIndexerSpec,
 )
 from ktcore.weights.checkpoint import Checkpoint, TensorInfo
 from ktcore.weights.formats import get_format
@@ -142,6 +143,9 @@ def _own(spec: Spec) -> Iterator[Wanted]:
         yield "sinks", (spec.heads,), "F32", 0.0, 1.0
     elif isinstance(spec, MLASpec):
         yield from _up_projections(spec)
+    elif isinstance(spec, TokenIndexerSpec):
+        yield "k_norm", (spec.head_dim,), spec.k_norm_format, 1.0, 0.2
+        yield "k_norm_bias", (spec.head_dim,), spec.k_norm_format, 0.0, 0.3
     elif isinstance(spec, GatedDeltaNetSpec):
         yield "conv", (spec.qkv.out_features, spec.conv_width), spec.conv_format, 0.0, 0.6
         # rates that are negative, or their logarithms

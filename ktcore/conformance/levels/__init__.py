@@ -31,6 +31,7 @@ _MODULES = (
     "l3_attention",
     "l3_optional",
     "l3_delta_net",
+    "l3_sparse",
     "l3_pages",
     "l4_handoff",
     "l4_models",

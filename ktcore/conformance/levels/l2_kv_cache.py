@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from ktcore.conformance.case import Case, Check, Context
@@ -103,23 +104,43 @@ def run_plan(ctx: Context, loaded: Loaded, spec: KVCacheSpec, plan: Plan, scale:
     factor = scale or 1.5 * spec.key_dim**-0.5
     sinks = normal(rng, spec.heads) if spec.sinks else None
     more = () if sinks is None else (sinks,)
+    choices = [drawn_choices(rng, n) for n in lengths] if spec.chosen else None
     got: list[list[torch.Tensor]] = [[] for _ in lengths]
     cache = _Calls(ctx, loaded.module)
     for step, rows in batches(plan):
         cache.append(step, *(torch.cat([t[i][span] for i, span in rows]) for t in (first, second)))
-        out = cache.attend(step, torch.cat([queries[i][span] for i, span in rows]), factor, *more)
+        picked = None if choices is None else torch.cat([choices[i][span] for i, span in rows])
+        out = cache.attend(step, torch.cat([queries[i][span] for i, span in rows]), factor, *more, chosen=picked)
         for at, (i, span) in zip(step.q_start, rows, strict=False):
             got[i].append(out[at : at + span.stop - span.start])
     truth: list[torch.Tensor] = []
     own: list[torch.Tensor] = []
     for a, results in ((EXACT, truth), (Arithmetic.of(loaded.precision), own)):
-        for q, k, v in zip(queries, first, second, strict=True):
+        for i, (q, k, v) in enumerate(zip(queries, first, second, strict=True)):
             k, v = a.stored(k), a.stored(v)
             if spec.kind == "mla":
                 k, v = torch.cat((k, v), -1)[:, None], k[:, None]
-            results.append(causal(a.cast(q), k, v, factor, spec.window, spec.chunk, sinks))
+            seen = None if choices is None else among(choices[i], lengths[i])
+            results.append(causal(a.cast(q), k, v, factor, spec.window, spec.chunk, sinks, seen))
     together = [torch.cat([torch.cat(parts) for parts in got]), torch.cat(truth), torch.cat(own)]
     compare(ctx, together[0], together[1], together[2], f"{loaded.id}, {what}: attention")
+
+
+CHOSEN = 12
+
+
+def drawn_choices(rng: np.random.Generator, length: int) -> torch.Tensor:
+    """For each of `length` tokens up to `CHOSEN` of those up to it, rising, then -1: int32 [length, CHOSEN]."""
+    made = torch.full((length, CHOSEN), -1, dtype=torch.int32)
+    for t in range(length):
+        picked = np.sort(rng.permutation(t + 1)[:CHOSEN])
+        made[t, : len(picked)] = torch.from_numpy(picked.astype(np.int32))
+    return made
+
+
+def among(chosen: torch.Tensor, length: int) -> torch.Tensor:
+    """bool [T, length]: which tokens each row of `chosen` [T, n] names."""
+    return (chosen[:, :, None] == torch.arange(length)).any(1)
 
 
 class _Calls:
@@ -132,6 +153,8 @@ class _Calls:
     def append(self, *arguments: Any) -> None:
         self._target.call(self._cache.append, *arguments)
 
-    def attend(self, *arguments: Any) -> torch.Tensor:
-        result: torch.Tensor = self._target.call(self._cache.attend, *arguments)
+    def attend(self, *arguments: Any, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        target = self._target
+        more = {} if chosen is None else {"chosen": target.put(chosen)}
+        result: torch.Tensor = target.call(partial(self._cache.attend, **more), *arguments)
         return result

@@ -65,6 +65,13 @@ def cases() -> list[Case]:
             for kind in ("gqa", "mla")
             for name, about in _CACHES.items()
         ),
+        Case(
+            "L3.kv_cache.mla.chosen",
+            3,
+            "kv_cache",
+            "a query sees the tokens that are named",
+            partial(_cache, "mla", "chosen"),
+        ),
         Case("L3.mla.ordered", 3, "mla", _ORDER, partial(_check_mla, lambda spec: spec, formats=ORDERED)),
         _mla("no-residual", "the branch alone", lambda s: replace(s, residual=False)),
         _mla("temperature", "queries that grow", lambda s: replace(s, temperature=Temperature(0.9, 3, 0.0))),
@@ -125,7 +132,7 @@ def _cached(fmt: str, window: int = 0, chunk: int = 0, sinks: bool = False) -> A
 
 def _cache(kind: str, name: str, ctx: Context) -> None:
     plain = KVCacheSpec("gqa", 8, 2, 64, 64) if kind == "gqa" else KVCacheSpec("mla", 8, 1, 96, 64)
-    used = {"window": {"window": 20}, "chunk": {"chunk": 48}, "sinks": {"sinks": True}}[name]
+    used = {"window": {"window": 20}, "chunk": {"chunk": 48}}.get(name, {name: True})
     spec = replace(plain, **used)  # type: ignore[arg-type]
     for loaded in ctx.target.load(ctx, spec, {}):
         run_cache(ctx, loaded, spec, OVER_PAGES, loaded.page_sizes[0])

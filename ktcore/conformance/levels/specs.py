@@ -6,6 +6,7 @@ from ktcore.ops import (
     AttentionSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
+    IndexCacheSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -16,6 +17,7 @@ from ktcore.ops import (
     RopeSpec,
     RouterSpec,
     StateCacheSpec,
+    TokenIndexerSpec,
 )
 
 YARN = RopeScaling("yarn", 40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
@@ -104,6 +106,27 @@ def mla(
         q_a_norm=norm(low_rank) if low_rank else None,
         q_b=linear(low_rank, width, fmt) if low_rank else None,
         norm=norm(hidden),
+    )
+
+
+def token_indexer(
+    heads: int, dim: int, top_k: int, spec: MLASpec, fmt: str = "F32", eps: float = 1e-6
+) -> TokenIndexerSpec:
+    """For an attention branch with a low-rank query; rotates by halves, as DeepSeek's does."""
+    assert spec.q_a is not None, "an indexer reads the low-rank query"
+    rank = spec.q_a.out_features
+    return TokenIndexerSpec(
+        hidden=spec.hidden,
+        rank=rank,
+        heads=heads,
+        head_dim=dim,
+        top_k=top_k,
+        q=linear(rank, heads * dim, fmt),
+        k=linear(spec.hidden, dim, fmt),
+        weights=linear(spec.hidden, heads, "F32"),
+        rope=RopeSpec(spec.rope_dim, 1e4, "half"),
+        cache=IndexCacheSpec(heads, dim, top_k),
+        eps=eps,
     )
 
 

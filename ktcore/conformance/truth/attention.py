@@ -17,11 +17,13 @@ def causal(
     window: int = 0,
     chunk: int = 0,
     sinks: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q [L, H, dk], k [L, G, dk], v [L, G, dv], query i seeing keys up to i -> [L, H, dv].
 
     Args:
         window: keys that a query sees, itself included; chunk: positions that see each other; 0 for all.
+        chosen: bool [L, L], keys that each query sees beside these rules.
         sinks: [H], a logit of each head that takes its share of the weight and has no value.
     """
     length, heads, _ = q.shape
@@ -32,6 +34,8 @@ def causal(
         seen &= reach[None, :] > reach[:, None] - window
     if chunk:
         seen &= reach[None, :] >= reach[:, None] - reach[:, None] % chunk
+    if chosen is not None:
+        seen &= chosen
     out = []
     for g in range(k.shape[1]):
         rows = q[:, g * share : (g + 1) * share].transpose(0, 1)
@@ -82,8 +86,12 @@ def _grown(temperature: Temperature | None, q: torch.Tensor, a: Arithmetic) -> t
     return q * a.cast(1 + temperature.scale * torch.log(1 + steps.double()))[:, None, None]
 
 
-def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
-    """A whole sequence x [L, hidden] -> [L, hidden], keys and values expanded from the latents."""
+def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic, chosen: torch.Tensor | None = None) -> torch.Tensor:
+    """A whole sequence x [L, hidden] -> [L, hidden], keys and values expanded from the latents.
+
+    Args:
+        chosen: bool [L, L], the tokens that each one sees of those up to itself; None: all.
+    """
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
     q = _queries(spec, w, n, a)
     positions = torch.arange(x.shape[0])
@@ -97,15 +105,21 @@ def mla(spec: MLASpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tenso
     v = torch.stack([latent @ a.cast(m).T for m in up_v], 1)
     k = torch.cat((k_nope, k_rope.expand(-1, spec.heads, -1)), -1)
     whole = _grown(spec.temperature, torch.cat((q[..., : spec.nope_dim], q_rope), -1), a)
-    y = causal(whole, k, v, spec.scale)
+    y = causal(whole, k, v, spec.scale, chosen=chosen)
     y = linear(spec.o, w, y.flatten(1), a, "o.")
     return a.cast(x) + y if spec.residual else y
 
 
+def low_query(spec: MLASpec, w: Values, n: torch.Tensor, a: Arithmetic) -> torch.Tensor:
+    """The normed low-rank query [L, rank] of the normed input."""
+    assert spec.q_a is not None, "there is no low-rank query"
+    assert spec.q_a_norm is not None, "a low-rank query has a norm"
+    return rms_norm(spec.q_a_norm, w, linear(spec.q_a, w, n, a, "q_a."), a, "q_a_norm.")
+
+
 def _queries(spec: MLASpec, w: Values, n: torch.Tensor, a: Arithmetic) -> torch.Tensor:
-    if spec.q_a and spec.q_a_norm and spec.q_b:
-        low = rms_norm(spec.q_a_norm, w, linear(spec.q_a, w, n, a, "q_a."), a, "q_a_norm.")
-        flat = linear(spec.q_b, w, low, a, "q_b.")
+    if spec.q_b:
+        flat = linear(spec.q_b, w, low_query(spec, w, n, a), a, "q_b.")
     else:
         assert spec.q is not None, "a query projection is either whole or in two parts"
         flat = linear(spec.q, w, n, a, "q.")

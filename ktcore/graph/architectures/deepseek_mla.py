@@ -10,11 +10,14 @@ from ktcore.graph.node import Node
 from ktcore.graph.rotary import rope_node
 from ktcore.graph.settings import Settings
 from ktcore.ops.attention import Temperature
+from ktcore.ops.indexer import IndexCacheSpec, TokenIndexerSpec
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import Pairing, RopeSpec, yarn_mscale
 from ktcore.weights.ref import WeightRef
 
+INDEX_EPS = 1e-6  # of the LayerNorm on index keys: a number in the model code
+INDEX_WIDTH = (("index_head_dim", "attention.indexer.key_length"), ("qk_rope_head_dim", "rope.dimension_count"))
 INNER_EPS = 1e-6  # of the norms on q and the latent, whatever rms_norm_eps says: the model code's class default
 
 
@@ -29,12 +32,31 @@ class _Sizes:
     q_rank: int
 
 
-def mla_node(make: NodeMaker, name: str, *, temperature: Temperature | None = None, share: bool = False) -> Node:
+@dataclass(frozen=True)
+class Sparse:
+    """How a layer's attention is sparse.
+
+    Attributes:
+        pairing: of the indexer's rotary embedding; None: the layer attends to what the last indexer chose.
+    """
+
+    pairing: Pairing | None
+
+
+def mla_node(
+    make: NodeMaker,
+    name: str,
+    *,
+    temperature: Temperature | None = None,
+    share: bool = False,
+    sparse: Sparse | None = None,
+) -> Node:
     """One layer's attention branch.
 
     Args:
         temperature: of the queries.
         share: `partial_rotary_factor` is the rotated part of a whole head, not of the part that rotates.
+        sparse: attention over chosen tokens.
     """
     s = make.settings
     z = _sizes(s)
@@ -53,11 +75,15 @@ def mla_node(make: NodeMaker, name: str, *, temperature: Temperature | None = No
             "kv_a_norm": make.norm(f"{name}.kv_a_norm", z.latent, INNER_EPS),
             "o": make.linear(f"{name}.o", z.heads * z.value, z.hidden),
             "rope": rope,
-            "cache": make.node(f"{name}.cache", KVCacheSpec("mla", z.heads, 1, z.latent + z.rope, z.latent)),
+            "cache": make.node(
+                f"{name}.cache",
+                KVCacheSpec("mla", z.heads, 1, z.latent + z.rope, z.latent, chosen=sparse is not None),
+            ),
             "q_a": make.linear(f"{name}.q_a", z.hidden, z.q_rank) if low_rank else None,
             "q_a_norm": make.norm(f"{name}.q_a_norm", z.q_rank, INNER_EPS) if low_rank else None,
             "q_b" if low_rank else "q": make.linear(query, z.q_rank or z.hidden, z.heads * key),
             "norm": make.norm(f"{name}.norm", z.hidden, rms_eps(make)),
+            "indexer": _indexer(make, f"{name}.indexer", z, sparse.pairing) if sparse and sparse.pairing else None,
         },
         up,
         hidden=z.hidden,
@@ -70,6 +96,38 @@ def mla_node(make: NodeMaker, name: str, *, temperature: Temperature | None = No
         kv_b_format=next(iter(up.values())).format,
         split_kv_b=split,
         temperature=temperature,
+        shared_index=sparse is not None and sparse.pairing is None,
+    )
+
+
+def _indexer(make: NodeMaker, name: str, z: _Sizes, pairing: Pairing) -> Node:
+    s = make.settings
+    if not z.q_rank:
+        raise s.error("q_lora_rank is 0 or null, but the token indexer reads the low-rank query")
+    heads = s.integer("index_n_heads", "attention.indexer.head_count")
+    width = s.integer("index_head_dim", "attention.indexer.key_length")
+    top_k = s.integer("index_topk", "attention.indexer.top_k")
+    if width < z.rope:
+        raise s.error(f"index heads have {width} values, less than the {z.rope} that rotate", s.about(*INDEX_WIDTH))
+    norm = make.ref(f"{name}.k_norm", (width,))
+    return make.composite(
+        name,
+        TokenIndexerSpec,
+        {
+            "q": make.linear(f"{name}.q", z.q_rank, heads * width),
+            "k": make.linear(f"{name}.k", z.hidden, width),
+            "weights": make.linear(f"{name}.weights", z.hidden, heads),
+            "rope": rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True),
+            "cache": make.node(f"{name}.cache", IndexCacheSpec(heads, width, top_k)),
+        },
+        {"k_norm": norm, "k_norm_bias": make.ref(f"{name}.k_norm", (width,), ".bias")},
+        hidden=z.hidden,
+        rank=z.q_rank,
+        heads=heads,
+        head_dim=width,
+        top_k=top_k,
+        eps=INDEX_EPS,
+        k_norm_format=norm.format,
     )
 
 

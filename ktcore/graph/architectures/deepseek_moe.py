@@ -29,20 +29,33 @@ def deepseek_ffn(make: NodeMaker, *, listed: bool = False, routing: Routing | No
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
     listed = listed and not settings.gguf
-    dense_layers = 1 if listed else settings.integer("first_k_dense_replace", "leading_dense_block_count", least=0)
+    dense = [] if listed else _dense_layers(settings)
     if settings.integer("moe_layer_freq", "", without=1) != 1:
         raise settings.error("moe_layer_freq is not 1: experts in every second layer are not supported")
-    routing = routing or _routing(make, dense_layers)
+    first = 1 if listed else next((i for i, is_one in enumerate(dense) if not is_one), len(dense))
+    routing = routing or _routing(make, first)
     shared = settings.integer("n_shared_experts", "expert_shared_count", least=0)
 
     def ffn(name: str, layer: int) -> Node:
-        if is_dense(make, name, layer) if listed else layer < dense_layers:
+        if is_dense(make, name, layer) if listed else dense[layer]:
             width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
             return make.mlp(name, hidden, width, eps=rms_eps(make))
         width = settings.integer("moe_intermediate_size", "expert_feed_forward_length", layer=layer)
         return moe_node(make, name, hidden, width, rms_eps(make), routing, shared * width)
 
     return ffn
+
+
+def _dense_layers(s: Settings) -> list[bool]:
+    """Which layers have an MLP: the first ones, unless a list says it layer by layer, as the later classes have it."""
+    layers = s.integer("num_hidden_layers", "block_count")
+    first = s.integer("first_k_dense_replace", "leading_dense_block_count", least=0)
+    kinds = s.get("mlp_layer_types", "", without=None) if "mlp_layer_types" in s.defaults.hub else None
+    if kinds is None:
+        return [i < first for i in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) < layers or not set(kinds) <= {"dense", "sparse"}:
+        raise s.error(f"mlp_layer_types is {kinds!r}, 'dense' or 'sparse' is needed for each of {layers} layers")
+    return [kind == "dense" for kind in kinds]
 
 
 def _routing(make: NodeMaker, first_sparse: int) -> Routing:

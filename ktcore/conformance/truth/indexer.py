@@ -1,0 +1,50 @@
+"""Truth of the token indexer: scores of all pairs of a sequence's tokens, without pages."""
+
+from __future__ import annotations
+
+import torch
+
+from ktcore.conformance.truth.arithmetic import Arithmetic
+from ktcore.conformance.truth.small import Values, linear, rope
+from ktcore.ops import TokenIndexerSpec
+
+
+def scores(q: torch.Tensor, weights: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """q [L, H, d], weights [L, H], keys [L, d] -> [L, L], a sum over heads of what of q.k is positive."""
+    total = torch.zeros(len(q), len(keys), dtype=q.dtype)
+    for h in range(q.shape[1]):
+        total += weights[:, h, None] * (q[:, h] @ keys.T).clamp(min=0)
+    return total
+
+
+def indexer_scores(
+    spec: TokenIndexerSpec, w: Values, n: torch.Tensor, low: torch.Tensor, a: Arithmetic, prefix: str = ""
+) -> torch.Tensor:
+    """Scores [L, L] of a whole sequence, n [L, hidden] and low [L, rank]."""
+    positions = torch.arange(len(n))
+    key = linear(spec.k, w, n, a, f"{prefix}k.")
+    key = key - key.mean(-1, keepdim=True)
+    key = key / torch.sqrt((key * key).mean(-1, keepdim=True) + spec.eps)
+    key = key * a.cast(w[f"{prefix}k_norm"]) + a.cast(w[f"{prefix}k_norm_bias"])
+    key = a.stored(rope(spec.rope, w, key[:, None], positions, a, f"{prefix}rope."))[:, 0]
+    q = linear(spec.q, w, low, a, f"{prefix}q.").reshape(-1, spec.heads, spec.head_dim)
+    q = rope(spec.rope, w, q, positions, a, f"{prefix}rope.")
+    weights = linear(spec.weights, w, n, a, f"{prefix}weights.") / (spec.heads * spec.head_dim) ** 0.5
+    return scores(q, weights, key)
+
+
+def best(scored: torch.Tensor, top_k: int) -> torch.Tensor:
+    """bool [L, L]: the `top_k` tokens up to each with the highest scores [L, L]."""
+    found = torch.zeros(scored.shape, dtype=torch.bool)
+    for t, row in enumerate(scored):
+        found[t, row[: t + 1].topk(min(top_k, t + 1)).indices] = True
+    return found
+
+
+def margin(scored: torch.Tensor, top_k: int) -> float:
+    """The least distance from the last that is chosen to the first that is not, over all tokens, in mean scores."""
+    gaps = []
+    for t in range(top_k, len(scored)):
+        ranked = scored[t, : t + 1].sort(descending=True).values
+        gaps.append(float(ranked[top_k - 1] - ranked[top_k]))
+    return min(gaps) / float(scored.abs().mean()) if gaps else float("inf")
