@@ -14,8 +14,9 @@ from ktcore.conformance.status import Status
 from .leftover_mutants import LEFTOVERS
 from .mutants import MUTANTS, Mutant, expectations
 from .plain import plain_target
+from .sparse_mutants import SPARSE
 
-ALL = (*MUTANTS, *LEFTOVERS)
+ALL = (*MUTANTS, *LEFTOVERS, *SPARSE)
 
 
 @pytest.fixture(scope="module")
