@@ -131,6 +131,8 @@ def _width(spec: Spec) -> int:
     if isinstance(spec, GatedDeltaNetSpec):
         return 2 * spec.hidden + 3 * spec.qkv.out_features + 3 * spec.z.out_features
     if isinstance(spec, MLASpec):
-        return 2 * spec.hidden + spec.heads * (2 * (spec.latent + spec.rope_dim) + spec.nope_dim + spec.value_dim)
+        indexer = spec.indexer.heads * spec.indexer.head_dim + spec.indexer.top_k if spec.indexer else 0
+        heads = spec.heads * (2 * (spec.latent + spec.rope_dim) + spec.nope_dim + spec.value_dim)
+        return 2 * spec.hidden + heads + indexer
     parts = [_width(part) for part in spec.children().values()]
     return max(parts, default=0) + 2 * int(getattr(spec, "hidden", getattr(spec, "dim", 0)))

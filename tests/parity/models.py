@@ -116,7 +116,8 @@ INDEX = {"index_topk": 12, "index_n_heads": 16, "index_head_dim": 64}
 
 
 def sparse(**changes: Any) -> dict[str, Any]:
-    settings = deepseek_v3(**INDEX, first_k_dense_replace=1)
+    # the class makes a padding token's embedding zero: all index scores of such a token are equal
+    settings = deepseek_v3(**INDEX, first_k_dense_replace=1, pad_token_id=None)
     for key in ("rope_interleave", "num_mtp_layers"):
         del settings[key]
     return settings | changes

@@ -41,7 +41,7 @@ def _answers(model: ktcore.Model, prompts: list[list[int]]) -> list[list[int]]:
     return [s.new_tokens for s in sequences]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "v3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "v3", "glm-dsa-shared"])
 def test_replays_give_the_same_tokens_for_every_number_of_sequences(
     name: str, tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch
 ) -> None:

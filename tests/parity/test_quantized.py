@@ -119,7 +119,9 @@ def folders(name: str, folder: Path, tmp_path: Path, only: str = "_proj.weight")
     plain = safetensors.torch.load_file(folder / "model.safetensors")
     stored: Tensors = {}
     for key, weight in list(plain.items()):
-        if not key.endswith("_proj.weight") or only not in key or (weight.shape[1] % GROUP and "fp8" not in name):
+        # index heads' weights are in 32 bits on the hub, their other projections in 8
+        projection = key.endswith(("_proj.weight", "indexer.wq_b.weight", "indexer.wk.weight"))
+        if not projection or "weights_proj" in key or only not in key or (weight.shape[1] % GROUP and "fp8" not in name):
             stored[key] = weight
             continue
         tensors, plain[key] = encode(weight, generator)
@@ -159,6 +161,11 @@ def test_all_projections_quantised(method: str, tiny: Callable[[str], Tiny], tmp
 @pytest.mark.parametrize("method", METHODS)
 def test_latent_attention_and_shared_experts(method: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
     check(method, tiny("v3"), tmp_path)
+
+
+def test_index_heads_in_fp8_as_they_are_published(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    run = check("fp8", tiny("v32"), tmp_path, "")
+    assert run.graph.node("layers.1.attn.indexer.q").weights["weight"].sources[0].endswith("wq_b.weight")
 
 
 @pytest.mark.parametrize("method", ["compressed", "gptq-act-order"])
