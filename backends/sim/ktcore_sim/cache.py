@@ -100,7 +100,8 @@ class SimKVCacheModule(SimPages):
         s = self.spec
         places = self.places(step)
         latent = s.kind == "mla"
-        more = (step.page_size, scale, s.kv_heads, s.value_dim, latent, s.window, chosen)
+        seen = chosen if s.chosen else None
+        more = (step.page_size, scale, s.kv_heads, s.value_dim, latent, s.window, seen)
         return cast(torch.Tensor, kernels().attend(q, self._rows, *places, *more))
 
 
