@@ -240,6 +240,7 @@ void MLABlock::attend_absorbed(const std::vector<AttendSpan>& spans, const Cache
 void MLABlock::attend_chosen(const Step& step, const Cache& cache, const Sparse& sparse, Buffers& b) {
     Engine& e = *engine_;
     const size_t top_k = static_cast<size_t>(sparse.top_k);
+    check(cache.num_pages * cache.page_size <= INT32_MAX, "a cache for chosen tokens has fewer than 2^31 slots");
     const Cache slots{cache.k, cache.v, cache.num_pages * cache.page_size, 1, cache.type};
     std::vector<int> counts(kChosenTokens);
     slots_.resize(kChosenTokens * top_k);

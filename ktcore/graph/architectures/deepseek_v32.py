@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ktcore.graph.architectures.deepseek_mla import Sparse, mla_node
-from ktcore.graph.architectures.deepseek_moe import DEEPSEEK_GGUF, SIGMOID, deepseek_ffn
+from ktcore.graph.architectures.deepseek_moe import DEEPSEEK_GGUF, deepseek_ffn
 from ktcore.graph.decoder import decoder_graph
 from ktcore.graph.defaults import DERIVED, Defaults
+from ktcore.graph.gating import SIGMOID
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import INDEXER, MLA, MOE
 from ktcore.graph.node import Graph
@@ -74,12 +75,13 @@ GLM = Defaults(
 
 _GGUF = {
     **DEEPSEEK_GGUF,
+    "expert_gating_func": SIGMOID,
     "attention.key_length_mla": DERIVED,
     "attention.value_length_mla": DERIVED,
 }
 GGUF_V32 = Defaults(gguf=_GGUF)
-"""Of `deepseek32` in llama.cpp."""
-GGUF_GLM = Defaults(gguf={**_GGUF, "expert_gating_func": SIGMOID, "attention.indexer.types": DERIVED})
+"""Of `deepseek32` in llama.cpp, which wants the gating function and knows no other."""
+GGUF_GLM = Defaults(gguf={**_GGUF, "attention.indexer.types": DERIVED})
 """Of `glm-dsa` in llama.cpp."""
 LONG = 1048576
 """Context of GLM-5.2, by which llama.cpp knows its files where they do not say which layers have an indexer."""
@@ -121,7 +123,7 @@ def _build(settings: Settings, pairing: Pairing, kinds: Sequence[str]) -> Graph:
     make = NodeMaker(settings, {**MLA, **INDEXER, **MOE})
     attention = [Sparse(pairing if kind == FULL else None) for kind in kinds]
     return decoder_graph(
-        make, "deepseek_sparse", lambda name, layer: mla_node(make, name, attention[layer]), deepseek_ffn(make)
+        make, "deepseek_sparse", lambda name, layer: mla_node(make, name, sparse=attention[layer]), deepseek_ffn(make)
     )
 
 
