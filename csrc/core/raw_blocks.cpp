@@ -61,6 +61,9 @@ void scales(Format f, const uint8_t* b, float* d, float* m) {
         case Format::NVFP4:
             for (int i = 0; i < 4; i++) d[i] = ue4m3_half(b[i]);
             return;
+        case Format::NVFP4_G128:
+            for (int i = 0; i < 8; i++) d[i] = ue4m3_half(b[kFactorBytes + i / 4 * kNvfp4Bytes + i % 4]) * load<float>(b);
+            return;
         case Format::TQ2_0:
         case Format::Q1_0:
         case Format::Q2_0:

@@ -125,6 +125,9 @@ Words spread_bits(Words bits) {
     }
 }
 
+// NVFP4_G128: a float that multiplies two blocks of NVFP4.
+constexpr int kFactorBytes = 4, kNvfp4Bytes = 36;
+
 // NVFP4: nibbles of 16 values in 8 bytes, the first eight in the low ones.
 [[gnu::always_inline]] inline void codes_nvfp4(const uint8_t* b, uint8_t* c) {
     for (int g = 0; g < 4; g += 2) {
@@ -170,6 +173,10 @@ inline void scales_q3_k(const uint8_t* s, uint8_t* out) {
     const FormatInfo& t = info(f);
     if (t.zero_point) return codes_group(t, block, codes);
     if (f == Format::NVFP4) return codes_nvfp4(block, codes);
+    if (f == Format::NVFP4_G128) {
+        codes_nvfp4(block + kFactorBytes, codes);
+        return codes_nvfp4(block + kFactorBytes + kNvfp4Bytes, codes + 64);
+    }
     if (f == Format::Q1_0 || f == Format::Q2_0) return codes_low_bits(f, block, codes);
     t.block == 32 ? codes_32(f, block, codes) : codes_256(f, block, codes);
 }

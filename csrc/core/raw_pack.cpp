@@ -22,6 +22,11 @@ namespace {
         for (int i = 0; i < 4; i++) scales[i] = ue4m3(block[i]);
         return;
     }
+    if (f == Format::NVFP4_G128) {
+        std::memcpy(header + 8 * kPanelRows + row * 4, block, 4);
+        for (int i = 0; i < 8; i++) scales[i] = ue4m3(block[kFactorBytes + i / 4 * kNvfp4Bytes + i % 4]);
+        return;
+    }
     if (info(f).zero_point) {
         std::memcpy(plain, block, 2);
         std::memcpy(plain + 64, block + 2, 2);
@@ -121,7 +126,7 @@ template <Format F>
 void pack_block(const RawRows& rows, uint8_t* out) {
     constexpr FormatInfo t = info(F);
     constexpr bool points = coded_points(F);
-    constexpr int kScaleBytes = F == Format::NVFP4 ? 4 : points ? t.header / kPanelRows - 2 : parts(F).scale_bytes;
+    constexpr int kScaleBytes = F == Format::NVFP4 ? 4 : F == Format::NVFP4_G128 ? 8 : points ? t.header / kPanelRows - 2 : parts(F).scale_bytes;
     constexpr bool fifth = F == Format::Q5_0 || F == Format::Q5_1;
     for (int r = 0; r < rows.count; r += 4) {
         alignas(16) uint8_t codes[4][t.packed_k];

@@ -14,7 +14,7 @@ constexpr int kTokenChunk = 128;  // tokens a work item covers: their int8 rows 
 enum class Format : uint8_t {
     Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4,
     INT4_G32, INT4_G64, INT4_G128, INT8_G32, INT8_G64, INT8_G128,
-    NVFP4, TQ2_0, Q1_0, Q2_0,
+    NVFP4, NVFP4_G128, TQ2_0, Q1_0, Q2_0,
     IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M, TQ1_0,
     F16, BF16, F32, F8_E4M3_G128,
     IQ1_S_FAST, IQ1_M_FAST, IQ2_XXS_FAST, IQ2_XS_FAST, IQ2_S_FAST, IQ3_XXS_FAST, IQ3_S_FAST
@@ -65,6 +65,7 @@ constexpr FormatInfo kFormats[] = {
     {"INT8_G64", 64, 68, 64, 128, 8, 32, true, -1, Kind::Affine, 0, true},
     {"INT8_G128", 128, 132, 128, 128, 8, 32, true, -1, Kind::Affine, 0, true},
     {"NVFP4", 64, 36, 64, 128, 4, 16, false, 4, Kind::Table, 1},
+    {"NVFP4_G128", 128, 76, 128, 384, 4, 16, false, 4, Kind::Table, 1},
     {"TQ2_0", 256, 66, 256, 64, 2, 32, false, 0, Kind::Affine},
     {"Q1_0", 128, 18, 128, 64, 1, 32, false, 0, Kind::Affine},
     {"Q2_0", 64, 18, 64, 64, 2, 32, false, 0, Kind::Affine},

@@ -61,6 +61,10 @@ struct Layout {
             if constexpr (F == Format::Q4_K || F == Format::Q5_K) open_pairs(p, opened);
             if constexpr (kPoints) open_nibbles(p, opened);
             if constexpr (kPlain || F == Format::NVFP4) return;
+            if constexpr (F == Format::NVFP4_G128) {
+                UNR for (int h = 0; h < 2; h++) d[h] = ldf(reinterpret_cast<const float*>(p + 8 * kPanelRows) + h * kHalfRows);
+                return;
+            }
             if constexpr (kPoints) {
                 UNR for (int h = 0; h < 2; h++)
                     d[h] = mulf(ldh(reinterpret_cast<const uint16_t*>(p + I.header - 64 + h * 32)), setf(kUnit));
@@ -76,9 +80,10 @@ struct Layout {
         AI void scale(int s, int h, VF& scale, VF& min) const {
             if constexpr (kPlain) return halves(block, h, scale, min);
             const uint8_t* at = bytes + s * kPanelRows + h * kHalfRows;
-            if constexpr (F == Format::NVFP4) {
+            if constexpr (F == Format::NVFP4 || F == Format::NVFP4_G128) {
                 // UE4M3: its bits where a float's exponent and mantissa are; a half of it, since the table's values are doubled.
                 scale = mulf(castf(sll(ldu8(at), 20)), setf(0x1p119f));
+                if (F == Format::NVFP4_G128) scale = mulf(scale, d[h]);
                 min = setf(0.f);
             } else if constexpr (F == Format::IQ1_S_FAST) {  // d (2 n + 1) (code - 1 +- 1/8)
                 const VI odd = ldu8(at);

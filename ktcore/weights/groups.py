@@ -3,6 +3,8 @@
 INT4_G*, INT8_G*: [u16 scale][u16 zero][codes]; two 4-bit codes a byte, the earlier value in the low bits. Bit 15 of
 `zero` says that the scale is bfloat16, else it is float16; the rest is the zero point, 0 to 256.
 value = float32(code - zero) * float32(scale). F8_E4M3_G128: [f32 scale][128 e4m3 codes], value = code * scale.
+NVFP4_G128: [f32 factor][two of GGUF's NVFP4 blocks: four e4m3 scales, then for each of them 8 bytes, value i in the low
+bits of byte i and value 8 + i in the high ones], value = e2m1 code * (scale * factor), both products rounded.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ ZERO_MASK = 0x7FFF
 ORDERED = "_ORDERED"
 """Suffix of formats whose columns are stored in another order than the input's (`Weight.input_order`)."""
 FP8_GROUP = 128
+NVFP4_GROUP = 128
+NVFP4_SCALED = 16
+"""Values of a scale."""
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -36,15 +42,16 @@ class GroupFormat:
     """
 
     name: str
-    kind: Literal["int", "f8"]
+    kind: Literal["int", "f8", "nvfp4"]
     bits: int
     group: int
     ordered: bool = False
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of a block, its scale included."""
-        return 4 + self.group * self.bits // 8
+        """Bytes of a block, its scales included."""
+        inner = self.group // NVFP4_SCALED if self.kind == "nvfp4" else 0
+        return 4 + inner + self.group * self.bits // 8
 
 
 def group_formats() -> dict[str, GroupFormat]:
@@ -52,7 +59,8 @@ def group_formats() -> dict[str, GroupFormat]:
     plain = [GroupFormat(f"INT{bits}_G{group}", "int", bits, group) for bits in (4, 8) for group in sorted(GROUPS)]
     ordered = [GroupFormat(f.name + ORDERED, f.kind, f.bits, f.group, True) for f in plain]
     fp8 = GroupFormat(f"F8_E4M3_G{FP8_GROUP}", "f8", 8, FP8_GROUP)
-    return {f.name: f for f in (*plain, fp8, *ordered)}
+    nvfp4 = GroupFormat(f"NVFP4_G{NVFP4_GROUP}", "nvfp4", 4, NVFP4_GROUP)
+    return {f.name: f for f in (*plain, fp8, nvfp4, *ordered)}
 
 
 def common_group(*sizes: int) -> int | None:
@@ -91,6 +99,35 @@ def pack_f8(codes: Bytes, scales: Floats) -> Bytes:
     return out.reshape(rows, -1)
 
 
+def pack_nvfp4(codes: Bytes, scales: Bytes, factors: Floats) -> Bytes:
+    """Rows of NVFP4_G128.
+
+    Args:
+        codes: [rows, cols], e2m1, one a byte.
+        scales: [rows, cols / 16], e4m3 by their bits.
+        factors: [rows].
+    """
+    rows, cols = codes.shape
+    groups = codes.reshape(rows, -1, 2, 4, 2, 8)  # blocks, halves, scales, low and high
+    out = np.empty((rows, cols // NVFP4_GROUP, 4 + 2 * 36), dtype=np.uint8)
+    out[..., :4] = np.ascontiguousarray(factors, dtype="<f4").view(np.uint8).reshape(rows, 1, 4)
+    halves = out[..., 4:].reshape(rows, -1, 2, 36)
+    halves[..., :4] = scales.reshape(rows, -1, 2, 4)
+    halves[..., 4:] = (groups[..., 0, :] | groups[..., 1, :] << np.uint8(4)).reshape(*halves.shape[:3], 32)
+    out[..., 4:] = halves.reshape(rows, -1, 72)
+    return out.reshape(rows, -1)
+
+
+def _nvfp4_values(blocks: Bytes) -> Floats:
+    """float32 [rows, blocks, 128] of [rows, blocks, 76]."""
+    factor = np.ascontiguousarray(blocks[..., :4]).view("<f4")
+    halves = np.ascontiguousarray(blocks[..., 4:]).reshape(*blocks.shape[:2], 2, 36)
+    scale = e4m3_values()[halves[..., :4]] * factor[..., None]
+    packed = halves[..., 4:].reshape(*halves.shape[:3], 4, 8)
+    codes = np.concatenate((packed & np.uint8(15), packed >> np.uint8(4)), axis=-1)
+    return np.asarray((_E2M1[codes] * scale[..., None]).reshape(*blocks.shape[:2], NVFP4_GROUP), dtype=np.float32)
+
+
 def pack_nibbles(codes: Bytes) -> Bytes:
     """4-bit codes [rows, cols], one a byte -> [rows, cols / 2], the earlier value in the low bits."""
     packed: Bytes = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
@@ -111,6 +148,8 @@ def dequantize_groups(fmt: GroupFormat, raw: Bytes, rows: int) -> Floats:
     if fmt.kind == "f8":
         scale = np.ascontiguousarray(blocks[..., :4]).view("<f4")
         return np.asarray((e4m3_values()[blocks[..., 4:]] * scale).reshape(rows, -1), dtype=np.float32)
+    if fmt.kind == "nvfp4":
+        return _nvfp4_values(blocks).reshape(rows, -1)
     head = np.ascontiguousarray(blocks[..., :4]).view("<u2")
     scale = scale_values(head[..., 0], (head[..., 1] & BFLOAT16) != 0)
     codes = blocks[..., 4:] if fmt.bits == 8 else unpack_nibbles(blocks[..., 4:])

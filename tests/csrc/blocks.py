@@ -60,6 +60,10 @@ def random_blocks(format: str, rows: int, cols: int, seed: int = 0) -> NDArray[n
         raw[:, 0] = rng.integers(0, 130, len(raw))
     if format == "NVFP4":
         raw[:, :4] &= 0x3F  # magnitudes as small as the others'
+    if format == "NVFP4_G128":
+        raw[:, 4:8] &= 0x3F
+        raw[:, 40:44] &= 0x3F
+        raw[:, :4] = scale.astype(np.float32).view(np.uint8)
     if format.startswith("INT"):
         bfloat = rng.integers(0, 2, len(raw)).astype(np.uint16)
         as_bfloat = (scale.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -87,6 +91,13 @@ def reference(format: str, raw: NDArray[np.uint8], rows: int, cols: int) -> F32:
         b = raw.reshape(-1, 132)
         values = torch.from_numpy(b[:, 4:].copy()).view(torch.float8_e4m3fn).float().numpy()
         return (values * b[:, :4].copy().view(np.float32)).reshape(rows, cols)
+    if format == "NVFP4_G128":  # every scale times the factor before it, rounded; then the code
+        b = raw.reshape(-1, 76)
+        inner = np.ascontiguousarray(b[:, 4:]).reshape(-1, 36)
+        ones = np.where(np.arange(36) < 4, 0x38, inner).astype(np.uint8)  # scales of 1
+        codes = np.asarray(dequantize(ones, GGMLQuantizationType.NVFP4), np.float32).reshape(-1, 8, 16)
+        e4m3 = torch.from_numpy(inner[:, :4].copy()).view(torch.float8_e4m3fn).float().numpy().reshape(-1, 8)
+        return (codes * (e4m3 * b[:, :4].copy().view(np.float32))[..., None]).reshape(rows, cols)
     if format in ("Q1_0", "Q2_0"):  # the package has the one by size, the other not at all: llama.cpp's ggml-common.h
         b = raw.reshape(-1, 18)
         d, packed = b[:, :2].copy().view(np.float16).astype(np.float32), b[:, 2:]

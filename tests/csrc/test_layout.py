@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from ktcore_cpu import _native, packing
 
-PINNED = ("cpu.panels/3", "817aecb7b2cf2ed9")
+PINNED = ("cpu.panels/3", "c2c1751b7808c43f")
 PINNED_FAST = "c90185a5e2e1e572"
 """Of lattice points packed as codes (`packing: fast`)."""
 ROWS, COLS = 40, 512

@@ -257,7 +257,7 @@ def test_a_group_index_in_order_or_never_filled_in_changes_nothing(
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        (config("nvfp4-pack-quantized"), {}, "format 'nvfp4-pack-quantized' is not supported"),
+        (config("mxfp6-pack-quantized"), {}, "format 'mxfp6-pack-quantized' is not supported"),
         (config("marlin-24"), {}, "format 'marlin-24' is not supported"),
         (config() | {"sparsity_config": {"format": "sparse-24-bitmask"}}, {}, "sparse weights"),
         (config() | {"transform_config": {"a": 1}}, {}, "behind a transform"),

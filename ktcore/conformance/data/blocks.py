@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ktcore.weights.formats import dequantize, get_format
-from ktcore.weights.groups import GroupFormat, group_formats, pack_f8, pack_int
+from ktcore.weights.groups import NVFP4_SCALED, GroupFormat, group_formats, pack_f8, pack_int, pack_nvfp4
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -62,8 +62,8 @@ _TORCH = {
 }
 PLAIN_FORMATS = tuple(_TORCH)
 BLOCK_FORMATS = (*_SCALES, *_EXPONENT_SCALES)
-GROUP_FORMATS = ("INT4_G32", "INT4_G128", "INT8_G128", "F8_E4M3_G128")
-"""Of GPTQ, AWQ, compressed-tensors and DeepSeek's FP8 checkpoints."""
+GROUP_FORMATS = ("INT4_G32", "INT4_G128", "INT8_G128", "F8_E4M3_G128", "NVFP4_G128")
+"""Of GPTQ, AWQ, compressed-tensors and ModelOpt, and DeepSeek's FP8 checkpoints."""
 FORMATS = PLAIN_FORMATS + BLOCK_FORMATS + GROUP_FORMATS
 """The kit's formats."""
 
@@ -97,6 +97,10 @@ def _groups(fmt: GroupFormat, count: int, std: float, rng: np.random.Generator) 
         values = torch.from_numpy(rng.standard_normal((count, fmt.group), dtype=np.float32) * 32)
         codes: Bytes = values.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         return pack_f8(codes, (uneven * std / 32).astype(np.float32))
+    if fmt.kind == "nvfp4":
+        scales = rng.integers(0x30, 0x40, (count, fmt.group // NVFP4_SCALED), dtype=np.uint8)  # 0.5 to 1.9
+        e2m1 = rng.integers(0, 16, (count, fmt.group), dtype=np.uint8)
+        return pack_nvfp4(e2m1, scales, (uneven[:, 0] * std / 3.5).astype(np.float32))
     levels = 1 << fmt.bits
     # even codes of n levels have a standard deviation of n / sqrt(12)
     scales = (uneven * std * np.sqrt(12) / levels).astype(np.float16).view(np.uint16)

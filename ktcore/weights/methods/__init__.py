@@ -14,6 +14,7 @@ from ktcore.weights.methods.compressed import compressed_weights
 from ktcore.weights.methods.fp8 import fp8_weights
 from ktcore.weights.methods.gptq import gptq_weights
 from ktcore.weights.methods.mxfp4 import mxfp4_weights
+from ktcore.weights.methods.nvfp4 import modelopt_weights
 
 KV_SCALES = (".k_scale", ".v_scale", ".q_scale", ".kv_scale", "_proj.output_scale")
 """Of caches in 8 bits; a cache with more bits needs none."""
@@ -29,10 +30,18 @@ METHODS: dict[str, Reader] = {
     "auto-round": auto_round_weights,
     "compressed-tensors": compressed_weights,
     "mxfp4": mxfp4_weights,
+    "modelopt": modelopt_weights,
+    "modelopt_fp4": modelopt_weights,
+    "modelopt_mixed": modelopt_weights,
 }
 
 # tensors that no unquantised checkpoint has, and what they would say if config.json did not
-_TRACES = {".qweight": "GPTQ, AWQ or AutoRound", ".weight_packed": "compressed-tensors", ".weight_scale_inv": "FP8"}
+_TRACES = {
+    ".qweight": "GPTQ, AWQ or AutoRound",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale_inv": "FP8",
+    ".weight_scale_2": "ModelOpt",
+}
 
 
 def read_quantized(checkpoint: Checkpoint) -> Checkpoint:

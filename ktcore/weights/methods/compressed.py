@@ -1,4 +1,4 @@
-"""compressed-tensors weights: packed or plain integers, FP8, MXFP4, as config groups and the tensors at hand say.
+"""compressed-tensors weights: integers, packed or plain, FP8, MXFP4, NVFP4, as config groups and the tensors say.
 
 Packed: `weight_packed` int32 [out, words], earlier values in lower bits, offset by 2^(bits - 1); `weight_scale`
 [out, groups]; `weight_zero_point` packed along the first axis with the same offset. The offsets cancel:
@@ -17,11 +17,12 @@ import numpy.typing as npt
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
-from ktcore.weights.groups import pack_int, pack_nibbles
+from ktcore.weights.groups import NVFP4_SCALED, pack_int, pack_nibbles
 from ktcore.weights.methods.fp8 import Fp8Weight, block_size
 from ktcore.weights.methods.gptq import sorted_by_group
 from ktcore.weights.methods.integers import SCALE_FORMATS, group_format, half_scales, repeated
 from ktcore.weights.methods.mxfp4 import PackedMxfp4Weight
+from ktcore.weights.methods.nvfp4 import Nvfp4Weight
 from ktcore.weights.methods.schemes import Scheme, Schemes
 from ktcore.weights.methods.words import Packing, unpack
 
@@ -40,7 +41,9 @@ def _weights(checkpoint: Checkpoint, schemes: Schemes) -> Iterator[LogicalWeight
         if name.endswith(".weight_packed"):
             module = name.removesuffix(".weight_packed")
             scheme = schemes.of(module)
-            if scheme.kind == "float":
+            if scheme.kind == "float" and scheme.group_size == NVFP4_SCALED:
+                yield Nvfp4Weight(checkpoint, f"{module}.weight", name, f"{module}.weight_global_scale", divides=True)
+            elif scheme.kind == "float":
                 yield PackedMxfp4Weight(checkpoint, f"{module}.weight", name, f"{module}.weight_scale")
             else:
                 yield IntWeight(checkpoint, module, "weight_packed", scheme)

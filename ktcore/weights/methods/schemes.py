@@ -16,6 +16,7 @@ FORMATS = (
     "float-quantized",
     "naive-quantized",
     "mxfp4-pack-quantized",
+    "nvfp4-pack-quantized",
     "mxfp8-quantized",
     "mixed-precision",
 )
