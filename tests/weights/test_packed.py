@@ -154,8 +154,9 @@ def test_a_finished_part_is_mapped_with_what_quantising_it_cost(part: Part, tmp_
     np.testing.assert_array_equal(found, wanted())
     assert not found.flags.writeable
     assert (part.weights[0].loss.error, part.weights[0].loss.value) == (14.0, 30.0)
-    assert reader.get(replace(part, kind="BF16[3, 4]"), Packing(part)) is None, "not kept here"
+    assert reader.get(replace(part, what="another weight", kind="BF16[3, 4]"), Packing(part)) is None, "not kept here"
     for other, message in (
+        (replace(part, kind="BF16[3, 4]"), r"is packed as 'F32\[3, 4\]', this plan wants 'BF16\[3, 4\]'"),
         (replace(part, layout="acme.tiles/4"), r"packed in layout acme\.tiles/3, this ktcore reads acme\.tiles/4"),
         (replace(part, pieces=1, nbytes=15_000), "packed as 3 x 5000 bytes, expected 1 x 15000"),
     ):
