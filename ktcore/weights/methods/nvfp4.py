@@ -1,7 +1,7 @@
 """NVFP4 of safetensors: e2m1 codes, an e4m3 scale for 16 of them, and a float32 factor for the tensor.
 
 compressed-tensors (`nvfp4-pack-quantized`): `weight_packed`, `weight_scale`, and `weight_global_scale`, which divides
-(compressors/nvfp4). NVIDIA ModelOpt: `weight`, `weight_scale`, and `weight_scale_2`, which multiplies. Codes lie two a
+(compressors/nvfp4). ModelOpt: `weight`, `weight_scale`, and `weight_scale_2`, which multiplies. Codes lie two a
 byte, the earlier in the low bits. Factors of inputs are of quantised activations, which exact ones do not need.
 """
 
