@@ -70,12 +70,12 @@ class Loading(Source):
             "backend": self.backend,
             "rules": self.rules,
             "experts_from": self.experts_from,
+            "packing": self.packing,
             "threads": self.threads,
             "context": self.context,
             "memory": self.memory,
             "packed_cache": self.packed_cache,
             "graphs": self.graphs,
-            "packing": self.packing,
             "prefix": self.prefix(),
         }
 

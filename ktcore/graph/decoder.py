@@ -21,9 +21,7 @@ def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) 
     """
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
-    layers = settings.integer("num_hidden_layers", "block_count") - settings.integer(
-        "", "nextn_predict_layers", least=0, without=0
-    )
+    layers = settings.layers() - settings.integer("", "nextn_predict_layers", least=0, without=0)
     vocab = _vocab(make)
     table = make.ref("embed", (vocab, hidden))
     embed = make.node("embed", EmbeddingSpec(vocab, hidden, table.format), {"weight": table})

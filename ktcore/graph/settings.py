@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ktcore.graph.mixed import OtherExperts
 
 _NONE: Any = object()
+MAX_LAYERS = 4096
+"""Beyond any model's."""
 
 
 class Settings:
@@ -123,6 +125,14 @@ class Settings:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise self.error(f"{self._name(hf, gguf)} is {value!r}, a whole number of at least {least} is needed")
         return value
+
+    def layers(self) -> int:
+        """How many layers the configuration counts; ArchitectureError beyond MAX_LAYERS, before they are listed."""
+        count = self.integer("num_hidden_layers", "block_count")
+        if count > MAX_LAYERS:
+            key = self._name("num_hidden_layers", "block_count")
+            raise self.error(f"{key} is {count}, no model has more than {MAX_LAYERS} layers")
+        return count
 
     def number(
         self, hf: str, gguf: str, *, positive: bool = False, without: float = _NONE, derived: float = _NONE

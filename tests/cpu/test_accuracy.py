@@ -11,7 +11,8 @@ from ktcore.weights.formats import dequantize
 
 EXPERTS, HIDDEN, WIDTH, TOP_K, TOKENS = 3, 1024, 512, 2, 24
 FLOATS = {"F32", "F16", "BF16", "F8_E4M3_G128"}
-FORMATS = sorted(set(_native.formats()) - FLOATS)
+# those of `packing: fast` hold the same values in another order
+FORMATS = sorted(name for name in set(_native.formats()) - FLOATS if not name.endswith("_FAST"))
 BY_32 = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"}
 """ggml multiplies these with Q8_0 or Q8_1 activations, of 32 values, and all others with Q8_K's 256."""
 

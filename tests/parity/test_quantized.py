@@ -121,7 +121,7 @@ def folders(name: str, folder: Path, tmp_path: Path, only: str = "_proj.weight")
     for key, weight in list(plain.items()):
         # index heads' weights are in 32 bits on the hub, their other projections in 8
         projection = key.endswith(("_proj.weight", "indexer.wq_b.weight", "indexer.wk.weight"))
-        left = "weights_proj" in key or only not in key or (weight.shape[1] % GROUP and "fp8" not in name)
+        left = "weights_proj" in key or only not in key or ("fp8" not in name and weight.shape[-1] % GROUP)
         if not projection or left:
             stored[key] = weight
             continue

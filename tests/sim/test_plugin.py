@@ -23,7 +23,7 @@ registry = Registry.discover(["cpu", "sim"])
 record = registry.known("sim")
 print(record.state.value, "|", record.reason)
 ids = [i for i in registry.implementations() if i.startswith("sim.")]
-assert len(ids) == 11, ids
+assert len(ids) == 13, ids
 assert "ktcore_sim._C" not in sys.modules
 assert torch._C._get_privateuse1_backend_name() == "privateuseone"
 threads = threading.active_count()

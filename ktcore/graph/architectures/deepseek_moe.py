@@ -48,7 +48,7 @@ def deepseek_ffn(make: NodeMaker, *, listed: bool = False, routing: Routing | No
 
 def _dense_layers(s: Settings) -> list[bool]:
     """Which layers have an MLP: the first ones, unless a list says it layer by layer, as the later classes have it."""
-    layers = s.integer("num_hidden_layers", "block_count")
+    layers = s.layers()
     first = s.integer("first_k_dense_replace", "leading_dense_block_count", least=0)
     kinds = s.get("mlp_layer_types", "", without=None) if "mlp_layer_types" in s.defaults.hub else None
     if kinds is None:

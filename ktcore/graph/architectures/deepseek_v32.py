@@ -90,7 +90,7 @@ LONG = 1048576
 def build_deepseek_v32(settings: Settings) -> Graph:
     """`deepseek_v32` of hub folders: an indexer in every layer, rotated by halves where attention rotates pairs."""
     settings = settings.under(V32)
-    return _build(settings, _pairing(settings), [FULL] * settings.integer("num_hidden_layers", ""))
+    return _build(settings, _pairing(settings), [FULL] * settings.layers())
 
 
 def build_glm_moe_dsa(settings: Settings) -> Graph:
@@ -102,7 +102,7 @@ def build_glm_moe_dsa(settings: Settings) -> Graph:
 def build_deepseek32(settings: Settings) -> Graph:
     """`deepseek32` of GGUF files."""
     settings = settings.under(GGUF_V32)
-    return _build(settings, "half", [FULL] * settings.integer("", "block_count"))
+    return _build(settings, "half", [FULL] * settings.layers())
 
 
 def build_glm_dsa(settings: Settings) -> Graph:
@@ -110,7 +110,7 @@ def build_glm_dsa(settings: Settings) -> Graph:
     settings = settings.under(GGUF_GLM)
     long = settings.integer("", "context_length") >= LONG
     kinds = []
-    for layer in range(settings.integer("", "block_count") - settings.integer("", "nextn_predict_layers", least=0)):
+    for layer in range(settings.layers() - settings.integer("", "nextn_predict_layers", least=0)):
         known = not long or layer < 2 or layer % 4 == 2
         full = settings.get("", "attention.indexer.types", derived=known, layer=layer)
         if full not in (0, 1):
@@ -134,7 +134,7 @@ def _pairing(s: Settings) -> Pairing:
 
 def _indexer_types(s: Settings) -> list[str]:
     """Each layer's kind, as `GlmMoeDsaConfig.__post_init__` derives it: a list, a pattern of letters, or every n-th."""
-    layers = s.integer("num_hidden_layers", "")
+    layers = s.layers()
     kinds = s.get("indexer_types", "")
     if kinds is None:
         kinds = s.get("index_topk_pattern", "")
