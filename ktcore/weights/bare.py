@@ -15,7 +15,7 @@ from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint, TensorInfo
 from ktcore.weights.formats import WeightFormat, get_format, known_formats, row_bytes
 from ktcore.weights.groups import FP8_GROUP
-from ktcore.weights.methods.fp8 import block_format
+from ktcore.weights.methods.fp8 import MX_BLOCK, block_format
 from ktcore.weights.methods.overrides import Overrides, dynamic_overrides, extra_overrides
 from ktcore.weights.safetensors import read_json
 
@@ -104,7 +104,7 @@ def _released(section: Mapping[str, Any]) -> tuple[str, tuple[str, ...]] | None:
     """Format of the released weights, and what the names of those that have it hold; None when it is not known."""
     method = section.get("quant_method")
     if method in ("fp8", "mxfp8"):
-        block = section.get("weight_block_size", [1, 32] if method == "mxfp8" else None)
+        block = section.get("weight_block_size", list(MX_BLOCK) if method == "mxfp8" else None)
         if isinstance(block, list) and len(block) == 2 and type(block[1]) is int and block[1] > 0:
             exponents = method == "mxfp8" or section.get("scale_fmt") == "ue8m0"
             return block_format(math.lcm(block[1], FP8_GROUP), block[1], exponents), PROJECTIONS

@@ -12,7 +12,7 @@ from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.backend.branches import ATTENTION
 from ktcore.backend.handles import FREQUENCIES, nested
 from ktcore.errors import CheckpointError
-from ktcore.ops.attention import AttentionSpec
+from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.rope import inverse_frequencies
 from ktcore_cpu import packing
@@ -125,9 +125,7 @@ class CpuAttentionModule:
             exact=packing.exact(request),
             chunk=spec.cache.chunk,
             sinks=packing.vector(weights, "sinks") if spec.sinks else None,
-            temperature_scale=spec.temperature.scale if spec.temperature else 0.0,
-            temperature_span=spec.temperature.span if spec.temperature else 0.0,
-            temperature_offset=spec.temperature.offset if spec.temperature else 1.0,
+            **temperature_fields(spec.temperature),
             norm_after_rope=spec.norm_after_rope,
             norm_whole=spec.norm_whole,
             gate=packing.pack(request, "gate.weight") if spec.gate is not None else None,
@@ -193,6 +191,17 @@ def empty_rows(shape: tuple[int, ...], width: int, kv_type: str) -> torch.Tensor
     rows = torch.empty((*shape, row_bytes(kv_type, width) // dtype.itemsize), dtype=dtype)
     _native.prefer_huge_pages(rows.data_ptr(), rows.nbytes)
     return rows
+
+
+def temperature_fields(temperature: Temperature | None) -> dict[str, float]:
+    """The temperature of queries as native blocks take it; without one they have defaults that change nothing."""
+    if temperature is None:
+        return {}
+    return {
+        "temperature_scale": temperature.scale,
+        "temperature_span": temperature.span,
+        "temperature_offset": temperature.offset,
+    }
 
 
 def native_step(step: StepBatch) -> _native.Step:

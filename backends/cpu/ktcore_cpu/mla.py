@@ -18,7 +18,7 @@ from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import inverse_frequencies
 from ktcore.weights.ref import Weight
 from ktcore_cpu import packing
-from ktcore_cpu.attention import DEFAULT_KV_TYPE, empty_rows, kv_dtype, native_step, row_bytes
+from ktcore_cpu.attention import DEFAULT_KV_TYPE, empty_rows, kv_dtype, native_step, row_bytes, temperature_fields
 from ktcore_cpu.packings import Packs
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ class CpuMLAModule:
             kv_norm=_required(request, "kv_a_norm.weight"),
             kv_eps=spec.kv_a_norm.eps,
             residual=spec.residual,
-            temperature_scale=spec.temperature.scale if spec.temperature else 0.0,
-            temperature_span=spec.temperature.span if spec.temperature else 0.0,
-            temperature_offset=spec.temperature.offset if spec.temperature else 1.0,
+            **temperature_fields(spec.temperature),
             exact=packing.exact(request),
         )
 
