@@ -19,7 +19,7 @@ from ktcore.ops.attention import AttentionSpec, tempered
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.indexer import TokenIndexerSpec, layer_norm
 from ktcore.ops.mla import MLASpec
-from ktcore.ops.mlp import MLPSpec, gated
+from ktcore.ops.mlp import MLPSpec, clamped_glu, gated
 from ktcore.ops.moe import MoESpec
 
 ATTENTION = frozenset(
@@ -46,7 +46,7 @@ MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual"
 }
 """What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections, over
 the tokens that `chosen_tokens` gives where there are such."""
-MLP = frozenset({"norm", "residual", "post_norm"})
+MLP = frozenset({"norm", "residual", "post_norm", "clamped", "clamped.plus", "clamped.after"})
 """What an implementation handles that loads `mlp_branch`."""
 MOE = frozenset({"shared", "shared_gate", "norm", "residual", "early_router"})
 """What an implementation handles that loads `moe_branch`."""
@@ -162,7 +162,8 @@ def mlp_branch(request: LoadRequest, gate: Gated = gated) -> Callable[[torch.Ten
 
     def run(x: torch.Tensor) -> torch.Tensor:
         n = parts["norm"](x) if spec.norm else x
-        y = parts["down"](gate(parts["gate"](n), parts["up"](n), spec.activation))
+        g, u = parts["gate"](n), parts["up"](n)
+        y = parts["down"](clamped_glu(g, u, spec.clamped) if spec.clamped else gate(g, u, spec.activation))
         y = parts["post_norm"](y) if spec.post_norm else y
         return cast(torch.Tensor, x + y if spec.residual else y)
 

@@ -8,7 +8,8 @@ from typing import Literal
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Node
 from ktcore.ops.linear import LinearSpec
-from ktcore.ops.moe import ClampedGLU, ExpertsSpec, MoESpec, RouterSpec
+from ktcore.ops.mlp import ClampedGLU
+from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
 from ktcore.weights.formats import get_format
 from ktcore.weights.ref import RowSlice, WeightRef
 
@@ -66,6 +67,7 @@ def moe_node(
     shared: int = 0,
     *,
     shared_gate: bool = False,
+    shared_clamped: ClampedGLU | None = None,
     kind: Experts = Experts(),
     early_router: bool = False,
 ) -> Node:
@@ -75,6 +77,7 @@ def moe_node(
         intermediate: width of one expert.
         shared: width of the shared MLP, all shared experts together; 0 for none.
         shared_gate: a learnt gate scales the shared part.
+        shared_clamped: of the shared MLP, as `kind` has its own for the experts.
         early_router: the router sees the layer's input.
     """
     return make.composite(
@@ -83,7 +86,7 @@ def moe_node(
         {
             "router": _router(make, f"{name}.router", hidden, routing),
             "experts": _experts(make, f"{name}.experts", hidden, intermediate, routing, kind),
-            "shared": make.mlp(f"{name}.shared", hidden, shared) if shared else None,
+            "shared": make.mlp(f"{name}.shared", hidden, shared, clamped=shared_clamped) if shared else None,
             "shared_gate": _shared_gate(make, f"{name}.shared_gate", hidden) if shared and shared_gate else None,
             "norm": make.norm(f"{name}.norm", hidden, eps),
         },

@@ -13,7 +13,7 @@ from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
 from ktcore.ops.base import Spec
 from ktcore.ops.linear import LinearSpec
-from ktcore.ops.mlp import ACTIVATIONS, MLPSpec
+from ktcore.ops.mlp import ACTIVATIONS, ClampedGLU, MLPSpec
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.weights.ref import RowSlice, WeightRef
 
@@ -130,12 +130,20 @@ class NodeMaker:
         return self.node(name, spec, {"weight": weight})
 
     def mlp(
-        self, name: str, hidden: int, intermediate: int, *, eps: float | None = None, post_norm: bool = False
+        self,
+        name: str,
+        hidden: int,
+        intermediate: int,
+        *,
+        eps: float | None = None,
+        post_norm: bool = False,
+        clamped: ClampedGLU | None = None,
     ) -> Node:
         """A gated MLP; with `eps` a residual branch with its own norm, without one a bare part.
 
         Args:
             post_norm: the branch's result has a norm of its own, too.
+            clamped: as in `MLPSpec`.
         """
         gate, up = self._gate_up(name, hidden, intermediate)
         return self.composite(
@@ -152,6 +160,7 @@ class NodeMaker:
             intermediate=intermediate,
             activation=self.activation(),
             residual=eps is not None,
+            clamped=clamped,
         )
 
     def activation(self) -> str:

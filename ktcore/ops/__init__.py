@@ -9,8 +9,8 @@ from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.linear_attention import GatedDeltaNetSpec, StateCacheSpec
 from ktcore.ops.mla import MLASpec
-from ktcore.ops.mlp import MLPSpec
-from ktcore.ops.moe import ClampedGLU, ExpertsSpec, MoESpec, RouterSpec
+from ktcore.ops.mlp import ClampedGLU, MLPSpec
+from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import RopeScaling, RopeSpec
 from ktcore.ops.sampling import SamplingParams, SamplingSpec

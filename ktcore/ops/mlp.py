@@ -20,6 +20,27 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @dataclass(frozen=True)
+class ClampedGLU:
+    """A gated product that holds its factors within a limit: min(gate, limit) * sigmoid(alpha * min(gate, limit)) *
+    (clamp(up, +-limit) + plus).
+
+    gpt-oss's and MiniMax-M3's have an alpha of their own and 1 added; DeepSeek-V4's and GLM-5.3's are alpha 1 and
+    plus 0, SwiGLU of both within the limit.
+
+    Attributes:
+        alpha: of the sigmoid; limit: above 0.
+        plus: added to up.
+        after: the limit is for the activation instead of its input: min(gate * sigmoid(alpha * gate), limit)
+            (Step-3.5).
+    """
+
+    alpha: float
+    limit: float
+    plus: float = 1.0
+    after: bool = False
+
+
+@dataclass(frozen=True)
 class MLPSpec(Spec):
     """Call: x float32 [T, hidden] -> [T, hidden].
 
@@ -27,6 +48,7 @@ class MLPSpec(Spec):
         norm: applied to x first; None inside a MoE branch, which norms once for all of its parts.
         residual: add x to the result.
         post_norm: applied to the branch's result before x is added (dense GLM-4).
+        clamped: replaces act(gate) * up; `activation` has no meaning then.
     """
 
     op: ClassVar[str] = "mlp"
@@ -39,8 +61,21 @@ class MLPSpec(Spec):
     norm: RMSNormSpec | None = None
     residual: bool = False
     post_norm: RMSNormSpec | None = None
+    clamped: ClampedGLU | None = None
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
     """act(gate) * up, elementwise."""
     return ACTIVATIONS[activation](gate) * up
+
+
+def clamped_glu(gate: torch.Tensor, up: torch.Tensor, c: ClampedGLU) -> torch.Tensor:
+    """`ClampedGLU` of gate and up, elementwise."""
+    g = gate if c.after else gate.clamp(max=c.limit)
+    g = g * torch.sigmoid(c.alpha * g)
+    return (g.clamp(max=c.limit) if c.after else g) * (up.clamp(-c.limit, c.limit) + c.plus)
+
+
+def within(gate: torch.Tensor, up: torch.Tensor, activation: str, clamped: ClampedGLU | None) -> torch.Tensor:
+    """What an MLP or an expert hands to its down projection."""
+    return gated(gate, up, activation) if clamped is None else clamped_glu(gate, up, clamped)

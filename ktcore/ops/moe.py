@@ -9,7 +9,7 @@ import torch
 
 from ktcore.ops.base import Spec
 from ktcore.ops.linear import LinearSpec
-from ktcore.ops.mlp import MLPSpec, gated
+from ktcore.ops.mlp import ClampedGLU, MLPSpec, within
 from ktcore.ops.norm import RMSNormSpec
 
 
@@ -49,14 +49,6 @@ class RouterSpec(Spec):
     scale: float = 1.0
     logit_bias: bool = False
     on_logits: bool = False
-
-
-@dataclass(frozen=True)
-class ClampedGLU:
-    """gpt-oss's activation: with g = min(gate, limit) and u = clamp(up, +-limit), g * sigmoid(alpha * g) * (u + 1)."""
-
-    alpha: float
-    limit: float
 
 
 @dataclass(frozen=True)
@@ -155,17 +147,11 @@ def routed_experts(
         g, u = rows @ gate[e].T, rows @ up[e].T
         if biases is not None:
             g, u = g + biases[0][e], u + biases[1][e]
-        y = (gated(g, u, spec.activation) if spec.clamped is None else clamped_glu(g, u, spec.clamped)) @ down[e].T
+        y = within(g, u, spec.activation, spec.clamped) @ down[e].T
         if biases is not None:
             y = y + biases[2][e]
         out.index_add_(0, token, y if spec.weight_on_input else y * weight)
     return out
-
-
-def clamped_glu(gate: torch.Tensor, up: torch.Tensor, c: ClampedGLU) -> torch.Tensor:
-    """`ClampedGLU` of gate and up, elementwise."""
-    g, u = gate.clamp(max=c.limit), up.clamp(-c.limit, c.limit)
-    return g * torch.sigmoid(c.alpha * g) * (u + 1)
 
 
 def _highest(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -52,7 +52,7 @@ from ktcore.ops.indexer import choose_tokens, index_scores, layer_norm
 from ktcore.ops.kv_cache import attend, sequence_slots
 from ktcore.ops.linear_attention import causal_conv, delta_rule, l2_normalised
 from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
-from ktcore.ops.mlp import ACTIVATIONS, gated
+from ktcore.ops.mlp import ACTIVATIONS, within
 from ktcore.ops.moe import route, routed_experts
 from ktcore.ops.norm import rms_norm
 from ktcore.ops.rope import inverse_frequencies, rope
@@ -252,7 +252,7 @@ def mlp(request: LoadRequest) -> Any:
 
     def run(x: torch.Tensor) -> torch.Tensor:
         n = p["norm"](x) if spec.norm else x
-        y = p["down"](gated(p["gate"](n), p["up"](n), spec.activation))
+        y = p["down"](within(p["gate"](n), p["up"](n), spec.activation, spec.clamped))
         y = p["post_norm"](y) if spec.post_norm else y
         return x + y if spec.residual else y
 

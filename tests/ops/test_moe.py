@@ -14,7 +14,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssTo
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
-from ktcore.ops.moe import ClampedGLU, ExpertsSpec, RouterSpec, route, routed_experts
+from ktcore.ops.mlp import ClampedGLU
+from ktcore.ops.moe import ExpertsSpec, RouterSpec, route, routed_experts
 
 HIDDEN = 48
 TOKENS = 257

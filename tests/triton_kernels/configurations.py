@@ -141,9 +141,9 @@ def _experts() -> list[Configuration]:
         types = {"x": "*bf16", "codes": "*u8", "scale": part, "offset": part, "over": "*fp16", "up_codes": "*u8",
                  "up_scale": part, "up_offset": part, "up_over": "*fp16", "bias": "*fp32",
                  "up_bias": "*fp32", "weights": "*fp32",
-                 "alpha": "fp32", "limit": "fp32", "out": "*bf16" if gated else "*fp32",
-                 "order": "*i32", "experts": "*i32", "firsts": "*i32", "lasts": "*i32", "n": "i32",
-                 "cols": "i32"}  # fmt: skip
+                 "alpha": "fp32", "limit": "fp32", "plus": "fp32",
+                 "out": "*bf16" if gated else "*fp32", "order": "*i32", "experts": "*i32",
+                 "firsts": "*i32", "lasts": "*i32", "n": "i32", "cols": "i32"}  # fmt: skip
         constants = {"BITS": bits, "ZERO": 0 if gated else 32, "GROUP": group, "SPAN": 64, "HAS_OFFSET": gated,
                      "BLOCK_M": 16, "BLOCK_N": 32, "SHARE": 8 if gated else 1, "GATED": gated,
                      "SCALES": "int8", "FLOAT8": False, "HAS_BIAS": gated, "WEIGHED": not gated,

@@ -10,7 +10,8 @@ from ktcore_triton.affine import affine_weight
 from ktcore_triton.experts import Between, route, routed_experts
 
 from ktcore.errors import BackendError
-from ktcore.ops.moe import ClampedGLU, ExpertsSpec, RouterSpec
+from ktcore.ops.mlp import ClampedGLU
+from ktcore.ops.moe import ExpertsSpec, RouterSpec
 from ktcore.ops.moe import route as reference_route
 from ktcore.ops.moe import routed_experts as reference_experts
 
@@ -83,11 +84,13 @@ def test_ugly_choices(ids: torch.Tensor) -> None:
     ("activation", "clamped", "on_input", "bias"),
     [
         ("silu", ClampedGLU(1.702, 0.5), False, True),
+        ("silu", ClampedGLU(1.0, 0.5, 0.0), False, False),
+        ("silu", ClampedGLU(1.0, 0.2, 0.0, True), True, True),
         ("silu", None, True, False),
         ("relu", None, True, True),
         ("gelu_tanh", None, False, False),
     ],
-    ids=["gpt-oss", "on input", "relu", "gelu"],
+    ids=["gpt-oss", "clamped", "clamped after", "on input", "relu", "gelu"],
 )  # fmt: skip
 def test_activations_biases_and_weights_on_the_input(
     activation: str, clamped: ClampedGLU | None, on_input: bool, bias: bool
@@ -112,7 +115,15 @@ def test_activations_biases_and_weights_on_the_input(
     assert float((found - expected).norm()) <= 5e-6 * float(expected.norm())
 
 
-@pytest.mark.parametrize("between", [Between("silu", ClampedGLU(1.702, 7.0)), Between("relu"), Between("gelu_tanh")])
+@pytest.mark.parametrize(
+    "between",
+    [
+        Between("silu", ClampedGLU(1.702, 7.0)),
+        Between("silu", ClampedGLU(1.0, 7.0, 0.0, True)),
+        Between("relu"),
+        Between("gelu_tanh"),
+    ],
+)
 def test_nan_stays_with_its_token(between: Between) -> None:
     torch.manual_seed(4)
     shapes = ((64, 128), (64, 128), (128, 64))

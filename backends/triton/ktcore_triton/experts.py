@@ -8,7 +8,8 @@ import torch
 import triton
 
 from ktcore.errors import BackendError
-from ktcore.ops.moe import ClampedGLU, RouterSpec
+from ktcore.ops.mlp import ClampedGLU
+from ktcore.ops.moe import RouterSpec
 from ktcore_triton.affine import AffineWeight
 from ktcore_triton.dtypes import compute_type
 from ktcore_triton.kernels.experts import experts_kernel, router_kernel
@@ -127,14 +128,21 @@ def _multiply(
     experts_kernel[(triton.cdiv(n, tiles.block_n), experts.shape[0])](
         x, *_pointers(weight), *_pointers(other),
         bias if gated else down_bias, up_bias, weights, out, order, experts, firsts, lasts, n, weight.cols,
-        clamped.alpha, clamped.limit,
+        clamped.alpha, clamped.limit, clamped.plus,
         BITS=weight.bits, ZERO=weight.zero, GROUP=weight.group, SPAN=weight.span,
         HAS_OFFSET=weight.offset is not None, SCALES=weight.scales,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, SHARE=share, GATED=gated, COMPUTE=compute_type(compute),
         FLOAT8=weight.float8, HAS_BIAS=between.biases is not None,
-        WEIGHED=between.weight_on_input == gated, ACTIVATION="clamped" if between.clamped else between.activation,
+        WEIGHED=between.weight_on_input == gated, ACTIVATION=_activation(between),
         **tiles.launch.options(),
     )  # fmt: skip
+
+
+def _activation(between: Between) -> str:
+    """The kernel's name of it."""
+    if between.clamped is None:
+        return between.activation
+    return "clamped_after" if between.clamped.after else "clamped"
 
 
 def _blocks(ids: torch.Tensor, experts: int, block: int) -> Blocks:

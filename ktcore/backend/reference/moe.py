@@ -49,7 +49,7 @@ class ReferenceExperts(ReferenceImplementation):
 
     id = "reference.experts"
     spec_type = ExpertsSpec
-    handles = frozenset({"weight_on_input", "bias", "clamped"})
+    handles = frozenset({"weight_on_input", "bias", "clamped", "clamped.plus", "clamped.after"})
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(ExpertsSpec, request.spec)

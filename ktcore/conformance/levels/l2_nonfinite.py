@@ -20,7 +20,7 @@ from ktcore.conformance.tolerance import compare
 from ktcore.conformance.truth import attention as truth
 from ktcore.conformance.truth.arithmetic import EXACT, Arithmetic
 from ktcore.ops import AttentionSpec, ExpertsSpec, KVCacheSpec, MLASpec, RouterSpec, Spec
-from ktcore.ops.moe import ClampedGLU
+from ktcore.ops.mlp import ClampedGLU
 
 NAN, INF = float("nan"), float("inf")
 HIDDEN = 256

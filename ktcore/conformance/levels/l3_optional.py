@@ -39,6 +39,12 @@ SCALINGS = {
 }
 
 
+CLAMPED = {
+    "clamped-swiglu": ("SwiGLU of what is within the limit", ClampedGLU(1.0, 0.8, 0.0)),
+    "clamped-after": ("SwiGLU whose activation is within the limit", ClampedGLU(1.0, 0.4, 0.0, True)),
+}
+
+
 def cases() -> list[Case]:
     """By operator."""
     logits = RouterSpec(64, 16, 4, "F32", on_logits=True)
@@ -101,6 +107,13 @@ def cases() -> list[Case]:
             "gpt-oss's experts whole",
             partial(_experts, {"clamped": ClampedGLU(1.702, 0.8), "bias": True}, SIMPLE_FORMATS),
         ),
+        *(
+            _case("experts", name, about, partial(_experts, {"clamped": kind}, SIMPLE_FORMATS))
+            for name, (about, kind) in CLAMPED.items()
+        ),
+        *(_case("mlp", name, about, partial(_mlp, _clamped(kind))) for name, (about, kind) in CLAMPED.items()),
+        _case("mlp", "clamped", "gpt-oss's activation", partial(_mlp, _clamped(ClampedGLU(1.702, 0.8)))),
+        _case("moe", "clamped-shared", "limits of its own for each part", partial(_moe, _clamped_parts)),
         _case("moe", "shared-gate", "a gate on the shared part", partial(_moe, _with_gate)),
         _case("moe", "no-residual", "the branch alone", partial(_moe, lambda s: replace(s, residual=False))),
         _case("moe", "no-norm", "without a norm of the input", partial(_moe, lambda s: replace(s, norm=None))),
@@ -153,6 +166,16 @@ def _mlp(change: Callable[[MLPSpec], MLPSpec], ctx: Context, formats: Sequence[s
 
 def _activated(name: str) -> Callable[[MLPSpec], MLPSpec]:
     return lambda spec: replace(spec, activation=name)
+
+
+def _clamped(kind: ClampedGLU) -> Callable[[MLPSpec], MLPSpec]:
+    return lambda spec: replace(spec, clamped=kind)
+
+
+def _clamped_parts(spec: MoESpec) -> MoESpec:
+    assert spec.shared is not None, "this branch has a shared part"
+    shared = replace(spec.shared, clamped=ClampedGLU(1.0, 0.4, 0.0, True))
+    return replace(spec, experts=replace(spec.experts, clamped=ClampedGLU(1.0, 0.8, 0.0)), shared=shared)
 
 
 def _biased(spec: MLPSpec) -> MLPSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ktcore.conformance.truth.arithmetic import Arithmetic
-from ktcore.conformance.truth.small import Values, activate, linear, mlp, rms_norm
+from ktcore.conformance.truth.small import Values, between, linear, mlp, rms_norm
 from ktcore.ops import ExpertsSpec, MoESpec, RouterSpec
 
 
@@ -56,7 +56,7 @@ def experts(
                 continue
             row = x[t : t + 1] * weights[t, j] if spec.weight_on_input else x[t : t + 1]
             gate, up = (_projected(spec, w, row, e, prefix + role, a) for role in ("gate", "up"))
-            y = _projected(spec, w, _between(spec, gate, up), e, f"{prefix}down", a)[0]
+            y = _projected(spec, w, between(gate, up, spec.activation, spec.clamped), e, f"{prefix}down", a)[0]
             out[t] += y if spec.weight_on_input else y * weights[t, j]
     return out
 
@@ -64,15 +64,6 @@ def experts(
 def _projected(spec: ExpertsSpec, w: Values, x: torch.Tensor, expert: int, role: str, a: Arithmetic) -> torch.Tensor:
     y = a.matmul(x, w[role][expert])
     return y + a.cast(w[f"{role}_bias"][expert]) if spec.bias else y
-
-
-def _between(spec: ExpertsSpec, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """act(gate) * up, or gpt-oss's (up + 1) * gate / (1 + e^(-alpha gate)) of both held within the limit."""
-    if spec.clamped is None:
-        return activate(gate, spec.activation) * up
-    top = torch.tensor(spec.clamped.limit, dtype=gate.dtype)
-    gate, up = torch.where(gate > top, top, gate), torch.where(up > top, top, torch.where(up < -top, -top, up))
-    return (up + 1) * gate / (1 + torch.exp(-spec.clamped.alpha * gate))
 
 
 def moe(

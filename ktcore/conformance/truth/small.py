@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from ktcore.conformance.truth.arithmetic import Arithmetic
-from ktcore.ops import LinearSpec, MLPSpec, RMSNormSpec, RopeScaling, RopeSpec
+from ktcore.ops import ClampedGLU, LinearSpec, MLPSpec, RMSNormSpec, RopeScaling, RopeSpec
 
 Values = Mapping[str, torch.Tensor]
 
@@ -32,9 +32,23 @@ def mlp(spec: MLPSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = 
     n = rms_norm(spec.norm, w, x, a, f"{prefix}norm.") if spec.norm else a.cast(x)
     gate = linear(spec.gate, w, n, a, f"{prefix}gate.")
     up = linear(spec.up, w, n, a, f"{prefix}up.")
-    y = linear(spec.down, w, activate(gate, spec.activation) * up, a, f"{prefix}down.")
+    y = linear(spec.down, w, between(gate, up, spec.activation, spec.clamped), a, f"{prefix}down.")
     y = rms_norm(spec.post_norm, w, y, a, f"{prefix}post_norm.") if spec.post_norm else y
     return a.cast(x) + y if spec.residual else y
+
+
+def between(gate: torch.Tensor, up: torch.Tensor, name: str, clamped: ClampedGLU | None) -> torch.Tensor:
+    """act(gate) * up, or (up + plus) * gate / (1 + e^(-alpha gate)), up within the limit and so is gate, or what it has
+    become by then."""
+    if clamped is None:
+        return activate(gate, name) * up
+    top = torch.tensor(clamped.limit, dtype=gate.dtype)
+    if not clamped.after:
+        gate = torch.where(gate > top, top, gate)
+    gate = gate / (1 + torch.exp(-clamped.alpha * gate))
+    if clamped.after:
+        gate = torch.where(gate > top, top, gate)
+    return (torch.where(up > top, top, torch.where(up < -top, -top, up)) + clamped.plus) * gate
 
 
 def activate(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from ktcore.graph.names import ATTENTION, MOE, NameTable
 from ktcore.graph.node import Graph, Node
 from ktcore.graph.settings import Settings
 from ktcore.graph.windows import marked_sliding
-from ktcore.ops.moe import ClampedGLU
+from ktcore.ops.mlp import ClampedGLU
 
 NAMES: NameTable = {
     "attn.sinks": ("self_attn.sinks", "attn_sinks"),

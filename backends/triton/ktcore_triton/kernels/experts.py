@@ -76,12 +76,15 @@ def router_kernel(
 
 
 @triton.jit
-def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
-    """act(gate) * up in float32, or gpt-oss's clamped form; NaN stays."""
+def gated(gate, up, alpha, limit, plus, ACTIVATION: tl.constexpr):
+    """act(gate) * up in float32, or a form of it within a limit (`ktcore.ops.mlp.ClampedGLU`); NaN stays."""
     if ACTIVATION == "clamped":
         gate = tl.minimum(gate, limit, propagate_nan=NAN_STAYS)
         up = tl.clamp(up, -limit, limit, propagate_nan=NAN_STAYS)
-        result = gate / (1 + tl.exp(-alpha * gate)) * (up + 1)
+        result = gate / (1 + tl.exp(-alpha * gate)) * (up + plus)
+    elif ACTIVATION == "clamped_after":
+        gate = tl.minimum(gate / (1 + tl.exp(-alpha * gate)), limit, propagate_nan=NAN_STAYS)
+        result = gate * (tl.clamp(up, -limit, limit, propagate_nan=NAN_STAYS) + plus)
     elif ACTIVATION == "relu":
         result = tl.maximum(gate, 0.0, propagate_nan=NAN_STAYS) * up
     elif ACTIVATION == "gelu_tanh":
@@ -96,7 +99,7 @@ def gated(gate, up, alpha, limit, ACTIVATION: tl.constexpr):
 @triton.jit
 def experts_kernel(
     x, codes, scale, offset, over, up_codes, up_scale, up_offset, up_over, bias, up_bias, weights, out,
-    order, experts, firsts, lasts, n, cols, alpha, limit,
+    order, experts, firsts, lasts, n, cols, alpha, limit, plus,
     BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, HAS_OFFSET: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SHARE: tl.constexpr, GATED: tl.constexpr, COMPUTE: tl.constexpr,
@@ -106,7 +109,7 @@ def experts_kernel(
 
     Pair p reads row p // SHARE of x. With y = x weight.T, WEIGHED: times weights[p] (before the bias of a
     gated product, whose input is meant, after that of the last one): y + bias, or GATED: act(y + bias) * (up's alike),
-    where ACTIVATION is "silu", "relu", "gelu_tanh" or "clamped" (`ktcore.ops.moe.ClampedGLU`).
+    where ACTIVATION is "silu", "relu", "gelu_tanh", "clamped" or "clamped_after" (`ktcore.ops.mlp.ClampedGLU`).
     """
     block = tl.program_id(1)
     first = tl.load(firsts + block)
@@ -135,7 +138,7 @@ def experts_kernel(
             if HAS_BIAS:
                 total += tl.load(bias + row).to(tl.float32)[None, :]
                 up += tl.load(up_bias + row).to(tl.float32)[None, :]
-            total = gated(total, up, alpha, limit, ACTIVATION)
+            total = gated(total, up, alpha, limit, plus, ACTIVATION)
         else:
             if HAS_BIAS:
                 total += tl.load(bias + row).to(tl.float32)[None, :]

@@ -57,7 +57,7 @@ class TritonExperts(TritonImplementation):
     """All experts in two launches, for those that a rule makes resident."""
 
     spec_type = ExpertsSpec
-    handles = frozenset({"weight_on_input", "bias", "clamped"})
+    handles = frozenset({"weight_on_input", "bias", "clamped", "clamped.plus", "clamped.after"})
     options = frozenset({"compute"})
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
