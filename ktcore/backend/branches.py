@@ -1,4 +1,5 @@
-"""Residual branches composed of their parts, whoever made those: attention, latent and sparse, MLP, mixture of experts.
+"""Residual branches composed of their parts, whoever made those: attention, latent and sparse, MLP, mixture of experts,
+and those between residual streams.
 
 A backend that has no fused kernel for a branch loads it from here; what it computes itself it hands in.
 """
@@ -21,6 +22,7 @@ from ktcore.ops.indexer import TokenIndexerSpec, layer_norm
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec, clamped_glu, gated
 from ktcore.ops.moe import MoESpec
+from ktcore.ops.streams import StreamEndSpec
 
 ATTENTION = frozenset(
     {
@@ -184,6 +186,28 @@ def moe_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
         y = wait_experts(parts["experts"], ticket)
         y = y if shared is None else y + shared
         return x + y if spec.residual else y
+
+    return run
+
+
+def stream_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
+    """X float32 [T, N * hidden], and what the branch takes besides -> [T, N * hidden], as `StreamBranchSpec` says."""
+    mix, branch = request.children["mix"], request.children["branch"]
+
+    def run(x: torch.Tensor, *more: Any) -> torch.Tensor:
+        entered, carry = mix.enter(x)
+        return cast(torch.Tensor, mix.leave(x, branch(entered, *more), carry))
+
+    return run
+
+
+def stream_end(request: LoadRequest) -> Callable[[torch.Tensor], torch.Tensor]:
+    """X float32 [T, N * hidden] -> [T, hidden], as `StreamEndSpec` says."""
+    spec, parts = cast(StreamEndSpec, request.spec), request.children
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        one = parts["mix"].enter(x)[0] if spec.mix else x.view(-1, spec.streams, spec.hidden).mean(1)
+        return cast(torch.Tensor, parts["norm"](one) if spec.norm else one)
 
     return run
 

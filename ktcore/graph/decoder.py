@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.node import Graph, Layer, Node
+from ktcore.graph.streams import Streams
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.sampling import SamplingSpec
@@ -14,8 +15,10 @@ Branch = Callable[[str, int], Node]
 """Makes the node of that name for that layer."""
 
 
-def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) -> Graph:
-    """The graph of a decoder whose layers are `attention` and `ffn`.
+def decoder_graph(
+    make: NodeMaker, family: str, attention: Branch, ffn: Branch, streams: Streams | None = None
+) -> Graph:
+    """The graph of a decoder whose layers are `attention` and `ffn`, between residual streams where it has such.
 
     Layers beyond the configured number (multi-token prediction heads) are left out.
     """
@@ -25,6 +28,11 @@ def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) 
     vocab = _vocab(make)
     table = make.ref("embed", (vocab, hidden))
     embed = make.node("embed", EmbeddingSpec(vocab, hidden, table.format), {"weight": table})
+
+    def layer(i: int) -> Layer:
+        branches = attention(f"layers.{i}.attn", i), ffn(f"layers.{i}.ffn", i)
+        return Layer(*(streams.around(branch) if streams else branch for branch in branches))
+
     return Graph(
         architecture=settings.architecture,
         family=family,
@@ -32,10 +40,11 @@ def decoder_graph(make: NodeMaker, family: str, attention: Branch, ffn: Branch) 
         vocab=vocab,
         context_length=settings.integer("max_position_embeddings", "context_length"),
         embed=embed,
-        layers=tuple(Layer(attention(f"layers.{i}.attn", i), ffn(f"layers.{i}.ffn", i)) for i in range(layers)),
-        norm=make.norm("norm", hidden, rms_eps(make)),
+        layers=tuple(layer(i) for i in range(layers)),
+        norm=streams.end() if streams else make.norm("norm", hidden, rms_eps(make)),
         head=_head(make, vocab, hidden, embed),
         sampler=make.node("sampler", SamplingSpec(vocab)),
+        streams=streams.count if streams else 1,
         left_out={**settings.defaults.left_out, **(settings.wrapper.left_out if settings.wrapper else {})},
     )
 

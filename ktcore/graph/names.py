@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 NameTable = Mapping[str, tuple[str, str]]
-"""Node name (within its layer, if it is in one) -> (Hugging Face name, GGUF name), both without suffix."""
+"""Node name (within its layer, if it is in one) -> (Hugging Face name, GGUF name), both without suffix.
+
+Rows of `embed`, `norm`, `head` and `end` are outside of layers, in front of those that all families have."""
 
 OUTSIDE: NameTable = {
     "embed": ("model.embed_tokens", "token_embd"),
@@ -76,6 +78,14 @@ SHARED_EXPERT: NameTable = {
 """Qwen's names of the shared experts: singular, and with a gate."""
 
 
+HYPER_CONNECTION: NameTable = {
+    "attn_branch.mix": ("hc_attn", "hc_attn"),
+    "ffn_branch.mix": ("hc_ffn", "hc_ffn"),
+    "end.mix": ("model.hc_head", "output_hc"),
+}
+"""DeepSeek-V4's; behind each comes _fn, _base or _scale, and in GGUF .weight."""
+
+
 class TensorNames:
     """Looks names up for one kind of checkpoint.
 
@@ -89,8 +99,12 @@ class TensorNames:
         self._column = 1 if gguf else 0
         self._prefix = "blk.{}." if gguf else f"{model}layers.{{}}."
         self._outside = {
-            node: ggufs if gguf else head if node == "head" else model + hf.removeprefix("model.")
-            for node, (hf, ggufs) in OUTSIDE.items()
+            node: ggufs
+            if gguf
+            else head
+            if (node, hf) == ("head", OUTSIDE["head"][0])
+            else model + hf.removeprefix("model.")
+            for node, (hf, ggufs) in {**OUTSIDE, **outside(layer_table)}.items()
         }
         self._layer_table = layer_table
 
@@ -107,6 +121,11 @@ class TensorNames:
             return self._outside[node]
         name = self._layer_table[node.split(".", 2)[2]][self._column]
         return self._prefix.format(layer) + name if name else ""
+
+
+def outside(table: NameTable) -> NameTable:
+    """The rows of a family's table that are in no layer."""
+    return {node: names for node, names in table.items() if node.split(".", 1)[0] in ("embed", "norm", "head", "end")}
 
 
 def layer_of(node: str) -> int | None:

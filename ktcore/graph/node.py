@@ -65,6 +65,8 @@ class Graph:
     """A whole model: x = embed(ids); x = ffn(attn(x)) a layer; logits = head(norm(x)).
 
     Attributes:
+        streams: residual streams: embeddings [T, hidden] are copied to [T, streams * hidden], stream by stream, and
+            the branches (`StreamBranchSpec`) hand on all of them to `norm` (`StreamEndSpec`).
         architecture: the family's name as in the checkpoint ("llama", "deepseek2", "qwen3_moe" …).
         family: name of the base rule file ("llama", "qwen3_moe", "deepseek_v3").
         context_length: longest context the model was made for, in tokens.
@@ -82,6 +84,7 @@ class Graph:
     head: Node
     sampler: Node
     left_out: Mapping[str, str] = field(default_factory=dict)
+    streams: int = 1
 
     def roots(self) -> Iterator[Node]:
         """Top-level nodes in the order they run."""

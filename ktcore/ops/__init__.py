@@ -14,6 +14,7 @@ from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import RopeScaling, RopeSpec
 from ktcore.ops.sampling import SamplingParams, SamplingSpec
+from ktcore.ops.streams import GatedStreamsSpec, HyperConnectionSpec, StreamBranchSpec, StreamEndSpec
 
 __all__ = [
     "AttentionSpec",
@@ -21,6 +22,8 @@ __all__ = [
     "EmbeddingSpec",
     "ExpertsSpec",
     "GatedDeltaNetSpec",
+    "GatedStreamsSpec",
+    "HyperConnectionSpec",
     "IndexCacheSpec",
     "KVCacheSpec",
     "LinearSpec",
@@ -36,6 +39,8 @@ __all__ = [
     "Spec",
     "StateCacheSpec",
     "StepBatch",
+    "StreamBranchSpec",
+    "StreamEndSpec",
     "Temperature",
     "TokenIndexerSpec",
 ]

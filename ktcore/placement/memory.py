@@ -13,6 +13,7 @@ from ktcore.ops.linear_attention import GatedDeltaNetSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec
 from ktcore.ops.moe import ExpertsSpec
+from ktcore.ops.streams import GatedStreamsSpec, HyperConnectionSpec
 
 DEFAULT_CONTEXT = 16384
 """Longest context that is planned for unasked, in tokens."""
@@ -134,5 +135,7 @@ def _width(spec: Spec) -> int:
         indexer = spec.indexer.heads * spec.indexer.head_dim + spec.indexer.top_k if spec.indexer else 0
         heads = spec.heads * (2 * (spec.latent + spec.rope_dim) + spec.nope_dim + spec.value_dim)
         return 2 * spec.hidden + heads + indexer
+    if isinstance(spec, (HyperConnectionSpec, GatedStreamsSpec)):
+        return 4 * spec.streams * spec.hidden
     parts = [_width(part) for part in spec.children().values()]
     return max(parts, default=0) + 2 * int(getattr(spec, "hidden", getattr(spec, "dim", 0)))

@@ -32,6 +32,8 @@ from ktcore.ops import (
     EmbeddingSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
+    GatedStreamsSpec,
+    HyperConnectionSpec,
     IndexCacheSpec,
     KVCacheSpec,
     LinearSpec,
@@ -45,6 +47,8 @@ from ktcore.ops import (
     Spec,
     StateCacheSpec,
     StepBatch,
+    StreamBranchSpec,
+    StreamEndSpec,
     TokenIndexerSpec,
 )
 from ktcore.ops.attention import tempered
@@ -57,6 +61,7 @@ from ktcore.ops.moe import route, routed_experts
 from ktcore.ops.norm import rms_norm
 from ktcore.ops.rope import inverse_frequencies, rope
 from ktcore.ops.sampling import sample
+from ktcore.ops.streams import connection_weights, entered, left, stream_norm
 from ktcore.weights import known_formats
 
 NAME = "plain"
@@ -348,6 +353,61 @@ def delta(request: LoadRequest) -> Any:
     return run
 
 
+class Connection:
+    """Hyper-connections."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        self.spec: Any = request.spec
+        self.weights = [weight(request, role) for role in ("fn", "base", "scale")]
+
+    def enter(self, x: torch.Tensor) -> Any:
+        pre, *carry = connection_weights(self.spec, x, *self.weights)
+        return entered(x, pre), carry
+
+    def leave(self, x: torch.Tensor, y: torch.Tensor, carry: Any) -> torch.Tensor:
+        return left(x, y, *carry)
+
+
+class Gates:
+    """Gated streams."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        self.spec: Any = request.spec
+        self.parts = request.children
+        self.norm = weight(request, "norm") + self.spec.norm_offset
+
+    def enter(self, x: torch.Tensor) -> Any:
+        s, p = self.spec, self.parts
+        n = stream_norm(x, self.norm, s.streams, s.eps)
+        mix = p["up"](torch.nn.functional.silu(p["down"](n) / s.streams)).sigmoid()
+        inject = 2 * (p["inject"](n) / s.streams).sigmoid() if s.inject else None
+        return (mix * n).view(len(x), s.streams, -1).mean(1), inject
+
+    def leave(self, x: torch.Tensor, y: torch.Tensor, carry: Any) -> torch.Tensor:
+        return x + (carry[..., None] * y[:, None]).flatten(1)
+
+
+def between_streams(request: LoadRequest) -> Any:
+    mix, branch = request.children["mix"], request.children["branch"]
+
+    def run(x: torch.Tensor, *more: Any) -> torch.Tensor:
+        inside, carry = mix.enter(x)
+        return mix.leave(x, branch(inside, *more), carry)
+
+    return run
+
+
+def end_of_streams(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        one = p["mix"].enter(x)[0] if spec.mix else x.view(len(x), spec.streams, -1).mean(1)
+        return p["norm"](one) if spec.norm else one
+
+    return run
+
+
 def sampling(request: LoadRequest) -> Any:
     return lambda logits, params, seen=(), generator=None, prompt=0: sample(logits, params, seen, generator, prompt)
 
@@ -368,6 +428,10 @@ MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
     MoESpec: moe,
     StateCacheSpec: lambda request: States(request.spec),  # type: ignore[arg-type]
     GatedDeltaNetSpec: delta,
+    HyperConnectionSpec: Connection,
+    GatedStreamsSpec: Gates,
+    StreamBranchSpec: between_streams,
+    StreamEndSpec: end_of_streams,
     SamplingSpec: sampling,
 }
 assert len(ACTIVATIONS) == 3, "the operators' activations changed: so must this backend"

@@ -15,6 +15,12 @@ from ktcore.backend.reference.simple import (
     ReferenceRope,
     ReferenceSampling,
 )
+from ktcore.backend.reference.streams import (
+    ReferenceGatedStreams,
+    ReferenceHyperConnection,
+    ReferenceStreamBranch,
+    ReferenceStreamEnd,
+)
 
 __all__ = ["reference_implementations"]
 
@@ -37,5 +43,9 @@ def reference_implementations() -> list[Implementation]:
         ReferenceIndexCache(),
         ReferenceGatedDeltaNet(),
         ReferenceStateCache(),
+        ReferenceHyperConnection(),
+        ReferenceGatedStreams(),
+        ReferenceStreamBranch(),
+        ReferenceStreamEnd(),
         ReferenceSampling(),
     ]

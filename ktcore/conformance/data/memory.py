@@ -16,6 +16,8 @@ from ktcore.ops import (
     EmbeddingSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
+    GatedStreamsSpec,
+    HyperConnectionSpec,
     LinearSpec,
     MLASpec,
     RMSNormSpec,
@@ -124,6 +126,12 @@ def _own(spec: Spec) -> Iterator[Wanted]:
         yield "weight", (spec.dim,), spec.weight_format, 1.0 - spec.offset, 0.2
     elif isinstance(spec, EmbeddingSpec):
         yield "weight", (spec.vocab, spec.hidden), spec.weight_format, 0.0, 1.0
+    elif isinstance(spec, HyperConnectionSpec):
+        yield "fn", (spec.rows, spec.streams * spec.hidden), spec.fn_format, 0.0, (spec.streams * spec.hidden) ** -0.5
+        yield "base", (spec.rows,), spec.base_format, 0.0, 0.5
+        yield "scale", (spec.parts,), spec.scale_format, 1.0, 0.3
+    elif isinstance(spec, GatedStreamsSpec):
+        yield "norm", (spec.streams * spec.hidden,), spec.norm_format, 1.0 - spec.norm_offset, 0.2
     elif isinstance(spec, RouterSpec):
         yield "weight", (spec.experts, spec.hidden), spec.weight_format, 0.0, 1.5 * spec.hidden**-0.5
         if spec.choice_bias:

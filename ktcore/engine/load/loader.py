@@ -65,7 +65,7 @@ def _loaded_model(loader: _Loader) -> LoadedModel:
     plan, graph = loader.plan, loader.plan.graph
     try:
         model = LoadedModel(
-            embed=loader.root(graph.embed),
+            embed=_in_streams(loader.root(graph.embed), graph.streams),
             layers=tuple((loader.root(layer.attn), loader.root(layer.ffn)) for layer in graph.layers),
             norm=loader.root(graph.norm),
             head=loader.root(graph.head),
@@ -88,6 +88,11 @@ def _loaded_model(loader: _Loader) -> LoadedModel:
     except BaseException:
         loader.devices.close()
         raise
+
+
+def _in_streams(embed: Module, streams: int) -> Module:
+    """Embeddings as the first branch takes them: `streams` copies, one behind the other."""
+    return embed if streams == 1 else lambda ids: embed(ids).repeat(1, streams)
 
 
 class _Loader:
