@@ -98,14 +98,13 @@ class TensorNames:
     ) -> None:
         self._column = 1 if gguf else 0
         self._prefix = "blk.{}." if gguf else f"{model}layers.{{}}."
+        own = outside(layer_table)
         self._outside = {
-            node: ggufs
-            if gguf
-            else head
-            if (node, hf) == ("head", OUTSIDE["head"][0])
-            else model + hf.removeprefix("model.")
-            for node, (hf, ggufs) in {**OUTSIDE, **outside(layer_table)}.items()
+            node: ggufs if gguf else model + hf.removeprefix("model.")
+            for node, (hf, ggufs) in {**OUTSIDE, **own}.items()
         }
+        if not gguf and "head" not in own:
+            self._outside["head"] = head
         self._layer_table = layer_table
 
     def knows(self, node: str) -> bool:

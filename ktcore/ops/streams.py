@@ -18,7 +18,7 @@ from ktcore.ops.norm import RMSNormSpec
 
 @dataclass(frozen=True)
 class HyperConnectionSpec(Spec):
-    """What a branch reads of N streams, and how its result gets into them. X is float32 [T, N * hidden], stream by stream.
+    """What a branch reads of N streams, and how its result gets into them; X is float32 [T, N * hidden], one by one.
 
     With z = fn x, x = X / sqrt(mean(X^2) + rms_eps) over all N * hidden values of a token, and the rows of z, base and
     scale one part after another (N, N and N * N of them, one scale a part):
@@ -87,7 +87,7 @@ class GatedStreamsSpec(Spec):
 
 @dataclass(frozen=True)
 class StreamBranchSpec(Spec):
-    """A branch between residual streams: X float32 [T, N * hidden], and what the branch takes besides -> [T, N * hidden].
+    """A branch between residual streams. Call: X float32 [T, N * hidden], and what the branch takes besides -> X.
 
     x, carry = mix.enter(X); X = mix.leave(X, branch(x, …), carry).
 

@@ -84,7 +84,7 @@ class _GatedStreams:
 
     def leave(self, x: torch.Tensor, y: torch.Tensor, carry: Any) -> torch.Tensor:
         """As `GatedStreamsSpec` says."""
-        return x + (carry[..., None] * y[:, None]).flatten(1)
+        return cast(torch.Tensor, x + (carry[..., None] * y[:, None]).flatten(1))
 
 
 class ReferenceStreamBranch(ReferenceImplementation):
