@@ -27,7 +27,7 @@ class Shape:
 
     Attributes:
         shared: width of the gated shared expert.
-        key_heads, value_heads: of the gated delta net, whose heads are 128 wide; 0: attention in every layer. Else three
+        key_heads, value_heads: of the gated delta net, whose heads are 128 wide; 0: attention in all layers. Else three
             layers in four have it, and attention has a gate and rotates a quarter of each head (Qwen3.5).
     """
 
