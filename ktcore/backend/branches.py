@@ -18,7 +18,6 @@ from ktcore.backend.mirror import mirrored
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.ops.attention import AttentionSpec, tempered
 from ktcore.ops.batch import StepBatch
-from ktcore.ops.block_indexer import BlockIndexerSpec
 from ktcore.ops.indexer import TokenIndexerSpec, layer_norm
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec, clamped_glu, gated
@@ -38,7 +37,6 @@ ATTENTION = frozenset(
         "norm_whole",
         "temperature",
         "temperature.offset",
-        "indexer",
     }
 )
 """What an implementation handles that loads `attention_branch`; with `sinks` handed in, those too."""
@@ -47,6 +45,7 @@ MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual"
     "temperature.offset",
     "indexer",
     "shared_index",
+    "rope",
 }
 """What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections, over
 the tokens that `chosen_tokens` gives where there are such."""
@@ -95,8 +94,7 @@ def attention_branch(request: LoadRequest, sinks: torch.Tensor | None = None) ->
         if spec.temperature:
             q = tempered(q, positions, spec.temperature)
         parts["cache"].append(step, k, v)
-        chosen = {"chosen": parts["indexer"](n, step)} if spec.indexer else {}
-        seen = parts["cache"].attend(step, q, spec.scale, *more, **chosen).reshape(x.shape[0], -1)
+        seen = parts["cache"].attend(step, q, spec.scale, *more).reshape(x.shape[0], -1)
         y = parts["o"](seen * torch.sigmoid(parts["gate"](n)) if spec.gate else seen)
         y = parts["post_norm"](y) if spec.post_norm else y
         return cast(torch.Tensor, x + y if spec.residual else y)
@@ -119,8 +117,9 @@ def mla_branch(request: LoadRequest, attend: Attend) -> Callable[..., torch.Tens
         q_nope, q_rope = q.split((spec.nope_dim, spec.rope_dim), -1)
         latent, k_rope = parts["kv_a"](n).split((spec.latent, spec.rope_dim), -1)
         positions = step_positions(runtime, step)
-        q_rope = parts["rope"](q_rope.contiguous(), positions)
-        k_rope = parts["rope"](k_rope[:, None, :].contiguous(), positions)[:, 0]
+        if spec.rope:
+            q_rope = parts["rope"](q_rope.contiguous(), positions)
+            k_rope = parts["rope"](k_rope[:, None, :].contiguous(), positions)[:, 0]
         if spec.temperature:
             q_nope, q_rope = (tempered(part, positions, spec.temperature) for part in (q_nope, q_rope))
         parts["cache"].append(step, parts["kv_a_norm"](latent.contiguous()), k_rope)
@@ -148,26 +147,6 @@ def indexer_branch(
         q = parts["rope"](parts["q"](low).view(-1, spec.heads, spec.head_dim), positions)
         parts["cache"].append(step, parts["rope"](key[:, None, :], positions)[:, 0])
         return cast(torch.Tensor, parts["cache"].choose(step, q, parts["weights"](n) * spec.scale))
-
-    return run
-
-
-def block_indexer_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
-    """n float32 [T, hidden], step -> the tokens that each one attends to, as `BlockIndexerSpec` says."""
-    spec, parts, runtime = cast(BlockIndexerSpec, request.spec), request.children, request.runtime
-    cache = parts["cache"]
-
-    def run(n: torch.Tensor, step: StepBatch) -> torch.Tensor:
-        positions = step_positions(runtime, step)
-        q = parts["rope"](parts["q_norm"](parts["q"](n).view(-1, spec.heads, spec.head_dim)), positions)
-        k = parts["k"](n)
-        if spec.cache.pool == "mean":
-            means = parts["k_norm"](cache.append(step, k))
-            first = positions - positions % spec.cache.block
-            cache.complete(step, parts["rope"](means[:, None, :], first)[:, 0])
-        else:
-            cache.append(step, parts["rope"](parts["k_norm"](k)[:, None, :], positions)[:, 0])
-        return cast(torch.Tensor, cache.choose(step, q))
 
     return run
 

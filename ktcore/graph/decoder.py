@@ -16,11 +16,20 @@ Branch = Callable[[str, int], Node]
 
 
 def decoder_graph(
-    make: NodeMaker, family: str, attention: Branch, ffn: Branch, streams: Streams | None = None
+    make: NodeMaker,
+    family: str,
+    attention: Branch,
+    ffn: Branch,
+    streams: Streams | None = None,
+    *,
+    context: str = "max_position_embeddings",
 ) -> Graph:
     """The graph of a decoder whose layers are `attention` and `ffn`, between residual streams where it has such.
 
     Layers beyond the configured number (multi-token prediction heads) are left out.
+
+    Args:
+        context: key of config.json that says how many tokens the model was made for.
     """
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
@@ -38,7 +47,7 @@ def decoder_graph(
         family=family,
         hidden=hidden,
         vocab=vocab,
-        context_length=settings.integer("max_position_embeddings", "context_length"),
+        context_length=settings.integer(context, "context_length"),
         embed=embed,
         layers=tuple(layer(i) for i in range(layers)),
         norm=streams.end() if streams else make.norm("norm", hidden, rms_eps(make)),

@@ -22,6 +22,7 @@ from ktcore.graph.architectures.glm4 import build_glm4
 from ktcore.graph.architectures.glm4_moe import build_glm4_moe
 from ktcore.graph.architectures.gpt_oss import build_gpt_oss
 from ktcore.graph.architectures.hy_v3 import build_hy_v3
+from ktcore.graph.architectures.kimi_linear import build_kimi_linear
 from ktcore.graph.architectures.llama import build_llama, build_mistral, build_phi3, build_qwen2, build_qwen3
 from ktcore.graph.architectures.llama4 import build_llama4
 from ktcore.graph.architectures.minimax_m2 import build_minimax_m2
@@ -63,6 +64,7 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "solar_open": build_solar_open,
     "deepseek_v32": build_deepseek_v32,
     "glm_moe_dsa": build_glm_moe_dsa,
+    "kimi_linear": build_kimi_linear,
     "qwen3_next": build_qwen3_next,
     "qwen3_5_text": build_qwen3_5,
     "qwen3_5_moe_text": build_qwen3_5_moe,
@@ -89,6 +91,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "dots1": build_dots1,
     "deepseek32": build_deepseek32,
     "glm-dsa": build_glm_dsa,
+    "kimi-linear": build_kimi_linear,
     "qwen3next": build_qwen3_next,
     "qwen35": build_qwen3_5,
     "qwen35moe": build_qwen3_5_moe,

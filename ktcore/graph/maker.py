@@ -49,7 +49,7 @@ class NodeMaker:
 
         Args:
             shape: what the configuration asks for.
-            fold: leading axes may be folded into one or split up in the file.
+            fold: leading axes may be folded into one or split up in the file, and axes of 1 be anywhere.
 
         Raises:
             CheckpointError: the tensor is missing.
@@ -58,7 +58,8 @@ class NodeMaker:
         tensor = self.names.of(name) + suffix
         self.settings.checkpoint.expect(tensor, shape)
         ref = WeightRef.of(self.settings.checkpoint, tensor)
-        folded = fold and ref.shape[-1] == shape[-1] and math.prod(ref.shape) == math.prod(shape)
+        last = ref.shape[-1:] == shape[-1:] or [n for n in ref.shape if n > 1] == [n for n in shape if n > 1]
+        folded = fold and last and math.prod(ref.shape) == math.prod(shape)
         if not folded:
             self.check(tensor, ref.shape, shape)
         return WeightRef.of(self.settings.checkpoint, tensor, shape=shape)

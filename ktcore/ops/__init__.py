@@ -3,9 +3,9 @@
 from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.base import Spec
 from ktcore.ops.batch import StepBatch
-from ktcore.ops.block_indexer import BlockIndexCacheSpec, BlockIndexerSpec
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.indexer import IndexCacheSpec, TokenIndexerSpec
+from ktcore.ops.kda import KimiDeltaSpec
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.linear_attention import GatedDeltaNetSpec, StateCacheSpec
@@ -19,8 +19,6 @@ from ktcore.ops.streams import GatedStreamsSpec, HyperConnectionSpec, StreamBran
 
 __all__ = [
     "AttentionSpec",
-    "BlockIndexCacheSpec",
-    "BlockIndexerSpec",
     "ClampedGLU",
     "EmbeddingSpec",
     "ExpertsSpec",
@@ -29,6 +27,7 @@ __all__ = [
     "HyperConnectionSpec",
     "IndexCacheSpec",
     "KVCacheSpec",
+    "KimiDeltaSpec",
     "LinearSpec",
     "MLASpec",
     "MLPSpec",

@@ -37,6 +37,8 @@ class MLASpec(Spec):
         temperature: of the whole queries (Mistral Small 4); None for none.
         indexer: chooses tokens from the normed input and the normed low-rank query, which there has to be.
         shared_index: without an indexer of its own, the branch attends to the tokens that were handed on last.
+        rope: None where nothing rotates: the R values are used as they are (Kimi Linear), or there are none of them
+            (GLM-5.3-Flash).
     """
 
     op: ClassVar[str] = "mla"
@@ -50,7 +52,6 @@ class MLASpec(Spec):
     kv_a: LinearSpec
     kv_a_norm: RMSNormSpec
     o: LinearSpec
-    rope: RopeSpec
     cache: KVCacheSpec
     kv_b_format: str
     split_kv_b: bool = False
@@ -63,6 +64,7 @@ class MLASpec(Spec):
     temperature: Temperature | None = None
     indexer: TokenIndexerSpec | None = None
     shared_index: bool = False
+    rope: RopeSpec | None = None
 
 
 def split_up_projection(kv_b: torch.Tensor, heads: int, nope: int, value: int) -> tuple[torch.Tensor, torch.Tensor]:

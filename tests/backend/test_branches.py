@@ -186,7 +186,7 @@ class TestLatentAttention:
         rope = RopeSpec(ROPE, 1e4, "half")
         return MLASpec(
             HIDDEN, HEADS, NOPE, ROPE, VALUE, LATENT, 0.3, LinearSpec(HIDDEN, LATENT + ROPE, "F32"),
-            RMSNormSpec(LATENT, 1e-6), LinearSpec(HEADS * VALUE, HIDDEN, "F32"), rope, cache, "F32",
+            RMSNormSpec(LATENT, 1e-6), LinearSpec(HEADS * VALUE, HIDDEN, "F32"), cache, "F32", rope=rope,
             split_kv_b=split, q=LinearSpec(HIDDEN, HEADS * (NOPE + ROPE), "F32"), norm=NORM,
         )  # fmt: skip
 

@@ -84,7 +84,7 @@ def test_unknown_formats_and_activations_are_refused() -> None:
 def test_plain_latent_attention_names_a_cache_that_it_cannot_read() -> None:
     linear, norm = LinearSpec(8, 8, "F32"), RMSNormSpec(8, 1e-6)
     cache, rope = KVCacheSpec("mla", 2, 1, 6, 4), RopeSpec(2, 1e4, "half")
-    spec = MLASpec(8, 2, 2, 2, 2, 4, 0.5, linear, norm, linear, rope, cache, "F32", q=linear)
+    spec = MLASpec(8, 2, 2, 2, 2, 4, 0.5, linear, norm, linear, cache, "F32", q=linear, rope=rope)
     request = LoadRequest(
         "layers.5.attn", spec, {}, RUNTIME, RUNTIME.capabilities(), {"cache": object()}, {"absorbed": False}
     )

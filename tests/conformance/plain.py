@@ -29,14 +29,13 @@ from ktcore.conformance import Expectations, Precision
 from ktcore.conformance.target import Target
 from ktcore.ops import (
     AttentionSpec,
-    BlockIndexCacheSpec,
-    BlockIndexerSpec,
     EmbeddingSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
     GatedStreamsSpec,
     HyperConnectionSpec,
     IndexCacheSpec,
+    KimiDeltaSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -54,7 +53,6 @@ from ktcore.ops import (
     TokenIndexerSpec,
 )
 from ktcore.ops.attention import tempered
-from ktcore.ops.block_indexer import choose_blocks, max_scores, mean_scores
 from ktcore.ops.indexer import choose_tokens, index_scores, layer_norm
 from ktcore.ops.kv_cache import attend, sequence_slots
 from ktcore.ops.linear_attention import causal_conv, delta_rule, l2_normalised
@@ -66,6 +64,8 @@ from ktcore.ops.rope import inverse_frequencies, rope
 from ktcore.ops.sampling import sample
 from ktcore.ops.streams import connection_weights, entered, left, stream_norm
 from ktcore.weights import known_formats
+
+from .plain_kda import kimi
 
 NAME = "plain"
 DECLARED = Capabilities(NAME, "host memory", features=frozenset({"f32"}))
@@ -198,65 +198,6 @@ def indexer(request: LoadRequest) -> Any:
     return run
 
 
-class Blocks:
-    """Index keys of tokens and blocks as rows."""
-
-    def __init__(self, spec: BlockIndexCacheSpec) -> None:
-        self.spec = spec
-
-    def allocate_pages(self, pages: int, page_size: int) -> None:
-        self.pages = pages
-        self.keys, self.of_blocks = (torch.zeros(pages * page_size, self.spec.dim) for _ in range(2))
-
-    def page_tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.keys.view(self.pages, -1), self.of_blocks.view(self.pages, -1)
-
-    def append(self, step: StepBatch, keys: torch.Tensor) -> Any:
-        self.keys[step.slots()] = keys
-        if self.spec.pool == "max":
-            return None
-        means = []
-        for span, slots in sequence_slots(step):
-            back = torch.arange(self.spec.block)
-            at = (step.positions[span, None] - back).clamp(min=0)
-            means.append(self.keys[slots[at]].mean(1))
-        return torch.cat(means)
-
-    def complete(self, step: StepBatch, keys: torch.Tensor) -> None:
-        ends = step.positions % self.spec.block == self.spec.block - 1
-        self.of_blocks[step.slots()[ends]] = keys[ends]
-
-    def choose(self, step: StepBatch, q: torch.Tensor) -> torch.Tensor:
-        out, s = [], self.spec
-        for span, slots in sequence_slots(step):
-            at = step.positions[span]
-            out.append(choose_blocks(self.scores(q[span], slots, at), at, len(slots), s))
-        return torch.cat(out)
-
-    def scores(self, q: torch.Tensor, slots: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        if self.spec.pool == "max":
-            return max_scores(q, self.keys[slots], at, self.spec.block)
-        return mean_scores(q, self.of_blocks[slots[self.spec.block - 1 :: self.spec.block]])
-
-
-def block_indexer(request: LoadRequest) -> Any:
-    spec: Any = request.spec
-    p = request.children
-
-    def run(n: torch.Tensor, step: StepBatch) -> torch.Tensor:
-        at = step.positions
-        q = p["rope"](p["q_norm"](p["q"](n).view(len(n), spec.heads, -1)), at)
-        k = p["k"](n)
-        if spec.cache.pool == "mean":
-            k = p["k_norm"](p["cache"].append(step, k))
-            p["cache"].complete(step, p["rope"](k[:, None], at // spec.cache.block * spec.cache.block)[:, 0])
-        else:
-            p["cache"].append(step, p["rope"](p["k_norm"](k)[:, None], at)[:, 0])
-        return p["cache"].choose(step, q)
-
-    return run
-
-
 def attention(request: LoadRequest) -> Any:
     spec: Any = request.spec
     p = request.children
@@ -276,8 +217,7 @@ def attention(request: LoadRequest) -> Any:
         q, k = normed(q, k) if spec.norm_after_rope else (q, k)
         q = tempered(q, step.positions, spec.temperature) if spec.temperature else q
         p["cache"].append(step, k, v)
-        chosen = {"chosen": p["indexer"](n, step)} if spec.indexer else {}
-        y = p["cache"].attend(step, q, spec.scale, *sinks, **chosen).flatten(1)
+        y = p["cache"].attend(step, q, spec.scale, *sinks).flatten(1)
         y = p["o"](y * p["gate"](n).sigmoid() if spec.gate else y)
         y = p["post_norm"](y) if spec.post_norm else y
         return x + y if spec.residual else y
@@ -299,8 +239,9 @@ def mla(request: LoadRequest) -> Any:
         q = p["q_b"](low) if spec.q_a else p["q"](n)
         nope, turned = q.view(x.shape[0], spec.heads, -1).split((spec.nope_dim, spec.rope_dim), -1)
         latent, key = p["kv_a"](n).split((spec.latent, spec.rope_dim), -1)
-        turned = p["rope"](turned, step.positions)
-        key = p["rope"](key[:, None], step.positions)[:, 0]
+        if spec.rope:
+            turned = p["rope"](turned, step.positions)
+            key = p["rope"](key[:, None], step.positions)[:, 0]
         if spec.temperature:
             nope, turned = (tempered(part, step.positions, spec.temperature) for part in (nope, turned))
         p["cache"].append(step, p["kv_a_norm"](latent), key)
@@ -485,8 +426,6 @@ MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
     MLASpec: mla,
     IndexCacheSpec: lambda request: Index(request.spec),  # type: ignore[arg-type]
     TokenIndexerSpec: indexer,
-    BlockIndexCacheSpec: lambda request: Blocks(request.spec),  # type: ignore[arg-type]
-    BlockIndexerSpec: block_indexer,
     MLPSpec: mlp,
     RouterSpec: router,
     ExpertsSpec: experts,
@@ -497,6 +436,7 @@ MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
     GatedStreamsSpec: Gates,
     StreamBranchSpec: between_streams,
     StreamEndSpec: end_of_streams,
+    KimiDeltaSpec: kimi,
     SamplingSpec: sampling,
 }
 assert len(ACTIVATIONS) == 3, "the operators' activations changed: so must this backend"

@@ -33,6 +33,8 @@ PUBLISHED = {
     "llama-4-maverick": 400,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
+# whose makers round too far: "48B" are 49.1
+ROUNDED = ["kimi-linear-48b-a3b"]
 
 
 def _graph(name: str, weights: str | None = None) -> Graph:
@@ -54,7 +56,7 @@ def test_parameters_are_those_published(name: str) -> None:
     assert _as_published(name, _graph(name)) / 1e9 == pytest.approx(PUBLISHED[name], rel=0.005)
 
 
-@pytest.mark.parametrize("name", [n for n in PUBLISHED if n not in UNKNOWN_TO_TRANSFORMERS])
+@pytest.mark.parametrize("name", [*(n for n in PUBLISHED if n not in UNKNOWN_TO_TRANSFORMERS), *ROUNDED])
 def test_parameters_are_those_of_transformers(name: str) -> None:
     config = json.loads((CONFIGS / f"{name}.json").read_text())
     config = config.get("text_config", config)

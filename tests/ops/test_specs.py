@@ -19,6 +19,7 @@ NAMED = {
     ("MLASpec", "residual"): True,
     ("MoESpec", "residual"): True,
     ("GatedDeltaNetSpec", "residual"): True,
+    ("KimiDeltaSpec", "residual"): True,
 }
 """Neutral by what they mean: attention and experts are branches, a plain MLP is none."""
 

@@ -38,6 +38,7 @@ ARCHITECTURES = {
     "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
     "dots1": gguf.MODEL_ARCH.DOTS1,
     "hy_v3": gguf.MODEL_ARCH.DOTS1,  # which has the same tensors; the gguf package does not know it
+    "kimi_linear": gguf.MODEL_ARCH.KIMI_LINEAR,
     "deepseek_v32": gguf.MODEL_ARCH.GLM_DSA,
     "glm_moe_dsa": gguf.MODEL_ARCH.GLM_DSA,
     **gguf_hybrids.ARCHITECTURES,
@@ -75,7 +76,8 @@ def write_gguf(
     arch = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, NAMES.get(config.model_type, gguf.MODEL_ARCH_NAMES[arch]))
     _common(writer, config)
-    _rope(writer, config)
+    if hasattr(config, "rope_parameters"):
+        _rope(writer, config)
     if hasattr(config, "kv_lora_rank"):
         _latent(writer, config, layout)
         if hasattr(config, "indexer_types") and not sharing_unsaid:
@@ -131,14 +133,17 @@ def _grouped(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 
 def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
     key = c.qk_nope_head_dim + c.qk_rope_head_dim
+    hybrid = hasattr(c, "linear_num_heads")
     if layout == "split":
-        w.add_head_count_kv(1)
+        if not hybrid:
+            w.add_head_count_kv(1)
         w.add_key_length(c.kv_lora_rank + c.qk_rope_head_dim)
         w.add_value_length(c.kv_lora_rank)
         w.add_key_length_mla(key)
         w.add_value_length_mla(c.v_head_dim)
     else:
-        w.add_head_count_kv(c.num_attention_heads)
+        if not hybrid:
+            w.add_head_count_kv(c.num_attention_heads)
         w.add_key_length(key)
         w.add_value_length(c.v_head_dim)
     w.add_rope_dimension_count(c.qk_rope_head_dim)
@@ -149,6 +154,11 @@ def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
         w.add_indexer_head_count(c.index_n_heads)
         w.add_indexer_key_length(c.index_head_dim)
         w.add_indexer_top_k(c.index_topk)
+    if hasattr(c, "linear_num_heads"):
+        # no key heads: a layer of delta attention
+        w.add_head_count_kv([int(kind != "linear_attention") for kind in c.layer_types])
+        w.add_ssm_conv_kernel(c.linear_conv_kernel_dim)
+        w.add_kda_head_dim(c.linear_head_dim)
     _deepseek_experts(w, c)
 
 
@@ -214,7 +224,7 @@ def _rope(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
     c = model.config
     maps = [gguf.get_tensor_name_map(a, c.num_hidden_layers) for a in (arch, gguf.MODEL_ARCH.LLAMA)]
-    if c.rope_parameters["rope_type"] == "llama3":
+    if hasattr(c, "rope_parameters") and c.rope_parameters["rope_type"] == "llama3":
         theta, d = c.rope_parameters["rope_theta"], c.head_dim
         yield "rope_freqs.weight", theta ** -(torch.arange(0, d, 2) / d) / model.model.rotary_emb.inv_freq
     for name, value in model.state_dict().items():
@@ -273,6 +283,8 @@ def _converted(
         yield name, value[0]
     elif name.endswith("experts.down_proj"):
         yield f"{name}.weight", value
+    elif ".self_attn." in name and c.model_type == "kimi_linear" and not name.endswith("kv_b_proj.weight"):
+        yield from _delta(name.replace("forget_gate.", ""), value)
     elif name.endswith("kv_b_proj.weight"):
         yield from _up_projections(c, name, value, layout)
     elif name.endswith("moe_statics.e_score_correction_bias"):
@@ -281,6 +293,17 @@ def _converted(
         yield name.replace("mlp.", "mlp.gate.").replace("correction_bias", "correction.bias"), value
     else:
         yield name.replace("e_score_correction_bias", "e_score_correction.bias"), value
+
+
+def _delta(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Kimi delta attention: convolutions apart, with axes of 1 before and between; the rates themselves."""
+    if name.endswith("conv1d.weight"):
+        for role, part in zip("qkv", value.chunk(3), strict=True):
+            yield name.replace("conv1d", f"{role}_conv1d"), part[None]
+    elif name.endswith("A_log"):
+        yield name, -value.exp()
+    else:
+        yield name.replace("dt_bias", "dt_proj.bias"), value
 
 
 def _up_projections(

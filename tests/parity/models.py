@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
@@ -20,6 +22,7 @@ from transformers import (
     GlmMoeDsaConfig,
     GptOssConfig,
     HYV3Config,
+    KimiLinearConfig,
     Llama4TextConfig,
     LlamaConfig,
     MiniMaxM2Config,
@@ -221,6 +224,27 @@ def _qwen3_5_moe(**changes: Any) -> Qwen3_5MoeTextConfig:
         num_experts_per_tok=4,
     )
     return Qwen3_5MoeTextConfig(**(settings | changes))
+
+
+def _kimi_linear(**changes: Any) -> KimiLinearConfig:
+    settings = dict(
+        MLA,
+        q_lora_rank=None,
+        num_hidden_layers=4,
+        num_experts=16,
+        num_experts_per_token=4,
+        num_shared_experts=2,
+        linear_attn_config={
+            "head_dim": 16,
+            # as many as attention has: GGUF has one number
+            "num_heads": 4,
+            "short_conv_kernel_size": 4,
+            "full_attn_layers": [2, 4],
+            "kda_layers": [1, 3],
+        },
+        layer_types=None,
+    )
+    return KimiLinearConfig(**(settings | changes))
 
 
 def _minimax_m2(**changes: Any) -> MiniMaxM2Config:
@@ -526,6 +550,16 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "v32": _v32,
     "glm-dsa": _glm_dsa,
     "glm-dsa-shared": lambda: _glm_dsa(indexer_types=["full", "shared", "full", "shared"], index_head_dim=20),
+    "kimi-linear": _kimi_linear,
+    "kimi-linear-wide": lambda: _kimi_linear(
+        q_lora_rank=48,
+        num_expert_group=4,
+        topk_group=2,
+        moe_renormalize=False,
+        rms_norm_eps=1e-3,
+        linear_attn_config={"head_dim": 24, "num_heads": 3, "short_conv_kernel_size": 3},
+        num_hidden_layers=5,
+    ),
     "v2-full": _v2,
     "v2-lite": _v2_lite,
 }
@@ -558,4 +592,15 @@ def untrained(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """The model as transformers writes it: config.json and safetensors with hub names."""
     model.save_pretrained(folder)
+    if model.config.model_type == "kimi_linear":
+        _dense_as_on_the_hub(folder / "model.safetensors")
     return folder
+
+
+def _dense_as_on_the_hub(path: Path) -> None:
+    """Dense layers of Kimi Linear: transformers writes them under the name that the hub has for experts alone."""
+    tensors = {
+        re.sub(r"block_sparse_moe\.(?=(?:gate|up|down)_proj)", "mlp.", name): value
+        for name, value in load_file(path).items()
+    }
+    save_file(tensors, path, {"format": "pt"})

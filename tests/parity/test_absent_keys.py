@@ -73,6 +73,8 @@ def _config(name: str) -> Config:
 
 def _older(config: Config) -> Config:
     """The form that transformers 4 and most of the hub have: the rotary base outside, the rest in `rope_scaling`."""
+    if "rope_parameters" not in config:
+        return config
     rope = dict(config["rope_parameters"])
     config = {key: value for key, value in config.items() if key != "rope_parameters"}
     for key in ("rope_theta", "partial_rotary_factor"):

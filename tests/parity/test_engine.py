@@ -29,6 +29,7 @@ FAMILIES = [
     "glm-dsa-shared",
     "v2-full",
     "qwen3-next",
+    "kimi-linear",
     "llama4-gguf",
     "gpt-oss-gguf",
 ]

@@ -50,6 +50,7 @@ FAMILIES = [
     "v3",
     "v32",
     "glm-dsa",
+    "kimi-linear",
     "llama4-gguf",
 ]
 # in these, a token whose 16-bit activations choose another expert moves many later ones, so the files are float32

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from ktcore.backend.reference import simple
+from ktcore.backend.reference import kda, simple
 from ktcore.ops import (
     AttentionSpec,
     ClampedGLU,
     ExpertsSpec,
     GatedDeltaNetSpec,
     IndexCacheSpec,
+    KimiDeltaSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -29,6 +30,7 @@ from ktcore.ops import (
     Temperature,
     TokenIndexerSpec,
 )
+from ktcore.ops.kda import channel_decay, channel_rule
 from ktcore.ops.norm import rms_norm
 from ktcore.weights import open_checkpoint
 
@@ -159,6 +161,14 @@ QUIRKS: dict[str, tuple[str, Mutation]] = {
     "v32: epsilon of the LayerNorm": ("v32", _set(TokenIndexerSpec, eps=1.0)),
     "glm-dsa: top k": ("glm-dsa", _set(IndexCacheSpec, top_k=11)),
     "glm-dsa: shared layers are sparse": ("glm-dsa-shared", (MLASpec, lambda s: s if s.indexer else _dense(s))),
+    "kimi-linear: bound of the decay": ("kimi-linear", _set(KimiDeltaSpec, lower_bound=-5.0)),
+    "kimi-linear: rates are logarithms": ("kimi-linear", _set(KimiDeltaSpec, decay_log=False)),
+    "kimi-linear: scale of latent attention": ("kimi-linear", _set(MLASpec, scale=16**-0.5)),
+    "kimi-linear: epsilon of the inner norms": ("kimi-linear-wide", MODEL_EPS_INSIDE),
+    "kimi-linear: choice bias": ("kimi-linear", _set(RouterSpec, choice_bias=False)),
+    "kimi-linear: renormalisation": ("kimi-linear", _set(RouterSpec, renormalise=False)),
+    "kimi-linear: scale": ("kimi-linear", _set(RouterSpec, scale=1.0)),
+    "kimi-linear: groups": ("kimi-linear-wide", _set(RouterSpec, groups=1, groups_kept=1)),
     "v2-full: groups": ("v2-full", _set(RouterSpec, groups=1, groups_kept=1)),
     "v2-full: group score": ("v2-full", _set(RouterSpec, group_score="top2_sum")),
     "v2-full: scale": ("v2-full", _set(RouterSpec, scale=1.0)),
@@ -190,6 +200,30 @@ def test_parity_sees_norms_of_whole_rows_taken_head_by_head(
         return rms_norm(x.view(-1, heads, width // heads), weight.view(heads, -1), eps).flatten(1)
 
     monkeypatch.setattr(simple, "rms_norm", by_head)
+    with open_checkpoint(t.folder) as checkpoint:
+        logits = Runner(checkpoint)(t.ids)
+    assert (logits - t.logits).abs().max() > 10 * TOLERANCE
+
+
+DELTA_QUIRKS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "output gate by silu": ("output_gate", torch.nn.functional.silu),
+    "no L2 norm of q and k": ("l2_normalised", lambda x: x),
+    "decay after the update": ("channel_rule_chunked", lambda *a: _decay_last(*a)),
+    "a decay a head": ("channel_decay", lambda f, d, b: channel_decay(f, d, b).mean(-1, True).expand_as(f)),
+}
+
+
+def _decay_last(q: Any, k: Any, v: Any, g: Any, beta: Any, state: Any) -> Any:
+    return channel_rule(q, k, v, torch.cat((torch.zeros_like(g[:1]), g[:-1])), beta, state)
+
+
+@pytest.mark.parametrize("quirk", DELTA_QUIRKS)
+def test_parity_sees_of_kimi_delta_attention(
+    quirk: str, tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = tiny("kimi-linear")
+    name, wrong = DELTA_QUIRKS[quirk]
+    monkeypatch.setattr(kda, name, wrong)
     with open_checkpoint(t.folder) as checkpoint:
         logits = Runner(checkpoint)(t.ids)
     assert (logits - t.logits).abs().max() > 10 * TOLERANCE

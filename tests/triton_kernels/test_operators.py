@@ -49,6 +49,7 @@ CHOSEN = (
     "L3.attention.window",
     "L3.gated_delta_net.ragged",
     "L3.gated_delta_net.one-token",
+    "L3.mla.no-positions",
     "L3.mlp.*",
 )
 FULL = os.environ.get("KTCORE_TRITON_FULL") == "1"

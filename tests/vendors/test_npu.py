@@ -61,6 +61,7 @@ CHOSEN = (
     "L2.attention.page-edges",
     "L2.mla.16-heads",
     "L2.mla.page-edges",
+    "L3.mla.no-positions",
     "L2.mla.ragged",
     "L2.mla.split-up",
     "L2.mlp.bare",

@@ -46,6 +46,8 @@ class CpuMLA(Packs):
         """Every native weight format; widths up to 1024."""
         if max(spec.latent + spec.rope_dim, spec.nope_dim + spec.rope_dim, spec.value_dim) > 1024:
             return Unsupported("heads wider than 1024")
+        if spec.rope is None:
+            return Unsupported("latent attention without a rotary embedding")
         if spec.indexer and max(spec.indexer.heads, spec.indexer.head_dim) > 1024:
             return Unsupported("more than 1024 index heads, or wider ones")
         return packing.supports_formats(spec)
@@ -88,6 +90,7 @@ class CpuMLAModule:
         self._index_width = spec.indexer.head_dim if spec.indexer else 0
         self._top_k = spec.indexer.top_k if spec.indexer else 0
         self._sparse = spec.indexer is not None or spec.shared_index
+        assert spec.rope is not None, "supports has refused it"
         divisors = request.weights["rope.freq_factors"].tensor() if spec.rope.freq_factors else None
         freq, factor = inverse_frequencies(spec.rope, divisors)
         k_absorb, k_expand, v = _up_projections(request, spec)

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from ktcore.backend.implementation import Implementation
-from ktcore.backend.reference.attention import (
-    ReferenceAttention,
-    ReferenceBlockIndexer,
-    ReferenceMLA,
-    ReferenceTokenIndexer,
-)
-from ktcore.backend.reference.block_index import ReferenceBlockIndexCache
+from ktcore.backend.reference.attention import ReferenceAttention, ReferenceMLA, ReferenceTokenIndexer
 from ktcore.backend.reference.cache import ReferenceIndexCache, ReferenceKVCache
+from ktcore.backend.reference.kda import ReferenceKimiDelta
 from ktcore.backend.reference.linear_attention import ReferenceGatedDeltaNet, ReferenceStateCache
 from ktcore.backend.reference.moe import ReferenceExperts, ReferenceMoE, ReferenceRouter
 from ktcore.backend.reference.simple import (
@@ -47,9 +42,8 @@ def reference_implementations() -> list[Implementation]:
         ReferenceKVCache(),
         ReferenceTokenIndexer(),
         ReferenceIndexCache(),
-        ReferenceBlockIndexer(),
-        ReferenceBlockIndexCache(),
         ReferenceGatedDeltaNet(),
+        ReferenceKimiDelta(),
         ReferenceStateCache(),
         ReferenceHyperConnection(),
         ReferenceGatedStreams(),

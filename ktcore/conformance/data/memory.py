@@ -18,6 +18,7 @@ from ktcore.ops import (
     GatedDeltaNetSpec,
     GatedStreamsSpec,
     HyperConnectionSpec,
+    KimiDeltaSpec,
     LinearSpec,
     MLASpec,
     RMSNormSpec,
@@ -159,6 +160,12 @@ def _own(spec: Spec) -> Iterator[Wanted]:
         # rates that are negative, or their logarithms
         yield "decay", (spec.value_heads,), spec.decay_format, *((0.0, 0.8) if spec.decay_log else (-1.0, 0.3))
         yield "dt_bias", (spec.value_heads,), spec.dt_bias_format, 0.0, 1.0
+    elif isinstance(spec, KimiDeltaSpec):
+        channels = spec.heads * spec.head_dim
+        for role in "qkv":
+            yield f"conv_{role}", (channels, spec.conv_width), spec.conv_format, 0.0, 0.6
+        yield "decay", (spec.heads,), spec.decay_format, *((0.0, 0.8) if spec.decay_log else (-1.0, 0.3))
+        yield "dt_bias", (channels,), spec.dt_bias_format, 0.0, 1.0
     elif isinstance(spec, RopeSpec) and spec.freq_factors:
         yield "freq_factors", (spec.dim // 2,), "F32", 3.0, 0.7
 

@@ -72,17 +72,12 @@ def cases() -> list[Case]:
             "a query sees the tokens that are named",
             partial(_cache, "mla", "chosen"),
         ),
-        Case(
-            "L3.kv_cache.gqa.chosen",
-            3,
-            "kv_cache",
-            "heads of a key head see the tokens that are named for it",
-            partial(_cache, "gqa", "chosen"),
-        ),
         Case("L3.mla.ordered", 3, "mla", _ORDER, partial(_check_mla, lambda spec: spec, formats=ORDERED)),
         _mla("no-residual", "the branch alone", lambda s: replace(s, residual=False)),
         _mla("temperature", "queries that grow", lambda s: replace(s, temperature=Temperature(0.9, 3, 0.0))),
         _mla("no-norm", "without a norm of the input", lambda s: replace(s, norm=None)),
+        _mla("unrotated", "a shared key that does not rotate", lambda s: replace(s, rope=None)),
+        _mla("no-positions", "without any part for positions", _without_positions),
     ]
 
 
@@ -106,6 +101,18 @@ def _mla(name: str, about: str, change: Callable[[MLASpec], MLASpec]) -> Case:
 def _check(make: Make, ctx: Context, formats: Sequence[str] = SIMPLE_FORMATS) -> None:
     spec = make(any_format(ctx, make, formats))
     check_sequences(ctx, spec, LONG, lambda w, x, a: truth.attention(spec, w, x, a), spec.hidden)
+
+
+def _without_positions(s: MLASpec) -> MLASpec:
+    assert s.q_b is not None, "the query is of low rank"
+    return replace(
+        s,
+        rope=None,
+        rope_dim=0,
+        kv_a=replace(s.kv_a, out_features=s.latent),
+        q_b=replace(s.q_b, out_features=s.heads * s.nope_dim),
+        cache=replace(s.cache, key_dim=s.latent),
+    )
 
 
 def _check_mla(change: Callable[[MLASpec], MLASpec], ctx: Context, formats: Sequence[str] = SIMPLE_FORMATS) -> None:

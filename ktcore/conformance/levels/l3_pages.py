@@ -12,14 +12,14 @@ from ktcore.backend.implementation import PageTensors, StateTensors
 from ktcore.conformance.case import Case, Context
 from ktcore.conformance.data.batches import scattered
 from ktcore.conformance.data.memory import make_weights, values
+from ktcore.conformance.levels.l3_delta_net import DELTA, KIMI, Kind
 from ktcore.conformance.levels.operator import any_format, first_page_size, normal, run_sequences
-from ktcore.conformance.levels.specs import attention, delta_net, mla
+from ktcore.conformance.levels.specs import attention, mla
 from ktcore.conformance.target import Loaded
 from ktcore.conformance.tolerance import compare
 from ktcore.conformance.truth import attention as attention_truth
 from ktcore.conformance.truth.arithmetic import EXACT, Arithmetic
-from ktcore.conformance.truth.delta_net import delta_net as delta_truth
-from ktcore.ops import GatedDeltaNetSpec, Spec
+from ktcore.ops import Spec
 
 BEGIN, MORE = 40, 9
 
@@ -29,7 +29,8 @@ def cases() -> list[Case]:
     return [
         _case("attention", "pages", _attention),
         _case("mla", "pages", _mla),
-        _case("gated_delta_net", "states", _delta),
+        _case("gated_delta_net", "states", partial(_recurrent, DELTA)),
+        _case("kimi_delta_attention", "states", partial(_recurrent, KIMI)),
     ]
 
 
@@ -48,11 +49,11 @@ def _mla(ctx: Context) -> None:
     _goes_on(ctx, spec, lambda w, x, a: attention_truth.mla(spec, w, x, a), _pages)
 
 
-def _delta(ctx: Context) -> None:
-    if not any(i.spec_type is GatedDeltaNetSpec for i in ctx.target.implementations):
-        ctx.not_applicable(f"no {ctx.target.name}.* implementation of gated_delta_net")
-    spec = delta_net(2, 4, 32, any_format(ctx, lambda f: delta_net(2, 4, 32, f)))
-    _goes_on(ctx, spec, lambda w, x, a: delta_truth(spec, w, x, a), _states)
+def _recurrent(kind: Kind, ctx: Context) -> None:
+    if not any(i.spec_type is kind.spec_type for i in ctx.target.implementations):
+        ctx.not_applicable(f"no {ctx.target.name}.* implementation of {kind.spec_type.op}")
+    spec = kind.make(**kind.small, fmt=any_format(ctx, lambda f: kind.make(**kind.small, fmt=f)))
+    _goes_on(ctx, spec, lambda w, x, a: kind.truth(spec, w, x, a), _states)
 
 
 Truth = Callable[[dict[str, torch.Tensor], torch.Tensor, Arithmetic], torch.Tensor]

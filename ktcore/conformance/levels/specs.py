@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from ktcore.ops import (
     AttentionSpec,
-    BlockIndexCacheSpec,
-    BlockIndexerSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
     IndexCacheSpec,
+    KimiDeltaSpec,
     KVCacheSpec,
     LinearSpec,
     MLASpec,
@@ -132,21 +131,6 @@ def token_indexer(
     )
 
 
-def block_indexer(hidden: int, cache: BlockIndexCacheSpec, fmt: str = "F32") -> BlockIndexerSpec:
-    """Zero-centred norms of queries and keys, half of a head rotated."""
-    return BlockIndexerSpec(
-        hidden=hidden,
-        heads=cache.heads,
-        head_dim=cache.dim,
-        q=linear(hidden, cache.heads * cache.dim, fmt),
-        k=linear(hidden, cache.dim, fmt),
-        q_norm=norm(cache.dim, offset=1.0),
-        k_norm=norm(cache.dim, offset=1.0),
-        rope=RopeSpec(cache.dim // 2, 1e4, "half"),
-        cache=cache,
-    )
-
-
 def mlp(
     hidden: int,
     intermediate: int,
@@ -228,6 +212,45 @@ def delta_net(
         conv_format="F32",
         decay_log=decay_log,
         tiled=tiled,
+        norm=norm(hidden) if normed else None,
+        residual=residual,
+    )
+
+
+def kimi_delta(
+    heads: int,
+    dim: int,
+    fmt: str = "F32",
+    hidden: int = 256,
+    *,
+    width: int = 4,
+    decay_log: bool = False,
+    lower_bound: float | None = None,
+    residual: bool = True,
+    normed: bool = True,
+) -> KimiDeltaSpec:
+    """A branch with pre-norm and residual, low ranks as wide as a head."""
+    inner = heads * dim
+    rows = linear(hidden, inner, fmt)
+    return KimiDeltaSpec(
+        hidden=hidden,
+        heads=heads,
+        head_dim=dim,
+        conv_width=width,
+        q=rows,
+        k=rows,
+        v=rows,
+        f_a=linear(hidden, dim, "F32"),
+        f_b=linear(dim, inner, "F32"),
+        b=linear(hidden, heads, "F32"),
+        g_a=linear(hidden, dim, fmt),
+        g_b=linear(dim, inner, "F32"),
+        o=linear(inner, hidden, fmt),
+        out_norm=norm(dim),
+        state=StateCacheSpec(((width - 1, 3 * inner), (heads, dim, dim))),
+        conv_format="F32",
+        decay_log=decay_log,
+        lower_bound=lower_bound,
         norm=norm(hidden) if normed else None,
         residual=residual,
     )

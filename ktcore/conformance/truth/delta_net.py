@@ -12,9 +12,9 @@ from ktcore.ops import GatedDeltaNetSpec
 def delta_net(spec: GatedDeltaNetSpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
     """A sequence x [L, hidden] from its beginning -> [L, hidden]."""
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
-    mixed = _convolved(linear(spec.qkv, w, n, a, "qkv."), a.cast(w["conv"]))
+    mixed = convolved(linear(spec.qkv, w, n, a, "qkv."), a.cast(w["conv"]))
     keys = spec.key_heads * spec.key_dim
-    q, k = (_unit(t.reshape(-1, spec.key_heads, spec.key_dim)) for t in (mixed[:, :keys], mixed[:, keys : 2 * keys]))
+    q, k = (unit(t.reshape(-1, spec.key_heads, spec.key_dim)) for t in (mixed[:, :keys], mixed[:, keys : 2 * keys]))
     v = mixed[:, 2 * keys :].reshape(-1, spec.value_heads, spec.value_dim)
     rate = -torch.exp(a.cast(w["decay"])) if spec.decay_log else a.cast(w["decay"])
     # log(1 + e^t) without overflow
@@ -37,7 +37,7 @@ def _key_head(spec: GatedDeltaNetSpec, value_head: int) -> int:
     return value_head % spec.key_heads if spec.tiled else value_head * spec.key_heads // spec.value_heads
 
 
-def _convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """silu of sum_j weight[:, j] x[t - width + 1 + j], zeros before the first token."""
     width = weight.shape[1]
     padded = torch.cat((torch.zeros(width - 1, x.shape[1], dtype=x.dtype), x))
@@ -46,7 +46,8 @@ def _convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return y / (1 + torch.exp(-y))
 
 
-def _unit(x: torch.Tensor) -> torch.Tensor:
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """x / sqrt(|x|^2 + 1e-6) over the last axis."""
     return x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 

@@ -50,6 +50,8 @@ def mla_node(
     temperature: Temperature | None = None,
     share: bool = False,
     sparse: Sparse | None = None,
+    rotates: bool = True,
+    inner_eps: float = INNER_EPS,
 ) -> Node:
     """One layer's attention branch.
 
@@ -57,13 +59,16 @@ def mla_node(
         temperature: of the queries.
         share: `partial_rotary_factor` is the rotated part of a whole head, not of the part that rotates.
         sparse: attention over chosen tokens.
+        rotates: false: there is no position embedding, and the part that would rotate may be absent.
+        inner_eps: of the norms on q and the latent.
     """
     s = make.settings
-    z = _sizes(s)
-    pairing: Pairing = "interleaved" if s.flag("rope_interleave", "", without=True) else "half"
+    z = _sizes(s, least_rope=int(rotates))
+    turned = rotates and s.flag("rope_interleave", "", without=True)
+    pairing: Pairing = "interleaved" if turned else "half"
     key = z.nope + z.rope
     whole = z.rope / key if share else 1.0
-    rope = rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True, whole=whole)
+    rope = rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True, whole=whole) if rotates else None
     up, split = _up_projection(make, name, z)
     low_rank = z.q_rank > 0
     query = f"{name}.q_b" if low_rank else f"{name}.q"
@@ -72,7 +77,7 @@ def mla_node(
         MLASpec,
         {
             "kv_a": make.linear(f"{name}.kv_a", z.hidden, z.latent + z.rope),
-            "kv_a_norm": make.norm(f"{name}.kv_a_norm", z.latent, INNER_EPS),
+            "kv_a_norm": make.norm(f"{name}.kv_a_norm", z.latent, inner_eps),
             "o": make.linear(f"{name}.o", z.heads * z.value, z.hidden),
             "rope": rope,
             "cache": make.node(
@@ -80,7 +85,7 @@ def mla_node(
                 KVCacheSpec("mla", z.heads, 1, z.latent + z.rope, z.latent, chosen=sparse is not None),
             ),
             "q_a": make.linear(f"{name}.q_a", z.hidden, z.q_rank) if low_rank else None,
-            "q_a_norm": make.norm(f"{name}.q_a_norm", z.q_rank, INNER_EPS) if low_rank else None,
+            "q_a_norm": make.norm(f"{name}.q_a_norm", z.q_rank, inner_eps) if low_rank else None,
             "q_b" if low_rank else "q": make.linear(query, z.q_rank or z.hidden, z.heads * key),
             "norm": make.norm(f"{name}.norm", z.hidden, rms_eps(make)),
             "indexer": _indexer(make, f"{name}.indexer", z, sparse.pairing) if sparse and sparse.pairing else None,
@@ -131,12 +136,12 @@ def _indexer(make: NodeMaker, name: str, z: _Sizes, pairing: Pairing) -> Node:
     )
 
 
-def _sizes(s: Settings) -> _Sizes:
+def _sizes(s: Settings, least_rope: int) -> _Sizes:
     # newer GGUF files describe the absorbed form in key_length and value_length, and the plain one under _mla
     hidden = s.integer("hidden_size", "embedding_length")
     heads = s.integer("num_attention_heads", "attention.head_count")
     key, value = (_plain_width(s, role, hidden // heads) for role in ("key", "value"))
-    rope = s.integer("qk_rope_head_dim", "rope.dimension_count", derived=key)
+    rope = s.integer("qk_rope_head_dim", "rope.dimension_count", derived=key, least=least_rope)
     return _Sizes(
         hidden=hidden,
         heads=heads,
@@ -164,9 +169,9 @@ def _up_projection(make: NodeMaker, name: str, z: _Sizes) -> tuple[dict[str, Wei
     return {"kv_b": make.ref(f"{name}.kv_b", (z.heads * (z.nope + z.value), z.latent))}, False
 
 
-def _magnitude(rope: Node) -> float:
+def _magnitude(rope: Node | None) -> float:
     """YaRN's factor on the softmax scale, here applied to scores instead of cos and sin."""
-    spec = rope.spec
+    spec = rope.spec if rope else None
     if not isinstance(spec, RopeSpec) or spec.scaling is None or not spec.scaling.mscale_all_dim:
         return 1.0
     return yarn_mscale(spec.scaling.factor, spec.scaling.mscale_all_dim)
