@@ -30,7 +30,7 @@ path, prompt, new, threads = sys.argv[1], *map(int, sys.argv[2:5])
 llm = Llama(model_path=path, n_threads=threads, n_threads_batch=threads, n_batch=512, n_ubatch=512,
             n_ctx=prompt + new + 64, verbose=False)
 random.seed(0)
-ids = [random.randrange(100, 40000) for _ in range(prompt)]
+ids = [random.randrange(100, min(40000, llm.n_vocab())) for _ in range(prompt)]
 best = []
 for _ in range(3):
     llm.reset()

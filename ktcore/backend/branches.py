@@ -18,6 +18,7 @@ from ktcore.backend.mirror import mirrored
 from ktcore.backend.runtime import DeviceRuntime
 from ktcore.ops.attention import AttentionSpec, tempered
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.block_indexer import BlockIndexerSpec
 from ktcore.ops.indexer import TokenIndexerSpec, layer_norm
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import MLPSpec, clamped_glu, gated
@@ -37,6 +38,7 @@ ATTENTION = frozenset(
         "norm_whole",
         "temperature",
         "temperature.offset",
+        "indexer",
     }
 )
 """What an implementation handles that loads `attention_branch`; with `sinks` handed in, those too."""
@@ -94,7 +96,8 @@ def attention_branch(request: LoadRequest, sinks: torch.Tensor | None = None) ->
         if spec.temperature:
             q = tempered(q, positions, spec.temperature)
         parts["cache"].append(step, k, v)
-        seen = parts["cache"].attend(step, q, spec.scale, *more).reshape(x.shape[0], -1)
+        chosen = {"chosen": parts["indexer"](n, step)} if spec.indexer else {}
+        seen = parts["cache"].attend(step, q, spec.scale, *more, **chosen).reshape(x.shape[0], -1)
         y = parts["o"](seen * torch.sigmoid(parts["gate"](n)) if spec.gate else seen)
         y = parts["post_norm"](y) if spec.post_norm else y
         return cast(torch.Tensor, x + y if spec.residual else y)
@@ -147,6 +150,26 @@ def indexer_branch(
         q = parts["rope"](parts["q"](low).view(-1, spec.heads, spec.head_dim), positions)
         parts["cache"].append(step, parts["rope"](key[:, None, :], positions)[:, 0])
         return cast(torch.Tensor, parts["cache"].choose(step, q, parts["weights"](n) * spec.scale))
+
+    return run
+
+
+def block_indexer_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
+    """n float32 [T, hidden], step -> the tokens that each one attends to, as `BlockIndexerSpec` says."""
+    spec, parts, runtime = cast(BlockIndexerSpec, request.spec), request.children, request.runtime
+    cache = parts["cache"]
+
+    def run(n: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        positions = step_positions(runtime, step)
+        q = parts["rope"](parts["q_norm"](parts["q"](n).view(-1, spec.heads, spec.head_dim)), positions)
+        k = parts["k"](n)
+        if spec.cache.pool == "mean":
+            means = parts["k_norm"](cache.append(step, k))
+            first = positions - positions % spec.cache.block
+            cache.complete(step, parts["rope"](means[:, None, :], first)[:, 0])
+        else:
+            cache.append(step, parts["rope"](parts["k_norm"](k)[:, None, :], positions)[:, 0])
+        return cast(torch.Tensor, cache.choose(step, q))
 
     return run
 

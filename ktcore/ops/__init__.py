@@ -3,6 +3,7 @@
 from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.base import Spec
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.block_indexer import BlockIndexCacheSpec, BlockIndexerSpec
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.indexer import IndexCacheSpec, TokenIndexerSpec
 from ktcore.ops.kda import KimiDeltaSpec
@@ -19,6 +20,8 @@ from ktcore.ops.streams import GatedStreamsSpec, HyperConnectionSpec, StreamBran
 
 __all__ = [
     "AttentionSpec",
+    "BlockIndexCacheSpec",
+    "BlockIndexerSpec",
     "ClampedGLU",
     "EmbeddingSpec",
     "ExpertsSpec",

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from ktcore.ops.base import Spec
+from ktcore.ops.block_indexer import BlockIndexerSpec
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore.ops.linear import LinearSpec
 from ktcore.ops.norm import RMSNormSpec
@@ -48,6 +49,7 @@ class AttentionSpec(Spec):
         norm_whole: q_norm is over all heads of q together, [heads * head_dim], and k_norm over those of k (MiniMax-M2).
         sinks: a learned logit a head joins the softmax's denominator and adds no value (gpt-oss).
         temperature: of the queries, after norm and RoPE; None for none.
+        indexer: chooses the tokens that a query sees from the normed input; the cache's `chosen` says so. None: all.
     """
 
     op: ClassVar[str] = "attention"
@@ -72,6 +74,7 @@ class AttentionSpec(Spec):
     norm_whole: bool = False
     sinks: bool = False
     temperature: Temperature | None = None
+    indexer: BlockIndexerSpec | None = None
 
 
 def tempered(q: torch.Tensor, positions: torch.Tensor, temperature: Temperature) -> torch.Tensor:

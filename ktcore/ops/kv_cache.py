@@ -25,7 +25,8 @@ class KVCacheSpec(Spec):
 
     With `sinks`, `attend` takes a fourth argument, float32 [heads]: a logit of every head that joins the softmax's
     denominator and has no value. With `chosen` it takes `chosen=`, int32 [T, n]: the positions that each query sees,
-    and no others; -1 stands behind them, where there are fewer than n.
+    and no others; -1 stands behind them, where there are fewer than n. Or int32 [T, kv_heads, n]: those that the heads
+    of each key head see.
 
     Attributes:
         window: keys older than this many tokens are masked; 0 means all are seen.
@@ -65,7 +66,7 @@ def attend(
         q: [Tq, heads, dk]; k: [Lk, kv_heads, dk]; v: [Lk, kv_heads, dv]; heads is a multiple of kv_heads, and query
             head h uses key head h // (heads // kv_heads).
         sinks: [heads], further logits without values.
-        chosen: [Tq, n] keys that a query sees, if they are not later ones; -1 is none.
+        chosen: [Tq, n], or [Tq, kv_heads, n], keys that a query sees, if they are not later ones; -1 is none.
 
     Returns:
         [Tq, heads, dv], float32.
@@ -83,7 +84,9 @@ def attend(
     if chunk:
         hidden |= j // chunk != i // chunk
     if chosen is not None:
-        hidden |= ~among(chosen.to(q.device), lk)
+        chosen = chosen.to(q.device)
+        of_heads = chosen[:, None] if chosen.dim() == 2 else chosen.repeat_interleave(group, 1)
+        hidden = hidden | ~among(of_heads, lk).transpose(0, 1)
     scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, tq, 1)), -1)
@@ -92,10 +95,10 @@ def attend(
 
 
 def among(chosen: torch.Tensor, length: int) -> torch.Tensor:
-    """Whether each of `length` keys is in its row of `chosen` [T, n], -1 for none: bool [T, length]."""
-    found = torch.zeros(chosen.shape[0], length + 1, dtype=torch.bool, device=chosen.device)
+    """Whether each of `length` keys is in its row of `chosen` [..., n], -1 for none: bool [..., length]."""
+    found = torch.zeros(*chosen.shape[:-1], length + 1, dtype=torch.bool, device=chosen.device)
     at = chosen.long()
-    return found.scatter_(1, at.masked_fill(at < 0, length), True)[:, :length]
+    return found.scatter_(-1, at.masked_fill(at < 0, length), True)[..., :length]
 
 
 def sequence_slots(step: StepBatch) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -11,12 +11,13 @@ from ktcore.conformance.levels import all_cases
 from ktcore.conformance.runner import run_case
 from ktcore.conformance.status import Status
 
+from .block_mutants import BLOCKS
 from .leftover_mutants import LEFTOVERS
 from .mutants import MUTANTS, Mutant, expectations
 from .plain import plain_target
 from .sparse_mutants import SPARSE
 
-ALL = (*MUTANTS, *LEFTOVERS, *SPARSE)
+ALL = (*MUTANTS, *LEFTOVERS, *SPARSE, *BLOCKS)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,9 @@ class SimKVCache(SimImplementation):
     handles = frozenset({"window", "chosen"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Supported | Unsupported:
-        """ "gqa" and "mla"."""
+        """ "gqa" and "mla"; a choice of tokens with "mla" alone."""
+        if spec.chosen and spec.kind == "gqa":
+            return Unsupported("a choice of tokens for each key head")
         return Supported() if spec.kind in ("gqa", "mla") else Unsupported(f"cache kind {spec.kind} is unknown")
 
     def load(self, request: LoadRequest) -> SimKVCacheModule:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from ktcore.backend.implementation import Implementation
-from ktcore.backend.reference.attention import ReferenceAttention, ReferenceMLA, ReferenceTokenIndexer
+from ktcore.backend.reference.attention import (
+    ReferenceAttention,
+    ReferenceBlockIndexer,
+    ReferenceMLA,
+    ReferenceTokenIndexer,
+)
+from ktcore.backend.reference.block_index import ReferenceBlockIndexCache
 from ktcore.backend.reference.cache import ReferenceIndexCache, ReferenceKVCache
 from ktcore.backend.reference.kda import ReferenceKimiDelta
 from ktcore.backend.reference.linear_attention import ReferenceGatedDeltaNet, ReferenceStateCache
@@ -42,6 +48,8 @@ def reference_implementations() -> list[Implementation]:
         ReferenceKVCache(),
         ReferenceTokenIndexer(),
         ReferenceIndexCache(),
+        ReferenceBlockIndexer(),
+        ReferenceBlockIndexCache(),
         ReferenceGatedDeltaNet(),
         ReferenceKimiDelta(),
         ReferenceStateCache(),

@@ -6,12 +6,21 @@ from typing import cast
 
 import torch
 
-from ktcore.backend.branches import ATTENTION, MLA, attention_branch, chosen_tokens, indexer_branch, mla_branch
+from ktcore.backend.branches import (
+    ATTENTION,
+    MLA,
+    attention_branch,
+    block_indexer_branch,
+    chosen_tokens,
+    indexer_branch,
+    mla_branch,
+)
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.errors import BackendError
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.batch import StepBatch
+from ktcore.ops.block_indexer import BlockIndexerSpec
 from ktcore.ops.indexer import TokenIndexerSpec
 from ktcore.ops.kv_cache import attend
 from ktcore.ops.mla import MLASpec, absorb_query, expand_output, split_up_projection
@@ -67,6 +76,16 @@ class ReferenceTokenIndexer(ReferenceImplementation):
 
     def packed_bytes(self, spec: TokenIndexerSpec, stored_bytes: int) -> int:
         return FLOAT_BYTES * 2 * spec.head_dim
+
+
+class ReferenceBlockIndexer(ReferenceImplementation):
+    """Chooses blocks of tokens by index scores."""
+
+    id = "reference.block_indexer"
+    spec_type = BlockIndexerSpec
+
+    def load(self, request: LoadRequest) -> Module:
+        return block_indexer_branch(request)
 
 
 class _LatentAttention:

@@ -33,6 +33,7 @@ _MODULES = (
     "l3_delta_net",
     "l3_sparse",
     "l3_streams",
+    "l3_blocks",
     "l3_pages",
     "l4_handoff",
     "l4_models",

@@ -104,7 +104,7 @@ def run_plan(ctx: Context, loaded: Loaded, spec: KVCacheSpec, plan: Plan, scale:
     factor = scale or 1.5 * spec.key_dim**-0.5
     sinks = normal(rng, spec.heads) if spec.sinks else None
     more = () if sinks is None else (sinks,)
-    choices = [drawn_choices(rng, n) for n in lengths] if spec.chosen else None
+    choices = [_choices(rng, n, spec) for n in lengths] if spec.chosen else None
     got: list[list[torch.Tensor]] = [[] for _ in lengths]
     cache = _Calls(ctx, loaded.module)
     for step, rows in batches(plan):
@@ -138,9 +138,16 @@ def drawn_choices(rng: np.random.Generator, length: int) -> torch.Tensor:
     return made
 
 
+def _choices(rng: np.random.Generator, length: int, spec: KVCacheSpec) -> torch.Tensor:
+    """One choice for all heads, or one for those of each key head."""
+    if spec.kind == "mla":
+        return drawn_choices(rng, length)
+    return torch.stack([drawn_choices(rng, length) for _ in range(spec.kv_heads)], 1)
+
+
 def among(chosen: torch.Tensor, length: int) -> torch.Tensor:
-    """bool [T, length]: which tokens each row of `chosen` [T, n] names."""
-    return (chosen[:, :, None] == torch.arange(length)).any(1)
+    """bool [..., length]: which tokens each row of `chosen` [..., n] names."""
+    return (chosen[..., None] == torch.arange(length)).any(-2)
 
 
 class _Calls:

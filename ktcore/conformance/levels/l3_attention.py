@@ -72,6 +72,13 @@ def cases() -> list[Case]:
             "a query sees the tokens that are named",
             partial(_cache, "mla", "chosen"),
         ),
+        Case(
+            "L3.kv_cache.gqa.chosen",
+            3,
+            "kv_cache",
+            "heads of a key head see the tokens that are named for it",
+            partial(_cache, "gqa", "chosen"),
+        ),
         Case("L3.mla.ordered", 3, "mla", _ORDER, partial(_check_mla, lambda spec: spec, formats=ORDERED)),
         _mla("no-residual", "the branch alone", lambda s: replace(s, residual=False)),
         _mla("temperature", "queries that grow", lambda s: replace(s, temperature=Temperature(0.9, 3, 0.0))),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ktcore.ops import (
     AttentionSpec,
+    BlockIndexCacheSpec,
+    BlockIndexerSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
     IndexCacheSpec,
@@ -128,6 +130,21 @@ def token_indexer(
         rope=RopeSpec(spec.rope_dim, 1e4, "half"),
         cache=IndexCacheSpec(heads, dim, top_k),
         eps=eps,
+    )
+
+
+def block_indexer(hidden: int, cache: BlockIndexCacheSpec, fmt: str = "F32") -> BlockIndexerSpec:
+    """Zero-centred norms of queries and keys, half of a head rotated."""
+    return BlockIndexerSpec(
+        hidden=hidden,
+        heads=cache.heads,
+        head_dim=cache.dim,
+        q=linear(hidden, cache.heads * cache.dim, fmt),
+        k=linear(hidden, cache.dim, fmt),
+        q_norm=norm(cache.dim, offset=1.0),
+        k_norm=norm(cache.dim, offset=1.0),
+        rope=RopeSpec(cache.dim // 2, 1e4, "half"),
+        cache=cache,
     )
 
 

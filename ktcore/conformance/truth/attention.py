@@ -23,7 +23,7 @@ def causal(
 
     Args:
         window: keys that a query sees, itself included; chunk: positions that see each other; 0 for all.
-        chosen: bool [L, L], keys that each query sees beside these rules.
+        chosen: bool [L, L] or [L, G, L], keys that each query, of the heads of a key head, sees beside these rules.
         sinks: [H], a logit of each head that takes its share of the weight and has no value.
     """
     length, heads, _ = q.shape
@@ -34,13 +34,12 @@ def causal(
         seen &= reach[None, :] > reach[:, None] - window
     if chunk:
         seen &= reach[None, :] >= reach[:, None] - reach[:, None] % chunk
-    if chosen is not None:
-        seen &= chosen
     out = []
     for g in range(k.shape[1]):
+        shown = seen if chosen is None else seen & (chosen if chosen.dim() == 2 else chosen[:, g])
         rows = q[:, g * share : (g + 1) * share].transpose(0, 1)
         score = (rows @ k[:, g].T) * scale
-        score = score.masked_fill(~seen, float("-inf"))
+        score = score.masked_fill(~shown, float("-inf"))
         if sinks is None:
             weight = torch.softmax(score, -1)
         else:
@@ -52,8 +51,14 @@ def causal(
     return torch.cat(out, 1)
 
 
-def attention(spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
-    """A whole sequence x [L, hidden] -> [L, hidden]."""
+def attention(
+    spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic, chosen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A whole sequence x [L, hidden] -> [L, hidden].
+
+    Args:
+        chosen: as `causal` takes it.
+    """
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
     q = linear(spec.q, w, n, a, "q.").reshape(-1, spec.heads, spec.head_dim)
     k = linear(spec.k, w, n, a, "k.").reshape(-1, spec.kv_heads, spec.head_dim)
@@ -70,7 +75,8 @@ def attention(spec: AttentionSpec, w: Values, x: torch.Tensor, a: Arithmetic) ->
             k = rms_norm(spec.k_norm, w, k, a, "k_norm.") if spec.k_norm else k
     q = _grown(spec.temperature, q, a)
     sinks = w["sinks"] if spec.sinks else None
-    y = causal(q, a.stored(k), a.stored(v), spec.scale, spec.cache.window, spec.cache.chunk, sinks).flatten(1)
+    cache = spec.cache
+    y = causal(q, a.stored(k), a.stored(v), spec.scale, cache.window, cache.chunk, sinks, chosen).flatten(1)
     if spec.gate:
         y = y / (1 + torch.exp(-linear(spec.gate, w, n, a, "gate.")))
     y = linear(spec.o, w, y, a, "o.")
