@@ -16,7 +16,7 @@ from ktcore.backend.implementation import LoadRequest
 from ktcore.backend.loading import on_device
 from ktcore.backend.mirror import mirrored
 from ktcore.backend.runtime import DeviceRuntime
-from ktcore.ops.attention import AttentionSpec, tempered
+from ktcore.ops.attention import AttentionSpec, gate_heads, tempered
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.block_indexer import BlockIndexerSpec
 from ktcore.ops.indexer import TokenIndexerSpec, layer_norm
@@ -39,6 +39,10 @@ ATTENTION = frozenset(
         "temperature",
         "temperature.offset",
         "indexer",
+        "v_norm",
+        "value_dim",
+        "value_scale",
+        "head_gate",
     }
 )
 """What an implementation handles that loads `attention_branch`; with `sinks` handed in, those too."""
@@ -51,9 +55,15 @@ MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual"
 }
 """What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections, over
 the tokens that `chosen_tokens` gives where there are such."""
-MLP = frozenset({"norm", "residual", "post_norm", "clamped", "clamped.plus", "clamped.after"})
+MLP = frozenset({"norm", "residual", "post_norm", "clamped", "clamped.plus", "clamped.after", "out_scale"})
 """What an implementation handles that loads `mlp_branch`."""
-MOE = frozenset({"shared", "shared_gate", "norm", "residual", "early_router"})
+MOE = frozenset({"shared", "shared_gate", "norm", "residual", "early_router"}) | {
+    "shared_apart",
+    "router_norm",
+    "routed_norm",
+    "post_norm",
+    "out_scale",
+}
 """What an implementation handles that loads `moe_branch`."""
 
 Attend = Callable[[StepBatch, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -85,7 +95,9 @@ def attention_branch(request: LoadRequest, sinks: torch.Tensor | None = None) ->
         n = parts["norm"](x) if spec.norm else x
         q = parts["q"](n).view(-1, spec.heads, spec.head_dim)
         k = parts["k"](n).view(-1, spec.kv_heads, spec.head_dim)
-        v = parts["v"](n).view(-1, spec.kv_heads, spec.head_dim)
+        v = parts["v"](n).view(-1, spec.kv_heads, spec.value_width)
+        v = parts["v_norm"](v) if spec.v_norm else v
+        v = v * spec.value_scale if spec.value_scale != 1.0 else v
         if not spec.norm_after_rope:
             q, k = normed(q, k)
         positions = step_positions(runtime, step)
@@ -98,7 +110,7 @@ def attention_branch(request: LoadRequest, sinks: torch.Tensor | None = None) ->
         parts["cache"].append(step, k, v)
         chosen = {"chosen": parts["indexer"](n, step)} if spec.indexer else {}
         seen = parts["cache"].attend(step, q, spec.scale, *more, **chosen).reshape(x.shape[0], -1)
-        y = parts["o"](seen * torch.sigmoid(parts["gate"](n)) if spec.gate else seen)
+        y = parts["o"](gate_heads(seen, parts["gate"](n), spec) if spec.gate else seen)
         y = parts["post_norm"](y) if spec.post_norm else y
         return cast(torch.Tensor, x + y if spec.residual else y)
 
@@ -186,13 +198,15 @@ def mlp_branch(request: LoadRequest, gate: Gated = gated) -> Callable[[torch.Ten
         gate: (gate, up, activation) -> act(gate) * up.
     """
     spec, parts = cast(MLPSpec, request.spec), request.children
+    scale = on_device(request, "out_scale") if spec.out_scale else None
 
     def run(x: torch.Tensor) -> torch.Tensor:
         n = parts["norm"](x) if spec.norm else x
         g, u = parts["gate"](n), parts["up"](n)
         y = parts["down"](clamped_glu(g, u, spec.clamped) if spec.clamped else gate(g, u, spec.activation))
         y = parts["post_norm"](y) if spec.post_norm else y
-        return cast(torch.Tensor, x + y if spec.residual else y)
+        y = x + y if spec.residual else y
+        return cast(torch.Tensor, y if scale is None else y * scale)
 
     return run
 
@@ -200,17 +214,22 @@ def mlp_branch(request: LoadRequest, gate: Gated = gated) -> Callable[[torch.Ten
 def moe_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
     """x float32 [T, hidden] (and, with an early router, what it reads) -> [T, hidden], as `MoESpec` says."""
     spec, parts = cast(MoESpec, request.spec), request.children
+    scale = on_device(request, "out_scale") if spec.out_scale else None
 
     def run(x: torch.Tensor, before: torch.Tensor | None = None) -> Any:
         n = parts["norm"](x) if spec.norm else x
         # experts on another device run beside the shared part
-        ticket = submit_experts(parts["experts"], n, *parts["router"](before if spec.early_router else n))
-        shared = parts["shared"](n) if spec.shared else None
+        seen = before if spec.early_router else parts["router_norm"](x) if spec.router_norm else n
+        ticket = submit_experts(parts["experts"], n, *parts["router"](seen))
+        shared = parts["shared"](x if spec.shared_apart else n) if spec.shared else None
         if shared is not None and spec.shared_gate:
             shared = shared * torch.sigmoid(parts["shared_gate"](n))
         y = wait_experts(parts["experts"], ticket)
+        y = parts["routed_norm"](y) if spec.routed_norm else y
         y = y if shared is None else y + shared
-        return x + y if spec.residual else y
+        y = parts["post_norm"](y) if spec.post_norm else y
+        y = x + y if spec.residual else y
+        return y if scale is None else y * scale
 
     return run
 

@@ -74,7 +74,7 @@ def nested(role: str, names: Iterable[str]) -> frozenset[str]:
     return frozenset(f"{role}.{name}" for name in names)
 
 
-FREQUENCIES = frozenset({"scaling", "freq_factors"}) | nested(
+FREQUENCIES = frozenset({"scaling", "freq_factors", "turning"}) | nested(
     "scaling", (f.name for f in fields(RopeScaling) if f.default is not MISSING)
 )
 """Of a `RopeSpec`: whatever takes its frequencies from `ktcore.ops.rope.inverse_frequencies` handles all of these."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
 from ktcore.backend.implementation import LoadRequest
 from ktcore.backend.mirror import upload
+from ktcore.ops.embedding import EmbeddingSpec
 
 COMPUTE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Values of a rule's option `compute`."""
@@ -32,11 +34,14 @@ def optional(request: LoadRequest, role: str, dtype: torch.dtype = torch.float32
 
 
 def embedding_rows(request: LoadRequest, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """ids int64 [T], on the device or the host -> float32 [T, hidden], from a table held in `dtype`."""
+    """ids int64 [T], on the device or the host -> float32 [T, hidden], from a table held in `dtype`; an implementation
+    that loads it handles `scale`."""
     runtime, table = request.runtime, on_device(request, "weight", dtype)
+    scale = cast(EmbeddingSpec, request.spec).scale
 
     def run(ids: torch.Tensor) -> torch.Tensor:
         ids = ids if ids.device == table.device else upload(runtime, ids)
-        return table.index_select(0, ids).float()
+        rows = table.index_select(0, ids).float()
+        return rows if scale == 1.0 else rows * scale
 
     return run

@@ -36,6 +36,7 @@ class Routing:
     scale: float = 1.0
     logit_bias: bool = False
     on_logits: bool = False
+    expert_scale: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def moe_node(
     shared_clamped: ClampedGLU | None = None,
     kind: Experts = Experts(),
     early_router: bool = False,
+    post_norm: bool = False,
 ) -> Node:
     """A residual branch of routed experts.
 
@@ -79,6 +81,7 @@ def moe_node(
         shared_gate: a learnt gate scales the shared part.
         shared_clamped: of the shared MLP, as `kind` has its own for the experts.
         early_router: the router sees the layer's input.
+        post_norm: the branch's result has a norm of its own, too.
     """
     return make.composite(
         name,
@@ -89,6 +92,7 @@ def moe_node(
             "shared": make.mlp(f"{name}.shared", hidden, shared, clamped=shared_clamped) if shared else None,
             "shared_gate": _shared_gate(make, f"{name}.shared_gate", hidden) if shared and shared_gate else None,
             "norm": make.norm(f"{name}.norm", hidden, eps),
+            "post_norm": make.norm(f"{name}.post_norm", hidden, eps) if post_norm else None,
         },
         hidden=hidden,
         early_router=early_router,
@@ -111,6 +115,8 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
         weights["bias"] = make.ref(f"{name}.bias", (r.experts,), "", fold=True)  # ERNIE's has an axis of 1 before
     if r.logit_bias:
         weights["logit_bias"] = make.ref(name, (r.experts,), ".bias")
+    if r.expert_scale:
+        weights["expert_scale"] = make.ref(f"{name}.expert_scale", (r.experts,), "")
     spec = RouterSpec(
         hidden,
         r.experts,
@@ -126,6 +132,7 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
         r.scale,
         r.logit_bias,
         r.on_logits,
+        r.expert_scale,
     )
     return make.node(name, spec, weights)
 

@@ -30,6 +30,8 @@ def rope_node(
     partial: bool = False,
     truncate: bool = True,
     whole: float = 1.0,
+    section: Settings | None = None,
+    divisors: bool = True,
 ) -> Node:
     """The rope part of an attention.
 
@@ -40,25 +42,59 @@ def rope_node(
         partial: checkpoints of the family may rotate a head's beginning only (`partial_rotary_factor`).
         whole: `partial_rotary_factor` of a head that rotates as a whole.
         truncate: `RopeScaling.truncate` of GGUF files, which do not hold it.
+        section: rotary settings of a config.json's layer (`kind_section`) in place of the model's.
+        divisors: a tensor of divisors in GGUF files is for this layer.
     """
     settings = make.settings
     weights: dict[str, WeightRef] = {}
+    scaling, turning = None, 0
     if settings.gguf:
         theta = settings.number("", "rope.freq_base", positive=True)
         dim = min(dim, settings.integer("", "rope.dimension_count", derived=dim))
-        if DIVISORS in settings.checkpoint.tensors:
+        if divisors and DIVISORS in settings.checkpoint.tensors:
             # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
             make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))
             weights["freq_factors"] = WeightRef.of(settings.checkpoint, DIVISORS)
         scaling = None if weights else _gguf_scaling(settings, log_multiplier, truncate)
     else:
-        section = rope_section(settings)
+        section = section or rope_section(settings)
         theta = section.number("rope_theta", "", positive=True)
-        dim = int(dim * _rotated(section, partial, whole))
-        scaling = _hf_scaling(settings, section)
+        if section.given("rope_type") == "proportional":
+            turning = _turning(section, dim)
+        else:
+            dim = int(dim * _rotated(section, partial, whole))
+            scaling = _hf_scaling(settings, section)
     if dim < 2 or dim % 2 or theta == 1.0:
         raise settings.error(f"rotary position embedding of width {dim} and base {theta} is not possible")
-    return make.node(name, RopeSpec(dim, theta, pairing, scaling, bool(weights)), weights)
+    return make.node(name, RopeSpec(dim, theta, pairing, scaling, bool(weights), turning), weights)
+
+
+def kind_section(settings: Settings, kind: str) -> Settings:
+    """The rotary settings of one kind of layer in a config.json that has them by kind.
+
+    Raises:
+        ArchitectureError: there are none for this kind.
+    """
+    found = settings.config.get("rope_parameters")
+    if found is None:
+        found = settings.defaults.hub.get("rope_parameters", {})
+    own = found.get(kind) if isinstance(found, Mapping) else None
+    if not isinstance(own, Mapping):
+        raise settings.error(f"rope_parameters has no object of settings for layers of {kind}, but {own!r}")
+    outside = {key: value for key, value in settings.defaults.hub.items() if key in OUTSIDE}
+    return settings.within({"rope_type": "default"} | dict(own), Defaults(hub={**ABSENT, **outside}, null=NULL))
+
+
+def _turning(section: Settings, dim: int) -> int:
+    """Pairs of a head that turn, of "proportional" embedding, whose frequencies are those of the whole head.
+
+    Raises:
+        ArchitectureError: a stretch that nothing here computes.
+    """
+    if section.given("factor") not in (None, 1, 1.0):
+        raise section.error(f"factor {section.given('factor')!r} of proportional rotary embedding is not supported")
+    part = section.number("partial_rotary_factor", "")
+    return 0 if part >= 1.0 else int(part * dim // 2)
 
 
 def rope_section(settings: Settings) -> Settings:

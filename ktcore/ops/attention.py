@@ -50,6 +50,11 @@ class AttentionSpec(Spec):
         sinks: a learned logit a head joins the softmax's denominator and adds no value (gpt-oss).
         temperature: of the queries, after norm and RoPE; None for none.
         indexer: chooses the tokens that a query sees from the normed input; the cache's `chosen` says so. None: all.
+        v_norm: per head over the values, which RoPE does not touch (Gemma-4).
+        value_dim: width of a value head where it is not a key's: then v has kv_heads * value_dim rows, and o reads
+            heads * value_dim values (MiMo-V2); 0 for head_dim.
+        value_scale: multiplies the values (MiMo-V2).
+        head_gate: `gate` is [heads, hidden], one value a head (Step-3.5).
     """
 
     op: ClassVar[str] = "attention"
@@ -69,12 +74,28 @@ class AttentionSpec(Spec):
     rope: RopeSpec | None = None
     residual: bool = True
     post_norm: RMSNormSpec | None = None
+    head_gate: bool = False
     gate: LinearSpec | None = None
     norm_after_rope: bool = False
     norm_whole: bool = False
     sinks: bool = False
     temperature: Temperature | None = None
     indexer: BlockIndexerSpec | None = None
+    v_norm: RMSNormSpec | None = None
+    value_dim: int = 0
+    value_scale: float = 1.0
+
+    @property
+    def value_width(self) -> int:
+        """Values of a value head."""
+        return self.value_dim or self.head_dim
+
+
+def gate_heads(seen: torch.Tensor, gate: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+    """What heads have seen [T, heads * value width], times the sigmoid of `gate` [T, heads], or [T, heads * ...]."""
+    if not spec.head_gate:
+        return seen * torch.sigmoid(gate)
+    return (seen.view(-1, spec.heads, spec.value_width) * torch.sigmoid(gate)[..., None]).flatten(1)
 
 
 def tempered(q: torch.Tensor, positions: torch.Tensor, temperature: Temperature) -> torch.Tensor:

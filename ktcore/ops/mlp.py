@@ -42,13 +42,14 @@ class ClampedGLU:
 
 @dataclass(frozen=True)
 class MLPSpec(Spec):
-    """Call: x float32 [T, hidden] -> [T, hidden].
+    """Call: x float32 [T, hidden] -> [T, hidden]. With `out_scale` a weight `out_scale` [1] of its own.
 
     Attributes:
         norm: applied to x first; None inside a MoE branch, which norms once for all of its parts.
         residual: add x to the result.
         post_norm: applied to the branch's result before x is added (dense GLM-4).
         clamped: replaces act(gate) * up; `activation` has no meaning then.
+        out_scale: a stored factor multiplies the end result, x included (Gemma-4).
     """
 
     op: ClassVar[str] = "mlp"
@@ -62,6 +63,7 @@ class MLPSpec(Spec):
     residual: bool = False
     post_norm: RMSNormSpec | None = None
     clamped: ClampedGLU | None = None
+    out_scale: bool = False
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:

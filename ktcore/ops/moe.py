@@ -16,7 +16,7 @@ from ktcore.ops.norm import RMSNormSpec
 @dataclass(frozen=True)
 class RouterSpec(Spec):
     """Weights `weight` [experts, hidden]; with `choice_bias` also `bias` [experts], with `logit_bias` also
-    `logit_bias` [experts].
+    `logit_bias` [experts], with `expert_scale` also `expert_scale` [experts].
 
     Call: x float32 [T, hidden] -> (expert ids int64 [T, top_k], weights float32 [T, top_k]).
     Order: logits -> scores -> + bias (for the choice only) -> group filter -> top-k -> weights from the unbiased
@@ -32,6 +32,7 @@ class RouterSpec(Spec):
         logit_bias: a bias is added to the logits themselves (gpt-oss), other than `choice_bias`.
         on_logits: the choice is by logits, and scores are computed of the chosen ones alone: softmax runs over them
             (gpt-oss, LLaMA 4, SmallThinker). Not together with groups or `choice_bias`.
+        expert_scale: each expert has a factor of its own, which multiplies its weight last of all (Gemma-4).
     """
 
     op: ClassVar[str] = "router"
@@ -49,6 +50,7 @@ class RouterSpec(Spec):
     scale: float = 1.0
     logit_bias: bool = False
     on_logits: bool = False
+    expert_scale: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,17 @@ class MoESpec(Spec):
     """A residual branch: y = x + experts(n, *router(n)) + shared(n) with n = norm(x). Call: [T, hidden] -> [T, hidden].
 
     With `early_router` the call is (x, before) -> [T, hidden], and the router sees `before` [T, hidden], the residual
-    stream as it was before the layer's attention, without a norm (SmallThinker).
+    stream as it was before the layer's attention, without a norm (SmallThinker). With `out_scale` a weight `out_scale`
+    [1] of its own.
 
     Attributes:
         shared: one ungated MLP as wide as all shared experts together; None where the family has none.
         shared_gate: [1, hidden] linear whose sigmoid scales the shared part (Qwen2-MoE, Qwen3-Next).
+        shared_apart: the shared part reads x itself, through a norm of its own, and may have another one of its result:
+            a dense MLP beside the experts (Gemma-4).
+        router_norm: the router reads x through this norm instead of n.
+        routed_norm: of the routed experts' sum; post_norm: of the branch's result before x is added.
+        out_scale: a stored factor multiplies the end result, x included.
     """
 
     op: ClassVar[str] = "moe"
@@ -100,14 +108,27 @@ class MoESpec(Spec):
     norm: RMSNormSpec | None = None
     residual: bool = True
     early_router: bool = False
+    shared_apart: bool = False
+    router_norm: RMSNormSpec | None = None
+    routed_norm: RMSNormSpec | None = None
+    post_norm: RMSNormSpec | None = None
+    out_scale: bool = False
 
 
-def route(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def route(
+    logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None, scales: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose experts from logits [T, experts] -> (ids int64 [T, k], weights float32 [T, k]).
 
     Args:
         bias: [experts], the choice bias; the logits hold theirs already.
+        scales: [experts], each expert's own factor.
     """
+    ids, weights = _chosen(logits, spec, bias)
+    return ids, weights if scales is None else weights * scales[ids]
+
+
+def _chosen(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits.float()
     if spec.on_logits:
         ids = _highest(logits, spec.top_k)

@@ -16,6 +16,7 @@ class RMSNormSpec(Spec):
 
     Attributes:
         offset: added to the stored weight: 1.0 for checkpoints with zero-centred norms.
+        scale: multiplies the result (the router's norm of Gemma-4).
     """
 
     op: ClassVar[str] = "rms_norm"
@@ -23,6 +24,14 @@ class RMSNormSpec(Spec):
     eps: float
     weight_format: str = "F32"
     offset: float = 0.0
+    scale: float = 1.0
+
+
+def norm_factors(spec: RMSNormSpec, weight: torch.Tensor | None) -> torch.Tensor | None:
+    """What a norm multiplies by: its weight [dim], offset and scale included; None where that is 1."""
+    if weight is None:
+        return None if spec.scale == 1.0 else torch.full((spec.dim,), spec.scale)
+    return (weight + spec.offset) * spec.scale
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:

@@ -39,6 +39,8 @@ class RopeSpec(Spec):
     """Call: x float32 [T, heads, d >= dim], positions int64 [T] -> the same shape; the first `dim` values rotate.
 
     Attributes:
+        turning: only the first so many pairs turn, at the frequencies that they have among all dim/2; 0 for all pairs
+            (Gemma-4's "proportional").
         freq_factors: a weight `freq_factors` [dim/2] holds divisors of the frequencies (GGUF `rope_freqs.weight`).
     """
 
@@ -48,6 +50,7 @@ class RopeSpec(Spec):
     pairing: Pairing
     scaling: RopeScaling | None = None
     freq_factors: bool = False
+    turning: int = 0
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
@@ -61,6 +64,13 @@ def inverse_frequencies(spec: RopeSpec, divisors: torch.Tensor | None = None) ->
     Args:
         divisors: [dim/2], frequencies are divided by it (only with `freq_factors`).
     """
+    freq, factor = _frequencies(spec, divisors)
+    if spec.turning:
+        freq[spec.turning :] = 0.0
+    return freq, factor
+
+
+def _frequencies(spec: RopeSpec, divisors: torch.Tensor | None) -> tuple[torch.Tensor, float]:
     exponent = torch.arange(0, spec.dim, 2, dtype=torch.int64).float() / spec.dim
     freq = 1.0 / (spec.theta**exponent)
     if divisors is not None:

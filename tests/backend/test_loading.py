@@ -9,17 +9,22 @@ import pytest
 import torch
 
 from ktcore.backend.loading import compute_dtype, embedding_rows, on_device, optional
+from ktcore.ops import EmbeddingSpec
 
 TABLE = torch.arange(12.0).view(4, 3)
 
 
-def request(device: str = "cpu", features: tuple[str, ...] = (), **options: Any) -> Any:
+def request(device: str = "cpu", features: tuple[str, ...] = (), scale: float = 1.0, **options: Any) -> Any:
     weights = {"weight": SimpleNamespace(tensor=lambda: TABLE.clone())}
     runtime = SimpleNamespace(
         device=torch.device(device), pinned_buffer=lambda shape, dtype: torch.empty(shape, dtype=dtype)
     )
     return SimpleNamespace(
-        weights=weights, runtime=runtime, options=options, device=SimpleNamespace(has=lambda name: name in features)
+        spec=EmbeddingSpec(4, 3, "F32", scale),
+        weights=weights,
+        runtime=runtime,
+        options=options,
+        device=SimpleNamespace(has=lambda name: name in features),
     )
 
 
@@ -57,4 +62,5 @@ def test_rows_of_an_embedding_are_float32_in_the_order_of_the_ids() -> None:
     rows = embedding_rows(request(), torch.float16)(torch.tensor([3, 0, 3]))
     assert rows.dtype is torch.float32
     assert torch.equal(rows, TABLE[[3, 0, 3]])
+    assert torch.equal(embedding_rows(request(scale=0.5), torch.float16)(torch.tensor([2])), TABLE[[2]] * 0.5)
     assert embedding_rows(request("meta"), torch.float16)(torch.tensor([1])).shape == (1, 3)

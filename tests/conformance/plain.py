@@ -54,15 +54,16 @@ from ktcore.ops import (
     StreamEndSpec,
     TokenIndexerSpec,
 )
-from ktcore.ops.attention import tempered
+from ktcore.ops.attention import gate_heads, tempered
 from ktcore.ops.block_indexer import choose_blocks, max_scores, mean_scores
 from ktcore.ops.indexer import choose_tokens, index_scores, layer_norm
 from ktcore.ops.kv_cache import attend, sequence_slots
+from ktcore.ops.linear import capped
 from ktcore.ops.linear_attention import causal_conv, delta_rule, l2_normalised
 from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
 from ktcore.ops.mlp import ACTIVATIONS, within
 from ktcore.ops.moe import route, routed_experts
-from ktcore.ops.norm import rms_norm
+from ktcore.ops.norm import norm_factors, rms_norm
 from ktcore.ops.rope import inverse_frequencies, rope
 from ktcore.ops.sampling import sample
 from ktcore.ops.streams import connection_weights, entered, left, stream_norm
@@ -101,17 +102,17 @@ def weight(request: LoadRequest, role: str) -> torch.Tensor:
 def linear(request: LoadRequest) -> Any:
     w = weight(request, "weight")
     b = weight(request, "bias") if request.spec.bias else None  # type: ignore[attr-defined]
-    return lambda x: torch.nn.functional.linear(x, w, b)
+    return lambda x: capped(torch.nn.functional.linear(x, w, b), request.spec.softcap)  # type: ignore[attr-defined]
 
 
 def embedding(request: LoadRequest) -> Any:
     w = weight(request, "weight")
-    return lambda ids: w[ids]
+    return lambda ids: w[ids] * request.spec.scale  # type: ignore[attr-defined]
 
 
 def norm(request: LoadRequest) -> Any:
     spec: Any = request.spec
-    w = weight(request, "weight") + spec.offset if spec.weight_format else None
+    w = norm_factors(spec, weight(request, "weight") if spec.weight_format else None)
     return lambda x: rms_norm(x, w, spec.eps)
 
 
@@ -272,7 +273,9 @@ def attention(request: LoadRequest) -> Any:
 
     def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
         n = p["norm"](x) if spec.norm else x
-        q, k, v = (p[r](n).view(x.shape[0], -1, spec.head_dim) for r in "qkv")
+        q, k = (p[r](n).view(x.shape[0], -1, spec.head_dim) for r in "qk")
+        v = p["v"](n).view(x.shape[0], -1, spec.value_width)
+        v = (p["v_norm"](v) if spec.v_norm else v) * spec.value_scale
         q, k = (q, k) if spec.norm_after_rope else normed(q, k)
         if spec.rope:
             q, k = p["rope"](q, step.positions), p["rope"](k, step.positions)
@@ -281,7 +284,7 @@ def attention(request: LoadRequest) -> Any:
         p["cache"].append(step, k, v)
         chosen = {"chosen": p["indexer"](n, step)} if spec.indexer else {}
         y = p["cache"].attend(step, q, spec.scale, *sinks, **chosen).flatten(1)
-        y = p["o"](y * p["gate"](n).sigmoid() if spec.gate else y)
+        y = p["o"](gate_heads(y, p["gate"](n), spec) if spec.gate else y)
         y = p["post_norm"](y) if spec.post_norm else y
         return x + y if spec.residual else y
 
@@ -326,7 +329,8 @@ def mlp(request: LoadRequest) -> Any:
         n = p["norm"](x) if spec.norm else x
         y = p["down"](within(p["gate"](n), p["up"](n), spec.activation, spec.clamped))
         y = p["post_norm"](y) if spec.post_norm else y
-        return x + y if spec.residual else y
+        y = x + y if spec.residual else y
+        return y * weight(request, "out_scale") if spec.out_scale else y
 
     return run
 
@@ -335,7 +339,8 @@ def router(request: LoadRequest) -> Any:
     spec: Any = request.spec
     w, bias = weight(request, "weight"), weight(request, "bias") if spec.choice_bias else None
     shift = weight(request, "logit_bias") if spec.logit_bias else 0.0
-    return lambda x: route(x @ w.T + shift, spec, bias)
+    scales = weight(request, "expert_scale") if spec.expert_scale else None
+    return lambda x: route(x @ w.T + shift, spec, bias, scales)
 
 
 def experts(request: LoadRequest) -> Any:
@@ -351,11 +356,15 @@ def moe(request: LoadRequest) -> Any:
 
     def run(x: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         n = p["norm"](x) if spec.norm else x
-        y = p["experts"](n, *p["router"](before if spec.early_router else n))
+        read = before if spec.early_router else p["router_norm"](x) if spec.router_norm else n
+        y = p["experts"](n, *p["router"](read))
+        y = p["routed_norm"](y) if spec.routed_norm else y
         if spec.shared:
-            part = p["shared"](n)
+            part = p["shared"](x if spec.shared_apart else n)
             y = y + (part * p["shared_gate"](n).sigmoid() if spec.shared_gate else part)
-        return x + y if spec.residual else y
+        y = p["post_norm"](y) if spec.post_norm else y
+        y = x + y if spec.residual else y
+        return y * weight(request, "out_scale") if spec.out_scale else y
 
     return run
 

@@ -10,7 +10,7 @@ from ktcore import ops
 from ktcore.ops import LinearSpec, MLPSpec, RMSNormSpec, Spec
 
 SPECS = [found for found in vars(ops).values() if isinstance(found, type) and issubclass(found, Spec) and found != Spec]
-ONE = {"scale", "groups", "groups_kept"}
+ONE = {"scale", "value_scale", "groups", "groups_kept"}
 """Factors and counts whose neutral value is one."""
 NAMED = {
     ("RouterSpec", "score"): "softmax",

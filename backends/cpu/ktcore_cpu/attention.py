@@ -45,7 +45,7 @@ class CpuAttention(Packs):
     id = "cpu.attention"
     spec_type = AttentionSpec
     handles = (
-        (ATTENTION - {"indexer"})
+        (ATTENTION - {"indexer", "v_norm", "value_dim", "value_scale", "head_gate"})
         | {"sinks", "q.bias", "k.bias", "v.bias", "o.bias", "norm.offset", "q_norm.offset", "k_norm.offset"}
         | {"cache.window", "cache.chunk", "cache.sinks"}
         | nested("rope", FREQUENCIES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from ktcore.backend import Capabilities, Implementation, LoadRequest, Supported, Unsupported
@@ -15,6 +17,7 @@ class CpuEmbedding(Implementation):
 
     id = "cpu.embedding"
     spec_type = EmbeddingSpec
+    handles = frozenset({"scale"})
 
     def supports(self, spec: EmbeddingSpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format."""
@@ -40,6 +43,7 @@ class CpuEmbeddingModule:
         self._format = weight.format
         self._table = weight.raw()
         self._vocab, self._hidden = weight.shape
+        self._scale = cast(EmbeddingSpec, request.spec).scale
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         out = torch.empty(ids.shape[0], self._hidden)
@@ -56,4 +60,4 @@ class CpuEmbeddingModule:
             )
         except ValueError as error:
             raise RequestError(f"token ids do not fit the vocabulary of {self._vocab}: {error}") from error
-        return out
+        return out if self._scale == 1.0 else out.mul_(self._scale)

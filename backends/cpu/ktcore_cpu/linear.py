@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
-from ktcore.ops.linear import LinearSpec
+from ktcore.ops.linear import LinearSpec, capped
 from ktcore_cpu import packing
 from ktcore_cpu.packings import Packs
 
@@ -17,7 +17,7 @@ class CpuLinear(Packs):
 
     id = "cpu.linear"
     spec_type = LinearSpec
-    handles = frozenset({"bias"})
+    handles = frozenset({"bias", "softcap"})
     options = packing.OPTIONS
 
     def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:
@@ -51,4 +51,4 @@ class CpuLinearModule:
         x = packing.rows(x, self._spec.in_features)
         out = torch.empty(x.shape[0], self._spec.out_features)
         self._call(self._pool, self._weight, x.data_ptr(), out.data_ptr(), x.shape[0], self._bias_ptr, self._exact)
-        return out
+        return capped(out, self._spec.softcap)

@@ -17,7 +17,7 @@ class CpuRMSNorm(Implementation):
 
     id = "cpu.rms_norm"
     spec_type = RMSNormSpec
-    handles = frozenset({"offset"})
+    handles = frozenset({"offset", "scale"})
 
     def supports(self, spec: RMSNormSpec, device: Capabilities) -> Supported | Unsupported:
         """All of them."""

@@ -132,7 +132,8 @@ def norm_weight(weights: Any, role: str, spec: RMSNormSpec | None) -> np.ndarray
     if spec is None:
         return None
     stored = vector(weights, role)
-    return np.ones(spec.dim, dtype=np.float32) if stored is None else stored + np.float32(spec.offset)
+    factors = np.ones(spec.dim, dtype=np.float32) if stored is None else stored + np.float32(spec.offset)
+    return factors if spec.scale == 1.0 else factors * np.float32(spec.scale)
 
 
 def exact(request: LoadRequest) -> bool:

@@ -32,7 +32,7 @@ class CpuRouter(Implementation):
 
     id = "cpu.router"
     spec_type = RouterSpec
-    handles = ROUTER
+    handles = ROUTER | {"expert_scale"}
 
     def supports(self, spec: RouterSpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format; a choice by logits without groups and without a bias of its own."""
@@ -67,13 +67,15 @@ class CpuRouterModule:
             packing.pack(request, "weight"),
             router_config(request, spec),
         )
+        scales = packing.vector(request.weights, "expert_scale") if spec.expert_scale else None
+        self._scales = None if scales is None else torch.from_numpy(scales)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = packing.rows(x, self._spec.hidden)
         shape = (x.shape[0], self._spec.top_k)
         ids, weights = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
         self._block.forward(x.data_ptr(), ids.data_ptr(), weights.data_ptr(), x.shape[0])
-        return ids, weights
+        return ids, weights if self._scales is None else weights.mul_(self._scales[ids])
 
 
 def router_config(request: LoadRequest, spec: RouterSpec, prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ class SimAttention(SimImplementation):
 
     id = "sim.attention"
     spec_type = AttentionSpec
-    handles = ATTENTION - {"gate", "norm_after_rope", "temperature", "temperature.offset", "indexer"}
+    handles = ATTENTION - {"gate", "head_gate", "norm_after_rope", "temperature", "temperature.offset", "indexer"}
 
     def load(self, request: LoadRequest) -> Module:
         """Nothing to pack: the parts hold the weights."""

@@ -15,6 +15,7 @@ class SimEmbedding(SimImplementation):
 
     id = "sim.embedding"
     spec_type = EmbeddingSpec
+    handles = frozenset({"scale"})
 
     def load(self, request: LoadRequest) -> Module:
         """Dequantise the table."""

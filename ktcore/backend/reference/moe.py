@@ -30,6 +30,7 @@ class ReferenceRouter(ReferenceImplementation):
             "scale",
             "logit_bias",
             "on_logits",
+            "expert_scale",
         }
     )
 
@@ -38,10 +39,11 @@ class ReferenceRouter(ReferenceImplementation):
         weight = loaded(request, "weight")
         bias = loaded(request, "bias") if spec.choice_bias else None
         logit_bias = loaded(request, "logit_bias") if spec.logit_bias else None
-        return lambda x: route(linear(x.float(), weight, logit_bias), spec, bias)
+        scales = loaded(request, "expert_scale") if spec.expert_scale else None
+        return lambda x: route(linear(x.float(), weight, logit_bias), spec, bias, scales)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
-        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias)
+        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias + spec.expert_scale)
 
 
 class ReferenceExperts(ReferenceImplementation):

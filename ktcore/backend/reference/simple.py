@@ -12,9 +12,9 @@ from ktcore.backend.handles import FREQUENCIES
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.embedding import EmbeddingSpec, embedding
-from ktcore.ops.linear import LinearSpec, linear
+from ktcore.ops.linear import LinearSpec, capped, linear
 from ktcore.ops.mlp import MLPSpec
-from ktcore.ops.norm import RMSNormSpec, rms_norm
+from ktcore.ops.norm import RMSNormSpec, norm_factors, rms_norm
 from ktcore.ops.rope import RopeSpec, inverse_frequencies, rope
 from ktcore.ops.sampling import SamplingParams, SamplingSpec, sample
 
@@ -24,10 +24,11 @@ class ReferenceEmbedding(ReferenceImplementation):
 
     id = "reference.embedding"
     spec_type = EmbeddingSpec
+    handles = frozenset({"scale"})
 
     def load(self, request: LoadRequest) -> Module:
-        weight = loaded(request, "weight")
-        return lambda ids: embedding(ids.to(weight.device), weight)
+        weight, scale = loaded(request, "weight"), cast(EmbeddingSpec, request.spec).scale
+        return lambda ids: embedding(ids.to(weight.device), weight, scale)
 
     def packed_bytes(self, spec: EmbeddingSpec, stored_bytes: int) -> int:
         return FLOAT_BYTES * spec.vocab * spec.hidden
@@ -38,12 +39,13 @@ class ReferenceLinear(ReferenceImplementation):
 
     id = "reference.linear"
     spec_type = LinearSpec
-    handles = frozenset({"bias"})
+    handles = frozenset({"bias", "softcap"})
 
     def load(self, request: LoadRequest) -> Module:
+        spec = cast(LinearSpec, request.spec)
         weight = loaded(request, "weight")
-        bias = loaded(request, "bias") if cast(LinearSpec, request.spec).bias else None
-        return lambda x: linear(x, weight, bias)
+        bias = loaded(request, "bias") if spec.bias else None
+        return lambda x: capped(linear(x, weight, bias), spec.softcap)
 
     def packed_bytes(self, spec: LinearSpec, stored_bytes: int) -> int:
         return FLOAT_BYTES * spec.out_features * (spec.in_features + spec.bias)
@@ -54,13 +56,12 @@ class ReferenceRMSNorm(ReferenceImplementation):
 
     id = "reference.rms_norm"
     spec_type = RMSNormSpec
-    handles = frozenset({"offset"})
+    handles = frozenset({"offset", "scale"})
 
     def load(self, request: LoadRequest) -> Module:
         spec = cast(RMSNormSpec, request.spec)
-        weight = loaded(request, "weight") if "weight" in request.weights else None
-        if weight is not None and spec.offset:
-            weight = weight + spec.offset
+        weight = norm_factors(spec, loaded(request, "weight") if "weight" in request.weights else None)
+        weight = None if weight is None else weight.to(request.runtime.device)
         return lambda x: rms_norm(x, weight, spec.eps)
 
     def packed_bytes(self, spec: RMSNormSpec, stored_bytes: int) -> int:

@@ -21,6 +21,8 @@ from ktcore.ops import (
     KimiDeltaSpec,
     LinearSpec,
     MLASpec,
+    MLPSpec,
+    MoESpec,
     RMSNormSpec,
     RopeSpec,
     RouterSpec,
@@ -139,6 +141,8 @@ def _own(spec: Spec) -> Iterator[Wanted]:
             yield "bias", (spec.experts,), "F32", 0.0, 0.2
         if spec.logit_bias:
             yield "logit_bias", (spec.experts,), "F32", 0.0, 1.0
+        if spec.expert_scale:
+            yield "expert_scale", (spec.experts,), "F32", 1.0, 0.4
     elif isinstance(spec, ExpertsSpec):
         wide, tall = spec.hidden**-0.5, spec.intermediate**-0.5
         yield "gate", (spec.experts, spec.intermediate, spec.hidden), spec.gate_format, 0.0, wide
@@ -150,6 +154,8 @@ def _own(spec: Spec) -> Iterator[Wanted]:
             yield "down_bias", (spec.experts, spec.hidden), "F32", 0.0, 0.5
     elif isinstance(spec, AttentionSpec) and spec.sinks:
         yield "sinks", (spec.heads,), "F32", 0.0, 1.0
+    elif isinstance(spec, (MLPSpec, MoESpec)) and spec.out_scale:
+        yield "out_scale", (1,), "F32", 0.6, 0.05
     elif isinstance(spec, MLASpec):
         yield from _up_projections(spec)
     elif isinstance(spec, TokenIndexerSpec):

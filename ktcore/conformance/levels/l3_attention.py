@@ -60,6 +60,14 @@ def cases() -> list[Case]:
             "queries that grow from a position of their own",
             lambda f: replace(_plain(f), temperature=Temperature(0.9, 6, 0.0)),
         ),
+        _case("value-norm", "a norm of values", lambda f: replace(_plain(f), v_norm=RMSNormSpec(DIM, 1e-6, ""))),
+        _case("value-width", "values narrower than keys", _narrow_values),
+        _case("value-scale", "values times a factor", lambda f: replace(_plain(f), value_scale=0.7)),
+        _case(
+            "head-gate",
+            "one gate a head",
+            lambda f: replace(_plain(f), gate=linear(HIDDEN, HEADS, "F32"), head_gate=True),
+        ),
         *(
             Case(f"L3.kv_cache.{kind}.{name}", 3, "kv_cache", about, partial(_cache, kind, name))
             for kind in ("gqa", "mla")
@@ -136,6 +144,17 @@ def _plain(fmt: str, window: int = 0, qk_norm: bool = False, offset: float = 0.0
 
 def _with_output_bias(fmt: str) -> AttentionSpec:
     return replace(_plain(fmt), o=linear(HEADS * DIM, HIDDEN, fmt, bias=True))
+
+
+def _narrow_values(fmt: str) -> AttentionSpec:
+    plain, width = _plain(fmt), DIM // 2
+    return replace(
+        plain,
+        v=linear(HIDDEN, GROUPS * width, fmt),
+        o=linear(HEADS * width, HIDDEN, fmt),
+        cache=replace(plain.cache, value_dim=width),
+        value_dim=width,
+    )
 
 
 def _whole_norms(fmt: str) -> AttentionSpec:

@@ -18,6 +18,7 @@ from ktcore.conformance.levels.specs import experts, linear, mlp, moe, norm
 from ktcore.conformance.truth import small
 from ktcore.ops import (
     ClampedGLU,
+    EmbeddingSpec,
     ExpertsSpec,
     LinearSpec,
     MLPSpec,
@@ -52,6 +53,10 @@ def cases() -> list[Case]:
     return [
         _case("rms_norm", "zero-centred", "a norm with 1 + weight", partial(_norm, RMSNormSpec(256, 1e-6, "F32", 1.0))),
         _case("rms_norm", "no-weight", "a norm without a weight", partial(_norm, RMSNormSpec(256, 1e-6, ""))),
+        _case("rms_norm", "scaled", "a norm times a factor", partial(_norm, RMSNormSpec(256, 1e-6, scale=0.3))),
+        _case("rope", "first-pairs", "only the first pairs turn", partial(_rope, RopeSpec(64, 1e4, "half", turning=8))),
+        _case("linear", "softcap", "a result that never grows beyond a cap", _softcap),
+        _case("embedding", "scaled", "rows times a factor", _scaled_rows),
         _case("rope", "freq-factors", "divisors of the frequencies from the checkpoint", _freq_factors),
         _case("rope", "theta", "a base of its own", partial(_rope, RopeSpec(64, 5e5, "half"))),
         *(_case("rope", n, f"scaled: {n}", partial(_rope, RopeSpec(64, 1e4, "half", s))) for n, s in SCALINGS.items()),
@@ -60,6 +65,13 @@ def cases() -> list[Case]:
         *(_case("mlp", n, f"activation {n}", partial(_mlp, _activated(n))) for n in ("relu", "gelu_tanh")),
         _case("mlp", "bias", "projections with biases", partial(_mlp, _biased)),
         _case("mlp", "post-norm", "a norm of the result", partial(_mlp, lambda s: replace(s, post_norm=norm(HIDDEN)))),
+        _case("mlp", "out-scale", "a stored factor of the end", partial(_mlp, lambda s: replace(s, out_scale=True))),
+        _case(
+            "router",
+            "expert-scale",
+            "a factor of each expert",
+            partial(check_router, RouterSpec(64, 16, 4, "F32", renormalise=True, expert_scale=True), 33),
+        ),
         _case("router", "logit-bias", "a bias of the logits", partial(check_router, shifted, 33)),
         _case("router", "on-logits", "chosen by logits, softmax over the chosen", partial(check_router, logits, 33)),
         _case(
@@ -114,6 +126,11 @@ def cases() -> list[Case]:
         *(_case("mlp", name, about, partial(_mlp, _clamped(kind))) for name, (about, kind) in CLAMPED.items()),
         _case("mlp", "clamped", "gpt-oss's activation", partial(_mlp, _clamped(ClampedGLU(1.702, 0.8)))),
         _case("moe", "clamped-shared", "limits of its own for each part", partial(_moe, _clamped_parts)),
+        _case("moe", "dense-apart", "a dense part with norms of its own", partial(_moe, _with_dense_part)),
+        _case("moe", "router-norm", "a router with a norm of its own", partial(_moe, _with_router_norm)),
+        _case("moe", "routed-norm", "a norm of the routed sum", partial(_moe, _with_norm("routed_norm"))),
+        _case("moe", "post-norm", "a norm of the result", partial(_moe, _with_norm("post_norm"))),
+        _case("moe", "out-scale", "a stored factor of the end", partial(_moe, lambda s: replace(s, out_scale=True))),
         _case("moe", "shared-gate", "a gate on the shared part", partial(_moe, _with_gate)),
         _case("moe", "no-residual", "the branch alone", partial(_moe, lambda s: replace(s, residual=False))),
         _case("moe", "no-norm", "without a norm of the input", partial(_moe, lambda s: replace(s, norm=None))),
@@ -142,6 +159,22 @@ def _rope(spec: RopeSpec, ctx: Context) -> None:
 
 def _freq_factors(ctx: Context) -> None:
     _rope(RopeSpec(64, 1e4, "half", None, True), ctx)
+
+
+def _softcap(ctx: Context) -> None:
+    def make(fmt: str) -> LinearSpec:
+        return replace(linear(HIDDEN, 64, fmt), softcap=1.5)
+
+    spec, x = make(any_format(ctx, make)), 2 * normal(ctx.rng("x"), 5, HIDDEN)
+    check(ctx, spec, [x], lambda w, a: small.linear(spec, w, x, a))
+
+
+def _scaled_rows(ctx: Context) -> None:
+    def make(fmt: str) -> EmbeddingSpec:
+        return EmbeddingSpec(40, HIDDEN, fmt, 7.5)
+
+    spec, ids = make(any_format(ctx, make)), torch.tensor([3, 39, 0])
+    check(ctx, spec, [ids], lambda w, a: a.cast(w["weight"])[ids] * spec.scale)
 
 
 def _ordered(ctx: Context) -> None:
@@ -199,3 +232,16 @@ def _moe(change: Callable[[MoESpec], MoESpec], ctx: Context) -> None:
 
 def _with_gate(spec: MoESpec) -> MoESpec:
     return replace(spec, shared_gate=linear(HIDDEN, 1, "F32"))
+
+
+def _with_dense_part(spec: MoESpec) -> MoESpec:
+    shared = mlp(HIDDEN, spec.experts.intermediate, spec.experts.gate_format, branch=False)
+    return replace(spec, shared=replace(shared, norm=norm(HIDDEN), post_norm=norm(HIDDEN)), shared_apart=True)
+
+
+def _with_router_norm(spec: MoESpec) -> MoESpec:
+    return replace(spec, router_norm=replace(norm(HIDDEN), scale=1.5))
+
+
+def _with_norm(role: str) -> Callable[[MoESpec], MoESpec]:
+    return lambda spec: replace(spec, **{role: norm(HIDDEN)})  # type: ignore[arg-type]

@@ -62,7 +62,8 @@ def attention(
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
     q = linear(spec.q, w, n, a, "q.").reshape(-1, spec.heads, spec.head_dim)
     k = linear(spec.k, w, n, a, "k.").reshape(-1, spec.kv_heads, spec.head_dim)
-    v = linear(spec.v, w, n, a, "v.").reshape(-1, spec.kv_heads, spec.head_dim)
+    v = linear(spec.v, w, n, a, "v.").reshape(x.shape[0], spec.kv_heads, -1)
+    v = (rms_norm(spec.v_norm, w, v, a, "v_norm.") if spec.v_norm else v) * spec.value_scale
     positions = torch.arange(x.shape[0])
     if spec.norm_whole and spec.q_norm and spec.k_norm:
         q = rms_norm(spec.q_norm, w, q.flatten(1), a, "q_norm.").reshape(q.shape)
@@ -78,7 +79,8 @@ def attention(
     cache = spec.cache
     y = causal(q, a.stored(k), a.stored(v), spec.scale, cache.window, cache.chunk, sinks, chosen).flatten(1)
     if spec.gate:
-        y = y / (1 + torch.exp(-linear(spec.gate, w, n, a, "gate.")))
+        gate = 1 / (1 + torch.exp(-linear(spec.gate, w, n, a, "gate.")))
+        y = y * (gate.repeat_interleave(y.shape[1] // spec.heads, 1) if spec.head_gate else gate)
     y = linear(spec.o, w, y, a, "o.")
     y = rms_norm(spec.post_norm, w, y, a, "post_norm.") if spec.post_norm else y
     return a.cast(x) + y if spec.residual else y

@@ -14,10 +14,11 @@ def router(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [T, hidden] -> ids [T, k], weights [T, k], and by how much each token's choice was made [T]."""
     logits = _logits(spec, w, x, a, prefix)
+    own = a.cast(w[f"{prefix}expert_scale"]) if spec.expert_scale else None
     if spec.on_logits:
         ranked, order = torch.sort(logits, dim=-1, descending=True, stable=True)
         ids = order[:, : spec.top_k]
-        return ids, _weigh(spec, logits, ids), ranked[:, spec.top_k - 1] - ranked[:, spec.top_k]
+        return ids, _weigh(spec, logits, ids, own), ranked[:, spec.top_k - 1] - ranked[:, spec.top_k]
     score = _scores(spec, logits)
     choice = score + a.cast(w[f"{prefix}bias"]) if spec.choice_bias else score.clone()
     margin = torch.full((x.shape[0],), float("inf"), dtype=a.compute)
@@ -27,14 +28,15 @@ def router(
     if spec.top_k < spec.experts:
         margin = torch.minimum(margin, ranked[:, spec.top_k - 1] - ranked[:, spec.top_k])
     ids = order[:, : spec.top_k]
-    return ids, _weigh(spec, logits, ids), margin
+    return ids, _weigh(spec, logits, ids, own), margin
 
 
 def router_weights(
     spec: RouterSpec, w: Values, x: torch.Tensor, ids: torch.Tensor, a: Arithmetic, prefix: str = ""
 ) -> torch.Tensor:
     """Weights [T, k] of experts that are chosen already."""
-    return _weigh(spec, _logits(spec, w, x, a, prefix), ids)
+    own = a.cast(w[f"{prefix}expert_scale"]) if spec.expert_scale else None
+    return _weigh(spec, _logits(spec, w, x, a, prefix), ids, own)
 
 
 def experts(
@@ -75,14 +77,19 @@ def moe(
         before: [T, hidden], what an early router reads.
     """
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
-    ids, weights, margin = router(spec.router, w, n if before is None else a.cast(before), a, "router.")
+    read = n if before is None else a.cast(before)
+    read = rms_norm(spec.router_norm, w, x, a, "router_norm.") if spec.router_norm else read
+    ids, weights, margin = router(spec.router, w, read, a, "router.")
     y = experts(spec.experts, w, n, ids, weights, a, "experts.")
+    y = rms_norm(spec.routed_norm, w, y, a, "routed_norm.") if spec.routed_norm else y
     if spec.shared:
-        part = mlp(spec.shared, w, n, a, "shared.")
+        part = mlp(spec.shared, w, a.cast(x) if spec.shared_apart else n, a, "shared.")
         if spec.shared_gate:
             part = part / (1 + torch.exp(-linear(spec.shared_gate, w, n, a, "shared_gate.")))
         y = y + part
-    return (a.cast(x) + y if spec.residual else y), margin
+    y = rms_norm(spec.post_norm, w, y, a, "post_norm.") if spec.post_norm else y
+    y = a.cast(x) + y if spec.residual else y
+    return (y * a.cast(w["out_scale"]) if spec.out_scale else y), margin
 
 
 def _logits(spec: RouterSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str) -> torch.Tensor:
@@ -94,13 +101,13 @@ def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits, -1) if spec.score == "softmax" else 1 / (1 + torch.exp(-logits))
 
 
-def _weigh(spec: RouterSpec, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """By scores of the chosen, which with `on_logits` are computed of these alone."""
+def _weigh(spec: RouterSpec, logits: torch.Tensor, ids: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """By scores of the chosen, which with `on_logits` are computed of these alone; `own` [E]: experts' factors."""
     chosen = logits.gather(-1, ids)
     weights = _scores(spec, chosen) if spec.on_logits else _scores(spec, logits).gather(-1, ids)
     if spec.renormalise:
         weights = weights / (weights.sum(-1, keepdim=True) + spec.renorm_eps)
-    return weights * spec.scale
+    return weights * spec.scale if own is None else weights * spec.scale * own[ids]
 
 
 def _best_groups(spec: RouterSpec, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,8 @@ Values = Mapping[str, torch.Tensor]
 def linear(spec: LinearSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = "") -> torch.Tensor:
     """x [T, in] -> [T, out]."""
     y = a.matmul(x, w[f"{prefix}weight"])
-    return y + a.cast(w[f"{prefix}bias"]) if spec.bias else y
+    y = y + a.cast(w[f"{prefix}bias"]) if spec.bias else y
+    return spec.softcap * (1 - 2 / (torch.exp(2 * y / spec.softcap) + 1)) if spec.softcap else y
 
 
 def rms_norm(spec: RMSNormSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = "") -> torch.Tensor:
@@ -24,7 +25,8 @@ def rms_norm(spec: RMSNormSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefi
     x = a.cast(x)
     mean_square = (x * x).sum(-1, keepdim=True) / spec.dim
     y = x / torch.sqrt(mean_square + spec.eps)
-    return y * (a.cast(w[f"{prefix}weight"]) + spec.offset) if spec.weight_format else y
+    y = y * (a.cast(w[f"{prefix}weight"]) + spec.offset) if spec.weight_format else y
+    return y * spec.scale
 
 
 def mlp(spec: MLPSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = "") -> torch.Tensor:
@@ -34,7 +36,8 @@ def mlp(spec: MLPSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix: str = 
     up = linear(spec.up, w, n, a, f"{prefix}up.")
     y = linear(spec.down, w, between(gate, up, spec.activation, spec.clamped), a, f"{prefix}down.")
     y = rms_norm(spec.post_norm, w, y, a, f"{prefix}post_norm.") if spec.post_norm else y
-    return a.cast(x) + y if spec.residual else y
+    y = a.cast(x) + y if spec.residual else y
+    return y * a.cast(w[f"{prefix}out_scale"]) if spec.out_scale else y
 
 
 def between(gate: torch.Tensor, up: torch.Tensor, name: str, clamped: ClampedGLU | None) -> torch.Tensor:
@@ -65,6 +68,8 @@ def rope(
 ) -> torch.Tensor:
     """x [T, heads, d], positions [T]: pairs as complex numbers, turned by their angle."""
     freq, factor = _frequencies(spec, w.get(f"{prefix}freq_factors"))
+    if spec.turning:
+        freq = freq * (torch.arange(len(freq)) < spec.turning)
     x = a.cast(x)
     # float32 is what angles are computed in by everyone; below it no model works
     kind = torch.float64 if a.compute == torch.float64 else torch.float32

@@ -26,6 +26,7 @@ class NpuEmbedding(NpuImplementation):
     """A gather of torch's from a table in 16 bits; in float32 where the checkpoint has it so."""
 
     spec_type = EmbeddingSpec
+    handles = frozenset({"scale"})
     options = frozenset({"compute"})
 
     def load(self, request: LoadRequest) -> Module:

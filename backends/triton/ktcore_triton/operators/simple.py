@@ -14,7 +14,7 @@ from ktcore.backend.mirror import upload
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.mlp import MLPSpec
 from ktcore.ops.mlp import gated as torch_gated
-from ktcore.ops.norm import RMSNormSpec
+from ktcore.ops.norm import RMSNormSpec, norm_factors
 from ktcore.ops.rope import RopeSpec, inverse_frequencies
 from ktcore_triton.operators.base import FLOAT_BYTES, HALF_BYTES, TritonImplementation
 
@@ -23,6 +23,7 @@ class TritonEmbedding(TritonImplementation):
     """A gather of torch's from a table in 16 bits; in float32 where the checkpoint has it so."""
 
     spec_type = EmbeddingSpec
+    handles = frozenset({"scale"})
     options = frozenset({"compute"})
 
     def load(self, request: LoadRequest) -> Module:
@@ -39,12 +40,13 @@ class TritonRMSNorm(TritonImplementation):
     """With a weight or without; in float32 throughout."""
 
     spec_type = RMSNormSpec
-    handles = frozenset({"offset"})
+    handles = frozenset({"offset", "scale"})
 
     def load(self, request: LoadRequest) -> Module:
         """Add the offset once."""
         spec = cast(RMSNormSpec, request.spec)
-        weight = on_device(request, "weight") + spec.offset if "weight" in request.weights else None
+        weight = norm_factors(spec, on_device(request, "weight") if "weight" in request.weights else None)
+        weight = None if weight is None else weight.to(request.runtime.device)
 
         def run(x: torch.Tensor) -> torch.Tensor:
             from ktcore_triton.rows import rms_norm
