@@ -55,6 +55,8 @@ MLA = frozenset({"split_kv_b", "q", "q_a", "q_a_norm", "q_b", "norm", "residual"
 }
 """What an implementation handles that loads `mla_branch` and attends with both stored forms of the up-projections, over
 the tokens that `chosen_tokens` gives where there are such."""
+INDEXER = frozenset({"rope"})
+"""What an implementation handles that loads `indexer_branch`; with `ape` handed in, `gate` too."""
 MLP = frozenset({"norm", "residual", "post_norm", "clamped", "clamped.plus", "clamped.after", "out_scale"})
 """What an implementation handles that loads `mlp_branch`."""
 MOE = frozenset({"shared", "shared_gate", "norm", "residual", "early_router"}) | {
@@ -147,20 +149,24 @@ def mla_branch(request: LoadRequest, attend: Attend) -> Callable[..., torch.Tens
 
 
 def indexer_branch(
-    request: LoadRequest, k_norm: torch.Tensor, k_norm_bias: torch.Tensor
+    request: LoadRequest, k_norm: torch.Tensor, k_norm_bias: torch.Tensor, ape: torch.Tensor | None = None
 ) -> Callable[..., torch.Tensor]:
-    """n float32 [T, hidden], low float32 [T, rank], step -> int32 [T, top_k], as `TokenIndexerSpec` says.
+    """n float32 [T, hidden], low float32 [T, rank], step -> int32 [T, width], as `TokenIndexerSpec` says.
 
     Args:
         k_norm, k_norm_bias: float32 [head_dim] on the device.
+        ape: float32 [pool, head_dim] on the device, where keys are pooled.
     """
     spec, parts, runtime = cast(TokenIndexerSpec, request.spec), request.children, request.runtime
 
     def run(n: torch.Tensor, low: torch.Tensor, step: StepBatch) -> torch.Tensor:
         positions = step_positions(runtime, step)
         key = layer_norm(parts["k"](n), k_norm, k_norm_bias, spec.eps)
-        q = parts["rope"](parts["q"](low).view(-1, spec.heads, spec.head_dim), positions)
-        parts["cache"].append(step, parts["rope"](key[:, None, :], positions)[:, 0])
+        q = parts["q"](low).view(-1, spec.heads, spec.head_dim)
+        if spec.rope:
+            q, key = parts["rope"](q, positions), parts["rope"](key[:, None, :], positions)[:, 0]
+        more = () if ape is None else (parts["gate"](n) + ape[positions % spec.cache.pool],)
+        parts["cache"].append(step, key, *more)
         return cast(torch.Tensor, parts["cache"].choose(step, q, parts["weights"](n) * spec.scale))
 
     return run

@@ -24,29 +24,48 @@ class IndexCacheSpec(Spec):
     of those up to its own the `top_k` with the highest
         score(t, s) = sum_h weights[t, h] * relu(q[t, h] . key[s])
     and all where there are no more; the earlier one where scores are equal.
+
+    With `pool` keys are pooled (GLM-5.3-Flash): `append(step, keys [T, dim], gates [T, dim])`, and tokens
+    p * pool .. (p + 1) * pool - 1 of a sequence have one key, sum_j softmax_j(gate_j) * key_j, a softmax a channel.
+    `choose` gives int32 [T, width]: the tokens of the top_k / pool complete pools with the highest scores, of those
+    that end up to the query, and always those behind the last such pool.
+
+    Attributes:
+        top_k: tokens that are chosen by score; a multiple of `pool`.
+        pool: tokens of a pool; 0: each token has a key of its own.
     """
 
     op: ClassVar[str] = "index_cache"
     heads: int
     dim: int
     top_k: int
+    pool: int = 0
+
+    @property
+    def width(self) -> int:
+        """Most tokens of a choice: up to so many of a sequence, all are chosen."""
+        return self.top_k + max(self.pool - 1, 0)
 
     def bytes_per_token(self, element_bytes: int) -> int:
-        """Cache bytes a token takes in this layer."""
-        return self.dim * element_bytes
+        """Cache bytes a token takes in this layer: its key, and where keys are pooled its gates and share of a key."""
+        shared = self.dim + -(-self.dim // self.pool) if self.pool else 0
+        return (self.dim + shared) * element_bytes
 
 
 @dataclass(frozen=True)
 class TokenIndexerSpec(Spec):
-    """Call: n float32 [T, hidden], low float32 [T, rank], step -> int32 [T, top_k], as `choose` of its cache gives it.
+    """Call: n float32 [T, hidden], low float32 [T, rank], step -> int32 [T, width], as `choose` of its cache gives it.
 
     `n` is what the attention's projections get, `low` the normed low-rank query. With n = heads, d = head_dim:
         q = rope(q(low)) -> heads x d;  key = rope(layer_norm(k(n))) -> d;  w = weights(n) * n^-1/2 * d^-1/2
         the cache stores the key, then chooses by q and w
     Rotated are the first values of a head. Weights of its own: `k_norm` [d] and `k_norm_bias` [d] of the LayerNorm.
+    Where the cache pools, it also stores gates: gate(n) + ape[position mod pool], `ape` [pool, d] a weight, too.
 
     Attributes:
         eps: of the LayerNorm.
+        rope: None where nothing rotates.
+        gate: [d, hidden], where the cache pools keys.
     """
 
     op: ClassVar[str] = "token_indexer"
@@ -58,10 +77,12 @@ class TokenIndexerSpec(Spec):
     q: LinearSpec
     k: LinearSpec
     weights: LinearSpec
-    rope: RopeSpec
     cache: IndexCacheSpec
     eps: float
     k_norm_format: str = "F32"
+    ape_format: str = "F32"
+    rope: RopeSpec | None = None
+    gate: LinearSpec | None = None
 
     @property
     def scale(self) -> float:

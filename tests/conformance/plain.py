@@ -64,6 +64,7 @@ from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
 from ktcore.ops.mlp import ACTIVATIONS, within
 from ktcore.ops.moe import route, routed_experts
 from ktcore.ops.norm import norm_factors, rms_norm
+from ktcore.ops.pooled_index import choose_pools, pooled_keys
 from ktcore.ops.rope import inverse_frequencies, rope
 from ktcore.ops.sampling import sample
 from ktcore.ops.streams import connection_weights, entered, left, stream_norm
@@ -169,17 +170,21 @@ class Index:
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         self.pages = pages
-        self.keys = torch.zeros(pages * page_size, self.spec.dim)
+        self.keys, self.gates = (torch.zeros(pages * page_size, self.spec.dim) for _ in range(2))
 
     def page_tensors(self) -> tuple[torch.Tensor, ...]:
-        return (self.keys.view(self.pages, -1),)
+        return self.keys.view(self.pages, -1), self.gates.view(self.pages, -1)
 
-    def append(self, step: StepBatch, keys: torch.Tensor) -> None:
-        self.keys[step.slots()] = keys
+    def append(self, step: StepBatch, keys: torch.Tensor, gates: torch.Tensor | float = 0.0) -> None:
+        self.keys[step.slots()], self.gates[step.slots()] = keys, torch.as_tensor(gates)
 
     def choose(self, step: StepBatch, q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        out = []
+        out, s = [], self.spec
         for span, slots in sequence_slots(step):
+            if s.pool:
+                keys = pooled_keys(self.keys[slots], self.gates[slots], s.pool)
+                out.append(choose_pools(q[span], weights[span], keys, step.positions[span], len(slots), s))
+                continue
             scores = self.scores(q[span], weights[span], self.keys[slots])
             out.append(choose_tokens(scores, step.positions[span], self.spec.top_k))
         return torch.cat(out)
@@ -195,8 +200,11 @@ def indexer(request: LoadRequest) -> Any:
 
     def run(n: torch.Tensor, low: torch.Tensor, step: StepBatch) -> torch.Tensor:
         key = layer_norm(p["k"](n), w, b, spec.eps)
-        p["cache"].append(step, p["rope"](key[:, None], step.positions)[:, 0])
-        q = p["rope"](p["q"](low).view(len(low), spec.heads, -1), step.positions)
+        q = p["q"](low).view(len(low), spec.heads, -1)
+        if spec.rope:
+            q, key = p["rope"](q, step.positions), p["rope"](key[:, None], step.positions)[:, 0]
+        gates = (p["gate"](n) + weight(request, "ape")[step.positions % spec.cache.pool],) if spec.gate else ()
+        p["cache"].append(step, key, *gates)
         return p["cache"].choose(step, q, p["weights"](n) * spec.scale)
 
     return run

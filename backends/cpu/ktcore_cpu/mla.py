@@ -37,7 +37,7 @@ class CpuMLA(Packs):
 
     id = "cpu.mla"
     spec_type = MLASpec
-    handles = MLA | nested("rope", FREQUENCIES) | nested("indexer.rope", FREQUENCIES) | {"cache.chosen"}
+    handles = MLA | nested("rope", FREQUENCIES) | nested("indexer.rope", FREQUENCIES) | {"cache.chosen", "indexer.rope"}
     fused = True
     options = packing.OPTIONS | {"kv_dtype"}
     long_step = 2048  # each step expands all latents before it
@@ -161,6 +161,7 @@ class CpuMLAModule:
 def _indexer(request: LoadRequest, spec: TokenIndexerSpec) -> _native.TokenIndexer:
     from ktcore_cpu import _native
 
+    assert spec.rope is not None, "only pooled keys are not rotated, which are refused"
     divisors = request.weights["indexer.rope.freq_factors"].tensor() if spec.rope.freq_factors else None
     freq, factor = inverse_frequencies(spec.rope, divisors)
     return _native.TokenIndexer(

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 from ktcore.backend import LoadRequest, Module
-from ktcore.backend.branches import ATTENTION, MLA, AbsorbedLatents, attention_branch, indexer_branch, mla_branch
+from ktcore.backend.branches import (
+    ATTENTION,
+    INDEXER,
+    MLA,
+    AbsorbedLatents,
+    attention_branch,
+    indexer_branch,
+    mla_branch,
+)
 from ktcore.backend.loading import on_device
 from ktcore.ops.attention import AttentionSpec
 from ktcore.ops.indexer import TokenIndexerSpec
@@ -46,6 +54,7 @@ class SimTokenIndexer(SimImplementation):
 
     id = "sim.token_indexer"
     spec_type = TokenIndexerSpec
+    handles = INDEXER
 
     def load(self, request: LoadRequest) -> Module:
         """Bring the LayerNorm's weights to the device."""

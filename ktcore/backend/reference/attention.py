@@ -8,6 +8,7 @@ import torch
 
 from ktcore.backend.branches import (
     ATTENTION,
+    INDEXER,
     MLA,
     attention_branch,
     block_indexer_branch,
@@ -70,12 +71,14 @@ class ReferenceTokenIndexer(ReferenceImplementation):
 
     id = "reference.token_indexer"
     spec_type = TokenIndexerSpec
+    handles = INDEXER | {"gate"}
 
     def load(self, request: LoadRequest) -> Module:
-        return indexer_branch(request, loaded(request, "k_norm"), loaded(request, "k_norm_bias"))
+        ape = loaded(request, "ape") if cast(TokenIndexerSpec, request.spec).gate else None
+        return indexer_branch(request, loaded(request, "k_norm"), loaded(request, "k_norm_bias"), ape)
 
     def packed_bytes(self, spec: TokenIndexerSpec, stored_bytes: int) -> int:
-        return FLOAT_BYTES * 2 * spec.head_dim
+        return FLOAT_BYTES * (2 + spec.cache.pool) * spec.head_dim
 
 
 class ReferenceBlockIndexer(ReferenceImplementation):

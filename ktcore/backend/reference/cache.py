@@ -15,6 +15,7 @@ from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.indexer import IndexCacheSpec, choose_tokens, index_scores
 from ktcore.ops.kv_cache import KVCacheSpec, attend, sequence_slots
+from ktcore.ops.pooled_index import choose_pools, pooled_keys
 
 EMPTY = -1
 PAGE_SIZES = (64, 16, 32, 128, 256)
@@ -130,10 +131,11 @@ class PagedCache(Pages):
 
 
 class ReferenceIndexCache(ReferenceImplementation):
-    """Index keys, any page size."""
+    """Index keys of tokens or pools, any page size."""
 
     id = "reference.index_cache"
     spec_type = IndexCacheSpec
+    handles = frozenset({"pool"})
 
     def load(self, request: LoadRequest) -> Module:
         return PagedIndex(request.name, cast(IndexCacheSpec, request.spec), request.runtime.device)
@@ -142,24 +144,34 @@ class ReferenceIndexCache(ReferenceImplementation):
         return PAGE_SIZES
 
     def cache_bytes_per_token(self, spec: IndexCacheSpec) -> int:
-        return spec.bytes_per_token(FLOAT_BYTES)
+        return FLOAT_BYTES * index_row(spec)
+
+
+def index_row(spec: IndexCacheSpec) -> int:
+    """Values of a row: a token's key, and its gates where keys are pooled."""
+    return spec.dim * (2 if spec.pool else 1)
 
 
 class PagedIndex(Pages):
-    """A row is a token's index key."""
+    """A row is a token's index key, and its gates where keys are pooled: a pool's key is made anew for each choice."""
 
     def __init__(self, name: str, spec: IndexCacheSpec, device: torch.device) -> None:
-        super().__init__(name, spec.dim, device)
+        super().__init__(name, index_row(spec), device)
         self.spec = spec
 
-    def append(self, step: StepBatch, keys: torch.Tensor) -> None:
-        """Store the keys [T, dim] of the step's tokens."""
-        self.store(step, keys)
+    def append(self, step: StepBatch, keys: torch.Tensor, gates: torch.Tensor | None = None) -> None:
+        """Store the keys [T, dim] of the step's tokens, and gates where keys are pooled."""
+        self.store(step, keys if gates is None else torch.cat((keys, gates), 1))
 
     def choose(self, step: StepBatch, q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """int32 [T, top_k], as `IndexCacheSpec` says."""
+        """int32 [T, width], as `IndexCacheSpec` says."""
+        s = self.spec
         out = []
         for span, keys in self.gather(step):
+            if s.pool:
+                pooled = pooled_keys(keys[:, : s.dim], keys[:, s.dim :], s.pool)
+                out.append(choose_pools(q[span], weights[span], pooled, step.positions[span], len(keys), s))
+                continue
             scores = index_scores(q[span], weights[span], keys)
             out.append(choose_tokens(scores, step.positions[span], self.spec.top_k))
         return torch.cat(out)

@@ -161,6 +161,8 @@ def _own(spec: Spec) -> Iterator[Wanted]:
     elif isinstance(spec, TokenIndexerSpec):
         yield "k_norm", (spec.head_dim,), spec.k_norm_format, 1.0, 0.2
         yield "k_norm_bias", (spec.head_dim,), spec.k_norm_format, 0.0, 0.3
+        if spec.gate:
+            yield "ape", (spec.cache.pool, spec.head_dim), spec.ape_format, 0.0, 1.0
     elif isinstance(spec, GatedDeltaNetSpec):
         yield "conv", (spec.qkv.out_features, spec.conv_width), spec.conv_format, 0.0, 0.6
         # rates that are negative, or their logarithms

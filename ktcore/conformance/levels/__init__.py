@@ -32,6 +32,7 @@ _MODULES = (
     "l3_optional",
     "l3_delta_net",
     "l3_sparse",
+    "l3_pooled",
     "l3_streams",
     "l3_blocks",
     "l3_pages",

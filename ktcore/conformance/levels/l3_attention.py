@@ -9,7 +9,7 @@ from functools import partial
 from ktcore.conformance.case import Case, Check, Context
 from ktcore.conformance.levels.l2_kv_cache import run_cache
 from ktcore.conformance.levels.operator import ORDERED, SIMPLE_FORMATS, any_format, check_sequences
-from ktcore.conformance.levels.specs import attention, linear, mla, norm
+from ktcore.conformance.levels.specs import attention, linear, mla, norm, without_positions
 from ktcore.conformance.truth import attention as truth
 from ktcore.ops import AttentionSpec, KVCacheSpec, MLASpec, RMSNormSpec, Temperature
 
@@ -92,7 +92,7 @@ def cases() -> list[Case]:
         _mla("temperature", "queries that grow", lambda s: replace(s, temperature=Temperature(0.9, 3, 0.0))),
         _mla("no-norm", "without a norm of the input", lambda s: replace(s, norm=None)),
         _mla("unrotated", "a shared key that does not rotate", lambda s: replace(s, rope=None)),
-        _mla("no-positions", "without any part for positions", _without_positions),
+        _mla("no-positions", "without any part for positions", without_positions),
     ]
 
 
@@ -116,18 +116,6 @@ def _mla(name: str, about: str, change: Callable[[MLASpec], MLASpec]) -> Case:
 def _check(make: Make, ctx: Context, formats: Sequence[str] = SIMPLE_FORMATS) -> None:
     spec = make(any_format(ctx, make, formats))
     check_sequences(ctx, spec, LONG, lambda w, x, a: truth.attention(spec, w, x, a), spec.hidden)
-
-
-def _without_positions(s: MLASpec) -> MLASpec:
-    assert s.q_b is not None, "the query is of low rank"
-    return replace(
-        s,
-        rope=None,
-        rope_dim=0,
-        kv_a=replace(s.kv_a, out_features=s.latent),
-        q_b=replace(s.q_b, out_features=s.heads * s.nope_dim),
-        cache=replace(s.cache, key_dim=s.latent),
-    )
 
 
 def _check_mla(change: Callable[[MLASpec], MLASpec], ctx: Context, formats: Sequence[str] = SIMPLE_FORMATS) -> None:

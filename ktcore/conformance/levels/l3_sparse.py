@@ -173,7 +173,7 @@ def _own_index(ctx: Context) -> None:
     exact = truth.mla(spec, known, x, EXACT, choice)
     steps = ((9,), (1,), (len(x) - 11,), (1,))
     for loaded in ctx.target.load(ctx, spec, weights):
-        got = _run(ctx, loaded, scattered(steps, first_page_size(ctx, loaded), ctx.rng("pages")), x, None)
+        got = run_sparse(ctx, loaded, scattered(steps, first_page_size(ctx, loaded), ctx.rng("pages")), x, None)
         own = truth.mla(spec, known, x, Arithmetic.of(loaded.precision), choice)
         compare(ctx, got, exact, own, f"{loaded.id}: result")
 
@@ -204,7 +204,7 @@ def _shared_index(ctx: Context) -> None:
     exact = truth.mla(spec, known, x, EXACT, seen)
     for loaded in ctx.target.load(ctx, spec, weights):
         plan = scattered(((40,), (1,), (138,), (1,)), first_page_size(ctx, loaded), ctx.rng("pages"))
-        got = _run(ctx, loaded, plan, x, choice)
+        got = run_sparse(ctx, loaded, plan, x, choice)
         own = truth.mla(spec, known, x, Arithmetic.of(loaded.precision), seen)
         compare(ctx, got, exact, own, f"{loaded.id}: result")
 
@@ -222,11 +222,11 @@ def _dense(ctx: Context) -> None:
         if sorted(other.answered_by) != sorted(loaded.answered_by):
             ctx.not_applicable(f"{loaded.id}: other parts than without a choice: {', '.join(loaded.answered_by)}")
         plan = scattered(((7,), (1,), (4,)), first_page_size(ctx, loaded), ctx.rng("pages"))
-        sparse, full = _run(ctx, loaded, plan, x, choice), _run(ctx, other, plan, x, None)
+        sparse, full = run_sparse(ctx, loaded, plan, x, choice), run_sparse(ctx, other, plan, x, None)
         ctx.require(torch.equal(sparse, full), f"{loaded.id}: with all tokens chosen it is not dense attention")
 
 
-def _run(ctx: Context, loaded: Loaded, plan: Plan, x: torch.Tensor, choice: torch.Tensor | None) -> torch.Tensor:
+def run_sparse(ctx: Context, loaded: Loaded, plan: Plan, x: torch.Tensor, choice: torch.Tensor | None) -> torch.Tensor:
     """One sequence along the plan, `choice` handed on to each step."""
     loaded.allocate(plan.pages, plan.page_size)
     out = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ktcore.ops import (
     AttentionSpec,
     BlockIndexCacheSpec,
@@ -113,9 +115,9 @@ def mla(
 
 
 def token_indexer(
-    heads: int, dim: int, top_k: int, spec: MLASpec, fmt: str = "F32", eps: float = 1e-6
+    heads: int, dim: int, top_k: int, spec: MLASpec, fmt: str = "F32", eps: float = 1e-6, pool: int = 0
 ) -> TokenIndexerSpec:
-    """For an attention branch with a low-rank query; rotates by halves, as DeepSeek's does."""
+    """For an attention branch with a low-rank query; rotates by halves, as DeepSeek's does, unless keys are pooled."""
     assert spec.q_a is not None, "an indexer reads the low-rank query"
     rank = spec.q_a.out_features
     return TokenIndexerSpec(
@@ -127,9 +129,23 @@ def token_indexer(
         q=linear(rank, heads * dim, fmt),
         k=linear(spec.hidden, dim, fmt),
         weights=linear(spec.hidden, heads, "F32"),
-        rope=RopeSpec(spec.rope_dim, 1e4, "half"),
-        cache=IndexCacheSpec(heads, dim, top_k),
+        cache=IndexCacheSpec(heads, dim, top_k, pool),
         eps=eps,
+        rope=None if pool else RopeSpec(spec.rope_dim, 1e4, "half"),
+        gate=linear(spec.hidden, dim, fmt) if pool else None,
+    )
+
+
+def without_positions(s: MLASpec) -> MLASpec:
+    """The branch with a low-rank query as it is where nothing tells positions apart."""
+    assert s.q_b is not None, "the query is of low rank"
+    return replace(
+        s,
+        rope=None,
+        rope_dim=0,
+        kv_a=replace(s.kv_a, out_features=s.latent),
+        q_b=replace(s.q_b, out_features=s.heads * s.nope_dim),
+        cache=replace(s.cache, key_dim=s.latent),
     )
 
 

@@ -20,17 +20,40 @@ def scores(q: torch.Tensor, weights: torch.Tensor, keys: torch.Tensor) -> torch.
 def indexer_scores(
     spec: TokenIndexerSpec, w: Values, n: torch.Tensor, low: torch.Tensor, a: Arithmetic, prefix: str = ""
 ) -> torch.Tensor:
-    """Scores [L, L] of a whole sequence, n [L, hidden] and low [L, rank]."""
+    """Scores of a whole sequence, n [L, hidden] and low [L, rank]: [L, L] of tokens, or [L, pools] of its pools."""
     positions = torch.arange(len(n))
     key = linear(spec.k, w, n, a, f"{prefix}k.")
     key = key - key.mean(-1, keepdim=True)
     key = key / torch.sqrt((key * key).mean(-1, keepdim=True) + spec.eps)
     key = key * a.cast(w[f"{prefix}k_norm"]) + a.cast(w[f"{prefix}k_norm_bias"])
-    key = a.stored(rope(spec.rope, w, key[:, None], positions, a, f"{prefix}rope."))[:, 0]
     q = linear(spec.q, w, low, a, f"{prefix}q.").reshape(-1, spec.heads, spec.head_dim)
-    q = rope(spec.rope, w, q, positions, a, f"{prefix}rope.")
+    if spec.rope:
+        key = rope(spec.rope, w, key[:, None], positions, a, f"{prefix}rope.")[:, 0]
+        q = rope(spec.rope, w, q, positions, a, f"{prefix}rope.")
+    key = a.stored(key)
+    if spec.gate:
+        gates = linear(spec.gate, w, n, a, f"{prefix}gate.")
+        gates = gates + a.cast(w[f"{prefix}ape"])[positions % spec.cache.pool]
+        key = pooled(key, a.stored(gates), spec.cache.pool)
     weights = linear(spec.weights, w, n, a, f"{prefix}weights.") / (spec.heads * spec.head_dim) ** 0.5
     return scores(q, weights, key)
+
+
+def pooled(keys: torch.Tensor, gates: torch.Tensor, pool: int) -> torch.Tensor:
+    """Keys of the complete pools of a sequence [L, d], pool by pool: [L // pool, d]."""
+    found = []
+    for start in range(0, len(keys) - pool + 1, pool):
+        of = slice(start, start + pool)
+        grown = torch.exp(gates[of] - gates[of].amax(0))
+        found.append((grown * keys[of]).sum(0) / grown.sum(0))
+    return torch.stack(found) if found else keys[:0]
+
+
+def pools_seen(scored: torch.Tensor, t: int, pool: int, top: int) -> tuple[list[int], list[int]]:
+    """Of token t, by the scores [L, pools]: the pools that it sees in their order, and the tokens behind the last."""
+    whole = (t + 1) // pool
+    seen = scored[t, :whole].topk(min(top, whole)).indices.sort().values.tolist()
+    return seen, list(range(whole * pool, t + 1))
 
 
 def best(scored: torch.Tensor, top_k: int) -> torch.Tensor:
