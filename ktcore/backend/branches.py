@@ -79,6 +79,13 @@ def step_positions(runtime: DeviceRuntime, step: StepBatch) -> torch.Tensor:
     return mirrored(runtime, step, "positions", lambda s: s.positions)
 
 
+def step_ids(runtime: DeviceRuntime, step: StepBatch) -> torch.Tensor:
+    """The step's token ids int64 [T], likewise."""
+    if runtime.device.type == "cpu":
+        return step.token_ids
+    return mirrored(runtime, step, "token_ids", lambda s: s.token_ids)
+
+
 def attention_branch(request: LoadRequest, sinks: torch.Tensor | None = None) -> Callable[..., torch.Tensor]:
     """x float32 [T, hidden], step -> [T, hidden], as `AttentionSpec` says.
 
@@ -218,15 +225,16 @@ def mlp_branch(request: LoadRequest, gate: Gated = gated) -> Callable[[torch.Ten
 
 
 def moe_branch(request: LoadRequest) -> Callable[..., torch.Tensor]:
-    """x float32 [T, hidden] (and, with an early router, what it reads) -> [T, hidden], as `MoESpec` says."""
+    """x float32 [T, hidden] (and what the router needs beside it) -> [T, hidden], as `MoESpec` says."""
     spec, parts = cast(MoESpec, request.spec), request.children
     scale = on_device(request, "out_scale") if spec.out_scale else None
 
-    def run(x: torch.Tensor, before: torch.Tensor | None = None) -> Any:
+    def run(x: torch.Tensor, more: Any = None) -> Any:
         n = parts["norm"](x) if spec.norm else x
         # experts on another device run beside the shared part
-        seen = before if spec.early_router else parts["router_norm"](x) if spec.router_norm else n
-        ticket = submit_experts(parts["experts"], n, *parts["router"](seen))
+        read = more if spec.early_router else parts["router_norm"](x) if spec.router_norm else n
+        told = (more,) if spec.router.by_token else ()
+        ticket = submit_experts(parts["experts"], n, *parts["router"](read, *told))
         shared = parts["shared"](x if spec.shared_apart else n) if spec.shared else None
         if shared is not None and spec.shared_gate:
             shared = shared * torch.sigmoid(parts["shared_gate"](n))

@@ -37,6 +37,8 @@ class Routing:
     logit_bias: bool = False
     on_logits: bool = False
     expert_scale: bool = False
+    by_token: int = 0
+    root_softplus: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def moe_node(
     kind: Experts = Experts(),
     early_router: bool = False,
     post_norm: bool = False,
+    residual: bool = True,
 ) -> Node:
     """A residual branch of routed experts.
 
@@ -82,6 +85,7 @@ def moe_node(
         shared_clamped: of the shared MLP, as `kind` has its own for the experts.
         early_router: the router sees the layer's input.
         post_norm: the branch's result has a norm of its own, too.
+        residual: the branch adds its input, which one between residual streams does not.
     """
     return make.composite(
         name,
@@ -96,6 +100,7 @@ def moe_node(
         },
         hidden=hidden,
         early_router=early_router,
+        residual=residual,
     )
 
 
@@ -117,6 +122,8 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
         weights["logit_bias"] = make.ref(name, (r.experts,), ".bias")
     if r.expert_scale:
         weights["expert_scale"] = make.ref(f"{name}.expert_scale", (r.experts,), "")
+    if r.by_token:
+        weights["table"] = make.ref(f"{name}.table", (r.by_token, r.top_k), "")
     spec = RouterSpec(
         hidden,
         r.experts,
@@ -133,6 +140,8 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
         r.logit_bias,
         r.on_logits,
         r.expert_scale,
+        r.by_token,
+        r.root_softplus,
     )
     return make.node(name, spec, weights)
 

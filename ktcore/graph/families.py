@@ -10,6 +10,7 @@ from ktcore.graph.architectures.deepseek_v3 import (
     build_deepseek_v3,
     build_glm4_moe_lite,
 )
+from ktcore.graph.architectures.deepseek_v4 import build_deepseek_v4
 from ktcore.graph.architectures.deepseek_v32 import (
     build_deepseek32,
     build_deepseek_v32,
@@ -65,6 +66,7 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "deepseek_v32": build_deepseek_v32,
     "glm_moe_dsa": build_glm_moe_dsa,
     "kimi_linear": build_kimi_linear,
+    "deepseek_v4": build_deepseek_v4,
     "qwen3_next": build_qwen3_next,
     "qwen3_5_text": build_qwen3_5,
     "qwen3_5_moe_text": build_qwen3_5_moe,
@@ -92,6 +94,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "deepseek32": build_deepseek32,
     "glm-dsa": build_glm_dsa,
     "kimi-linear": build_kimi_linear,
+    "deepseek4": build_deepseek_v4,
     "qwen3next": build_qwen3_next,
     "qwen35": build_qwen3_5,
     "qwen35moe": build_qwen3_5_moe,

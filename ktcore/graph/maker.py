@@ -23,12 +23,15 @@ class NodeMaker:
 
     Args:
         norm_offset: added to the weights of norms, 1 where checkpoints hold them zero-centred.
+        model: in front of the tensors' names in hub folders, where they are no part of something larger.
     """
 
-    def __init__(self, settings: Settings, layer_table: NameTable, *, norm_offset: float = 0.0) -> None:
+    def __init__(
+        self, settings: Settings, layer_table: NameTable, *, norm_offset: float = 0.0, model: str = "model."
+    ) -> None:
         self.settings = settings
         whole = settings.wrapper
-        where = (whole.model, whole.head) if whole else ()
+        where = (whole.model, whole.head) if whole else (model,)
         self.names = TensorNames(settings.gguf, layer_table, *where)
         self.norm_offset = norm_offset
 

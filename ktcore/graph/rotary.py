@@ -55,7 +55,7 @@ def rope_node(
             # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
             make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))
             weights["freq_factors"] = WeightRef.of(settings.checkpoint, DIVISORS)
-        scaling = None if weights else _gguf_scaling(settings, log_multiplier, truncate)
+        scaling = None if weights else gguf_scaling(settings, log_multiplier, truncate)
     else:
         section = section or rope_section(settings)
         theta = section.number("rope_theta", "", positive=True)
@@ -63,7 +63,7 @@ def rope_node(
             turning = _turning(section, dim)
         else:
             dim = int(dim * _rotated(section, partial, whole))
-            scaling = _hf_scaling(settings, section)
+            scaling = hub_scaling(settings, section)
     if dim < 2 or dim % 2 or theta == 1.0:
         raise settings.error(f"rotary position embedding of width {dim} and base {theta} is not possible")
     return make.node(name, RopeSpec(dim, theta, pairing, scaling, bool(weights), turning), weights)
@@ -136,7 +136,8 @@ def _rotated(section: Settings, partial: bool, whole: float) -> float:
     return 1.0
 
 
-def _hf_scaling(settings: Settings, s: Settings) -> RopeScaling | None:
+def hub_scaling(settings: Settings, s: Settings) -> RopeScaling | None:
+    """What the rotary section `s` of a config.json stretches frequencies with; None for nothing."""
     kind = s.get("rope_type", "")
     if kind == "default":
         return None
@@ -170,7 +171,8 @@ def _hf_scaling(settings: Settings, s: Settings) -> RopeScaling | None:
     )
 
 
-def _gguf_scaling(settings: Settings, log_multiplier: bool, truncate: bool) -> RopeScaling | None:
+def gguf_scaling(settings: Settings, log_multiplier: bool = False, truncate: bool = True) -> RopeScaling | None:
+    """The same of a GGUF file; `log_multiplier` and `truncate` as in `rope_node`."""
     kind = settings.get("", "rope.scaling.type")
     if kind == "none":
         return None

@@ -4,6 +4,7 @@ from ktcore.ops.attention import AttentionSpec, Temperature
 from ktcore.ops.base import Spec
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.block_indexer import BlockIndexCacheSpec, BlockIndexerSpec
+from ktcore.ops.compressed import CompressedAttentionSpec, EntryCacheSpec, EntryIndexerSpec, WindowCacheSpec
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.indexer import IndexCacheSpec, TokenIndexerSpec
 from ktcore.ops.kda import KimiDeltaSpec
@@ -23,7 +24,10 @@ __all__ = [
     "BlockIndexCacheSpec",
     "BlockIndexerSpec",
     "ClampedGLU",
+    "CompressedAttentionSpec",
     "EmbeddingSpec",
+    "EntryCacheSpec",
+    "EntryIndexerSpec",
     "ExpertsSpec",
     "GatedDeltaNetSpec",
     "GatedStreamsSpec",
@@ -48,4 +52,5 @@ __all__ = [
     "StreamEndSpec",
     "Temperature",
     "TokenIndexerSpec",
+    "WindowCacheSpec",
 ]

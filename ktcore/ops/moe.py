@@ -16,9 +16,11 @@ from ktcore.ops.norm import RMSNormSpec
 @dataclass(frozen=True)
 class RouterSpec(Spec):
     """Weights `weight` [experts, hidden]; with `choice_bias` also `bias` [experts], with `logit_bias` also
-    `logit_bias` [experts], with `expert_scale` also `expert_scale` [experts].
+    `logit_bias` [experts], with `expert_scale` also `expert_scale` [experts], with `by_token` also `table` [by_token,
+    top_k].
 
-    Call: x float32 [T, hidden] -> (expert ids int64 [T, top_k], weights float32 [T, top_k]).
+    Call: x float32 [T, hidden] -> (expert ids int64 [T, top_k], weights float32 [T, top_k]); with `by_token` it is
+    (x, step).
     Order: logits -> scores -> + bias (for the choice only) -> group filter -> top-k -> weights from the unbiased
     scores -> renormalise -> * scale (DeepSeek-V3, arXiv 2412.19437, section 2.1.2, generalised).
     Of equals the lowest ids win: among groups by their scores, and among experts by what the choice is made of. A tie
@@ -33,6 +35,9 @@ class RouterSpec(Spec):
         on_logits: the choice is by logits, and scores are computed of the chosen ones alone: softmax runs over them
             (gpt-oss, LLaMA 4, SmallThinker). Not together with groups or `choice_bias`.
         expert_scale: each expert has a factor of its own, which multiplies its weight last of all (Gemma-4).
+        by_token: rows of a table that holds the experts of each token id, in place of a choice (DeepSeek-V4's first
+            layers); their scores are weights as usual. 0 for none. Not together with what changes a choice.
+        root_softplus: a score is sqrt(log(1 + exp(logit))), and `score` has no meaning (DeepSeek-V4).
     """
 
     op: ClassVar[str] = "router"
@@ -51,6 +56,8 @@ class RouterSpec(Spec):
     logit_bias: bool = False
     on_logits: bool = False
     expert_scale: bool = False
+    by_token: int = 0
+    root_softplus: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,8 @@ class MoESpec(Spec):
     """A residual branch: y = x + experts(n, *router(n)) + shared(n) with n = norm(x). Call: [T, hidden] -> [T, hidden].
 
     With `early_router` the call is (x, before) -> [T, hidden], and the router sees `before` [T, hidden], the residual
-    stream as it was before the layer's attention, without a norm (SmallThinker). With `out_scale` a weight `out_scale`
-    [1] of its own.
+    stream as it was before the layer's attention, without a norm (SmallThinker). With `router.by_token` it is
+    (x, step); not both. With `out_scale` a weight `out_scale` [1] of its own.
 
     Attributes:
         shared: one ungated MLP as wide as all shared experts together; None where the family has none.
@@ -115,27 +122,41 @@ class MoESpec(Spec):
     out_scale: bool = False
 
 
+def by_token(spec: Spec) -> bool:
+    """Whether a branch, or the one between streams, goes by token ids, so that it is called with the step."""
+    inner = spec.children().get("branch", spec)
+    return isinstance(inner, MoESpec) and inner.router.by_token > 0
+
+
 def route(
-    logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None, scales: torch.Tensor | None = None
+    logits: torch.Tensor,
+    spec: RouterSpec,
+    bias: torch.Tensor | None,
+    scales: torch.Tensor | None = None,
+    named: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose experts from logits [T, experts] -> (ids int64 [T, k], weights float32 [T, k]).
 
     Args:
         bias: [experts], the choice bias; the logits hold theirs already.
         scales: [experts], each expert's own factor.
+        named: int64 [T, k], ids that are known without a choice.
     """
-    ids, weights = _chosen(logits, spec, bias)
+    ids, weights = _chosen(logits, spec, bias, named)
     return ids, weights if scales is None else weights * scales[ids]
 
 
-def _chosen(logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _chosen(
+    logits: torch.Tensor, spec: RouterSpec, bias: torch.Tensor | None, named: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits.float()
+    if named is not None:
+        return named, _weighed(scored(logits, spec).gather(-1, named), spec)
     if spec.on_logits:
         ids = _highest(logits, spec.top_k)
         values = logits.gather(-1, ids)
-        weights = values.softmax(-1) if spec.score == "softmax" else values.sigmoid()
-        return ids, _weighed(weights, spec)
-    scores = logits.softmax(-1) if spec.score == "softmax" else logits.sigmoid()
+        return ids, _weighed(scored(values, spec), spec)
+    scores = scored(logits, spec)
     choice = scores if bias is None else scores + bias
     if spec.groups > 1:
         choice = _keep_best_groups(choice, spec)
@@ -173,6 +194,13 @@ def routed_experts(
             y = y + biases[2][e]
         out.index_add_(0, token, y if spec.weight_on_input else y * weight)
     return out
+
+
+def scored(logits: torch.Tensor, spec: RouterSpec) -> torch.Tensor:
+    """Scores of logits [T, n]."""
+    if spec.root_softplus:
+        return torch.nn.functional.softplus(logits).sqrt()
+    return logits.softmax(-1) if spec.score == "softmax" else logits.sigmoid()
 
 
 def _highest(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -31,7 +31,10 @@ from ktcore.ops import (
     AttentionSpec,
     BlockIndexCacheSpec,
     BlockIndexerSpec,
+    CompressedAttentionSpec,
     EmbeddingSpec,
+    EntryCacheSpec,
+    EntryIndexerSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
     GatedStreamsSpec,
@@ -53,6 +56,7 @@ from ktcore.ops import (
     StreamBranchSpec,
     StreamEndSpec,
     TokenIndexerSpec,
+    WindowCacheSpec,
 )
 from ktcore.ops.attention import gate_heads, tempered
 from ktcore.ops.block_indexer import choose_blocks, max_scores, mean_scores
@@ -70,6 +74,7 @@ from ktcore.ops.sampling import sample
 from ktcore.ops.streams import connection_weights, entered, left, stream_norm
 from ktcore.weights import known_formats
 
+from .plain_compressed import Compressed, Entries, Window, entry_indexer
 from .plain_kda import kimi
 
 NAME = "plain"
@@ -348,7 +353,13 @@ def router(request: LoadRequest) -> Any:
     w, bias = weight(request, "weight"), weight(request, "bias") if spec.choice_bias else None
     shift = weight(request, "logit_bias") if spec.logit_bias else 0.0
     scales = weight(request, "expert_scale") if spec.expert_scale else None
-    return lambda x: route(x @ w.T + shift, spec, bias, scales)
+    table = weight(request, "table").long() if spec.by_token else None
+
+    def run(x: torch.Tensor, *step: StepBatch) -> Any:
+        named = table[step[0].token_ids] if table is not None else None
+        return route(x @ w.T + shift, spec, bias, scales, named)
+
+    return run
 
 
 def experts(request: LoadRequest) -> Any:
@@ -362,10 +373,10 @@ def moe(request: LoadRequest) -> Any:
     spec: Any = request.spec
     p = request.children
 
-    def run(x: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    def run(x: torch.Tensor, before: Any = None) -> torch.Tensor:
         n = p["norm"](x) if spec.norm else x
         read = before if spec.early_router else p["router_norm"](x) if spec.router_norm else n
-        y = p["experts"](n, *p["router"](read))
+        y = p["experts"](n, *p["router"](read, *((before,) if spec.router.by_token else ())))
         y = p["routed_norm"](y) if spec.routed_norm else y
         if spec.shared:
             part = p["shared"](x if spec.shared_apart else n)
@@ -519,6 +530,10 @@ MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
     StreamBranchSpec: between_streams,
     StreamEndSpec: end_of_streams,
     KimiDeltaSpec: kimi,
+    WindowCacheSpec: lambda request: Window(request.spec),  # type: ignore[arg-type]
+    EntryCacheSpec: lambda request: Entries(request.spec),  # type: ignore[arg-type]
+    EntryIndexerSpec: entry_indexer,
+    CompressedAttentionSpec: Compressed,
     SamplingSpec: sampling,
 }
 assert len(ACTIVATIONS) == 3, "the operators' activations changed: so must this backend"

@@ -33,6 +33,7 @@ PUBLISHED = {
     "llama-4-maverick": 400,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
+BUFFERS = ("e_score_correction_bias", "tid2eid")  # of the choice of experts
 # whose makers round too far: "48B" are 49.1
 ROUNDED = ["kimi-linear-48b-a3b"]
 
@@ -76,8 +77,7 @@ def test_biases_that_a_configuration_asks_for_are_those_of_transformers(name: st
 def _same_count(graph: Graph, config: PreTrainedConfig) -> None:
     with torch.device("meta"):
         model = untrained(config)
-    # of the choice of experts, which most classes hold as a buffer
-    biases = sum(value.numel() for name, value in model.named_buffers() if name.endswith("e_score_correction_bias"))
+    biases = sum(value.numel() for name, value in model.named_buffers() if name.endswith(BUFFERS))
     assert graph.parameters == sum(p.numel() for p in model.parameters()) + biases
 
 

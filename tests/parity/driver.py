@@ -13,6 +13,7 @@ from ktcore.backend.implementation import CacheOwner, Implementation, LoadReques
 from ktcore.backend.reference import reference_implementations
 from ktcore.graph import Graph, Node, build_graph
 from ktcore.ops import Spec, StepBatch
+from ktcore.ops.moe import by_token
 from ktcore.weights import Checkpoint
 
 PAGE = 16
@@ -74,11 +75,12 @@ class Runner:
 
     def _forward(self, ids: torch.Tensor, step: StepBatch) -> torch.Tensor:
         m = self._modules
-        x = m["embed"](ids)
+        x = m["embed"](ids).repeat(1, self.graph.streams)
         for layer in self.graph.layers:
-            before = (x,) if getattr(layer.ffn.spec, "early_router", False) else ()
+            early = getattr(layer.ffn.spec, "early_router", False)
+            before = (x,) if early else (step,) if by_token(layer.ffn.spec) else ()
             x = m[layer.ffn.name](m[layer.attn.name](x, step), *before)
-        logits: torch.Tensor = m["head"](m["norm"](x))
+        logits: torch.Tensor = m["head"](m[self.graph.norm.name](x))
         return logits
 
     def _load(self, node: Node) -> Any:

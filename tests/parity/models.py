@@ -46,6 +46,8 @@ from transformers import (
 
 from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
 
+from . import deepseek_v4
+
 
 def _v3(**changes: Any) -> DeepseekV3Config:
     return DeepseekV3Config(**deepseek_v3(**changes))
@@ -560,6 +562,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         linear_attn_config={"head_dim": 24, "num_heads": 3, "short_conv_kernel_size": 3},
         num_hidden_layers=5,
     ),
+    "v4": deepseek_v4.config,
+    "v4-released": lambda: deepseek_v4.config(
+        compress_rate_hca=128, num_hash_layers=1, sliding_window=20, max_position_embeddings=512, index_topk=16
+    ),
     "v2-full": _v2,
     "v2-lite": _v2_lite,
 }
@@ -578,6 +584,7 @@ def tiny_model(name: str) -> PreTrainedModel:
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
             if (value.dim() == 1 or key.endswith("_bias")) and "inv_freq" not in key:
                 value.add_(torch.randn_like(value) * (0.2 if "norm" in key else 0.3))
+        deepseek_v4.fill(model)
     return model
 
 
@@ -591,6 +598,8 @@ def untrained(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """The model as transformers writes it: config.json and safetensors with hub names."""
+    if model.config.model_type == "deepseek_v4":  # whose names and keys it does not write
+        return deepseek_v4.save(model, folder)
     model.save_pretrained(folder)
     if model.config.model_type == "kimi_linear":
         _dense_as_on_the_hub(folder / "model.safetensors")

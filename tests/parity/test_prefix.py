@@ -119,7 +119,7 @@ def test_pages_that_had_to_go_come_back_from_memory(tiny: Make, name: str) -> No
         assert stats.asked == 180 + 250 + 180
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next", "kimi-linear"])
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next", "kimi-linear", "v4"])
 def test_pages_survive_a_restart_on_disk_unless_they_are_damaged(tiny: Make, name: str, tmp_path: Path) -> None:
     t = tiny(name)
     prompt = _ids(9, 200)
@@ -202,8 +202,9 @@ def test_a_killed_process_leaves_only_valid_pages(tiny: Make, tmp_path: Path) ->
         assert answer.tokens == _expected(t, prompt)
 
 
-def test_recurrent_states_are_kept_behind_what_prompts_share(tiny: Make) -> None:
-    t = tiny("qwen3-next")
+@pytest.mark.parametrize("name", ["qwen3-next", "v4"])
+def test_recurrent_states_are_kept_behind_what_prompts_share(tiny: Make, name: str) -> None:
+    t = tiny(name)
     shared = _ids(12, 150)
     prompts = [shared + _ids(20 + i, 100) for i in range(3)]
     with _open(t, prefix=MEMORY) as model:
@@ -223,7 +224,8 @@ def test_recurrent_states_are_kept_behind_what_prompts_share(tiny: Make) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix"), [("qwen3-moe", None), ("qwen3-moe", MEMORY), ("qwen3-next", MEMORY), ("v32", MEMORY)]
+    ("name", "prefix"),
+    [("qwen3-moe", None), ("qwen3-moe", MEMORY), ("qwen3-next", MEMORY), ("v4", MEMORY), ("v32", MEMORY)],
 )
 def test_answers_that_outgrow_the_pages_make_room_and_come_back(
     tiny: Make, name: str, prefix: PrefixOptions | None

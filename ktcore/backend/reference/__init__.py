@@ -11,6 +11,12 @@ from ktcore.backend.reference.attention import (
 )
 from ktcore.backend.reference.block_index import ReferenceBlockIndexCache
 from ktcore.backend.reference.cache import ReferenceIndexCache, ReferenceKVCache
+from ktcore.backend.reference.compressed import (
+    ReferenceCompressedAttention,
+    ReferenceEntryCache,
+    ReferenceEntryIndexer,
+    ReferenceWindowCache,
+)
 from ktcore.backend.reference.kda import ReferenceKimiDelta
 from ktcore.backend.reference.linear_attention import ReferenceGatedDeltaNet, ReferenceStateCache
 from ktcore.backend.reference.moe import ReferenceExperts, ReferenceMoE, ReferenceRouter
@@ -57,5 +63,9 @@ def reference_implementations() -> list[Implementation]:
         ReferenceGatedStreams(),
         ReferenceStreamBranch(),
         ReferenceStreamEnd(),
+        ReferenceCompressedAttention(),
+        ReferenceEntryIndexer(),
+        ReferenceWindowCache(),
+        ReferenceEntryCache(),
         ReferenceSampling(),
     ]

@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 
-from ktcore.backend.branches import MOE, moe_branch
+from ktcore.backend.branches import MOE, moe_branch, step_ids
 from ktcore.backend.implementation import LoadRequest, Module
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.ops.linear import linear
@@ -31,6 +31,8 @@ class ReferenceRouter(ReferenceImplementation):
             "logit_bias",
             "on_logits",
             "expert_scale",
+            "by_token",
+            "root_softplus",
         }
     )
 
@@ -40,10 +42,16 @@ class ReferenceRouter(ReferenceImplementation):
         bias = loaded(request, "bias") if spec.choice_bias else None
         logit_bias = loaded(request, "logit_bias") if spec.logit_bias else None
         scales = loaded(request, "expert_scale") if spec.expert_scale else None
+        if spec.by_token:
+            table = loaded(request, "table").long()
+            return lambda x, step: route(
+                linear(x.float(), weight, logit_bias), spec, None, scales, table[step_ids(request.runtime, step)]
+            )
         return lambda x: route(linear(x.float(), weight, logit_bias), spec, bias, scales)
 
     def packed_bytes(self, spec: RouterSpec, stored_bytes: int) -> int:
-        return FLOAT_BYTES * spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias + spec.expert_scale)
+        own = spec.experts * (spec.hidden + spec.choice_bias + spec.logit_bias + spec.expert_scale)
+        return FLOAT_BYTES * (own + spec.by_token * spec.top_k)
 
 
 class ReferenceExperts(ReferenceImplementation):

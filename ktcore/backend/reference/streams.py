@@ -27,7 +27,7 @@ class ReferenceHyperConnection(ReferenceImplementation):
 
     id = "reference.hyper_connection"
     spec_type = HyperConnectionSpec
-    handles = frozenset({"leave"})
+    handles = frozenset({"leave", "rounds"})
     capturable = True
 
     def load(self, request: LoadRequest) -> Module:

@@ -13,7 +13,9 @@ import torch
 from ktcore.conformance.data.blocks import random_weight
 from ktcore.ops import (
     AttentionSpec,
+    CompressedAttentionSpec,
     EmbeddingSpec,
+    EntryIndexerSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
     GatedStreamsSpec,
@@ -163,6 +165,14 @@ def _own(spec: Spec) -> Iterator[Wanted]:
         yield "k_norm_bias", (spec.head_dim,), spec.k_norm_format, 0.0, 0.3
         if spec.gate:
             yield "ape", (spec.cache.pool, spec.head_dim), spec.ape_format, 0.0, 1.0
+    elif isinstance(spec, EntryIndexerSpec):
+        yield "ape", (spec.entries.ratio, spec.entries.width), spec.ape_format, 0.0, 0.7
+    elif isinstance(spec, CompressedAttentionSpec):
+        wide = spec.heads // spec.groups * spec.head_dim
+        yield "o_a", (spec.groups, spec.o_rank, wide), spec.o_a_format, 0.0, wide**-0.5
+        yield "sinks", (spec.heads,), spec.sinks_format, 0.0, 1.0
+        if spec.entries:
+            yield "ape", (spec.entries.ratio, spec.entries.width), spec.ape_format, 0.0, 0.7
     elif isinstance(spec, GatedDeltaNetSpec):
         yield "conv", (spec.qkv.out_features, spec.conv_width), spec.conv_format, 0.0, 0.6
         # rates that are negative, or their logarithms

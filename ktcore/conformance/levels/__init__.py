@@ -33,6 +33,8 @@ _MODULES = (
     "l3_delta_net",
     "l3_sparse",
     "l3_pooled",
+    "l3_compressed",
+    "l3_routers",
     "l3_streams",
     "l3_blocks",
     "l3_pages",

@@ -90,25 +90,35 @@ def _along(ctx: Context, loaded: Loaded, spec: IndexCacheSpec, plan: Plan, what:
         for at, (i, span) in zip(step.q_start, rows, strict=False):
             got[i] = torch.cat((got[i], out[at : at + span.stop - span.start]))
     for chosen, q, w, k in zip(got, queries, weights, keys, strict=True):
-        _judge(ctx, loaded, chosen, *(_scores(q, w, k, a) for a in (EXACT, Arithmetic.of(loaded.precision))))
+        exact, own = (_scores(q, w, k, a) for a in (EXACT, Arithmetic.of(loaded.precision)))
+        judge(ctx, loaded, chosen, exact, own)
 
 
 def _scores(q: torch.Tensor, w: torch.Tensor, k: torch.Tensor, a: Arithmetic) -> torch.Tensor:
     return index_truth.scores(a.cast(q), a.cast(w), a.stored(k))
 
 
-def _judge(ctx: Context, loaded: Loaded, chosen: torch.Tensor, exact: torch.Tensor, own: torch.Tensor) -> None:
-    """Fail unless each row of `chosen` names the right number of tokens, rising, and none that is clearly too low."""
+def judge(
+    ctx: Context, loaded: Loaded, chosen: torch.Tensor, exact: torch.Tensor, own: torch.Tensor, ratio: int = 1
+) -> None:
+    """Fail unless each row of `chosen` names the right number of tokens, rising, and none that is clearly too low.
+
+    Args:
+        ratio: tokens that stand behind each of the things to choose from.
+    """
     top_k = chosen.shape[1]
     slack = SLACK * float((own.double() - exact).abs().max()) + 1e-6 * float(exact.abs().max())
     for t, row in enumerate(chosen.tolist()):
-        count = min(t + 1, top_k)
+        there = (t + 1) // ratio
+        count = min(there, top_k)
         named = row[:count]
         what = f"{loaded.id}: token {t} chooses {named[:20]}"
-        ctx.require(row[count:] == [-1] * (top_k - count), f"{what}: behind {count} tokens there is no -1")
+        ctx.require(row[count:] == [-1] * (top_k - count), f"{what}: behind {count} there is no -1")
         ctx.require(named == sorted(set(named)), f"{what}: not rising, or twice the same")
-        ctx.require(all(0 <= s <= t for s in named), f"{what}: a token that is later, or none")
-        least = float(exact[t, : t + 1].sort(descending=True).values[count - 1])
+        ctx.require(all(0 <= s < there for s in named), f"{what}: one that is later, or none")
+        if not count:
+            continue
+        least = float(exact[t, :there].sort(descending=True).values[count - 1])
         short = least - float(exact[t, named].min())
         ctx.require(short <= slack, f"{what}: one is {short:.3g} below the last of the best (slack {slack:.3g})")
 
@@ -154,7 +164,8 @@ def _check_indexer(eps: float, ctx: Context) -> None:
                 got[i] = torch.cat((got[i], out[at : at + span.stop - span.start]))
         for chosen, x, low in zip(got, inputs, lows, strict=True):
             both = (EXACT, Arithmetic.of(loaded.precision))
-            _judge(ctx, loaded, chosen, *(index_truth.indexer_scores(spec, known, x, low, a) for a in both))
+            exact, own = (index_truth.indexer_scores(spec, known, x, low, a) for a in both)
+            judge(ctx, loaded, chosen, exact, own)
 
 
 def _sparse(fmt: str, indexed: bool) -> MLASpec:

@@ -69,17 +69,27 @@ def _projected(spec: ExpertsSpec, w: Values, x: torch.Tensor, expert: int, role:
 
 
 def moe(
-    spec: MoESpec, w: Values, x: torch.Tensor, a: Arithmetic, before: torch.Tensor | None = None
+    spec: MoESpec,
+    w: Values,
+    x: torch.Tensor,
+    a: Arithmetic,
+    before: torch.Tensor | None = None,
+    named: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, hidden] -> [T, hidden], and by how much each token's experts were chosen [T].
 
     Args:
         before: [T, hidden], what an early router reads.
+        named: int64 [T, k], experts that a table holds for the tokens.
     """
     n = rms_norm(spec.norm, w, x, a, "norm.") if spec.norm else a.cast(x)
     read = n if before is None else a.cast(before)
     read = rms_norm(spec.router_norm, w, x, a, "router_norm.") if spec.router_norm else read
-    ids, weights, margin = router(spec.router, w, read, a, "router.")
+    if named is None:
+        ids, weights, margin = router(spec.router, w, read, a, "router.")
+    else:
+        ids, margin = named, torch.full((len(x),), float("inf"))
+        weights = router_weights(spec.router, w, read, ids, a, "router.")
     y = experts(spec.experts, w, n, ids, weights, a, "experts.")
     y = rms_norm(spec.routed_norm, w, y, a, "routed_norm.") if spec.routed_norm else y
     if spec.shared:
@@ -98,6 +108,9 @@ def _logits(spec: RouterSpec, w: Values, x: torch.Tensor, a: Arithmetic, prefix:
 
 
 def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
+    if spec.root_softplus:
+        # log(1 + e^t) without overflow
+        return torch.sqrt(torch.logaddexp(logits, torch.zeros((), dtype=logits.dtype)))
     return torch.softmax(logits, -1) if spec.score == "softmax" else 1 / (1 + torch.exp(-logits))
 
 

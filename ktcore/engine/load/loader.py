@@ -20,7 +20,7 @@ from ktcore.engine.step.runner import LoadedModel
 from ktcore.errors import BackendError, KtcoreError
 from ktcore.graph.node import Node
 from ktcore.ops.base import Spec
-from ktcore.ops.moe import ExpertsSpec, MoESpec
+from ktcore.ops.moe import ExpertsSpec, MoESpec, by_token
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.packed.parts import PackedParts
@@ -73,6 +73,7 @@ def _loaded_model(loader: _Loader) -> LoadedModel:
             early=frozenset(
                 i for i, layer in enumerate(graph.layers) if getattr(layer.ffn.spec, "early_router", False)
             ),
+            told=frozenset(i for i, layer in enumerate(graph.layers) if by_token(layer.ffn.spec)),
             caches=tuple(loader.caches),
             states=tuple(loader.states),
             devices=loader.devices,

@@ -42,6 +42,8 @@ class LoadedModel:
     no_graphs: str = ""
     expert_loads: Mapping[int, Sequence[ExpertLoad]] = field(default_factory=dict)
     """Layer -> modules that count what its experts are given."""
+    told: frozenset[int] = frozenset()
+    """Layers whose FFN also takes the step, for a router that goes by token ids."""
 
     def running(self) -> AbstractContextManager[None]:
         """Within the context, work goes to the streams that the hand-offs are ordered by."""
@@ -56,7 +58,7 @@ class LoadedModel:
         # a step that failed half-way must not leave its debts to this one
         self.deferred.owed = None
         for i, (attention, ffn) in enumerate(self.layers[begin:end], begin):
-            before = (x,) if i in self.early else ()
+            before = (x,) if i in self.early else (step,) if i in self.told else ()
             x = attention(x, step)
             x = ffn(x, *before)
         return x

@@ -1,0 +1,111 @@
+"""DeepSeek-V4: prompts longer than its real ratios, and both forms of its configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DeepseekV4Config
+
+import ktcore
+from ktcore.errors import ArchitectureError, CheckpointError
+from ktcore.graph import build_graph
+from ktcore.graph.complete import left_out
+from ktcore.weights import open_checkpoint
+from ktcore.weights.bare import BareCheckpoint
+
+from . import deepseek_v4
+from .conftest import Tiny
+from .models import CONFIGS
+from .test_absent_keys import Config, Recorded, _changed, _facts, _graph
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LONG = 300  # the ratio of 128 closes twice
+
+
+@pytest.mark.parametrize("rules", ["reference", None])
+def test_prompts_longer_than_two_long_windows_match_transformers(
+    rules: str | None, tiny: Callable[[str], Tiny], tmp_path: Path
+) -> None:
+    t = tiny("v4-released")
+    ids = torch.randint(3, 256, (LONG,), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        want = t.model(ids[None]).logits[0]
+    with ktcore.load(t.folder, backend="cpu", rules=rules, context=512, threads=1) as model:
+        torch.testing.assert_close(model.logits(ids), want, atol=1e-4 if rules else 1e-2, rtol=0)
+        answer = model.generate(ids[None], max_new_tokens=32, temperature=0)
+    # one by one the same as at once
+    with torch.no_grad():
+        likeliest = t.model(answer).logits[0].argmax(-1)
+    assert torch.equal(answer[0, LONG:], likeliest[LONG - 1 : -1])
+
+
+def test_layers_that_predict_further_tokens_are_left_out_by_name(tiny: Callable[[str], Tiny]) -> None:
+    with open_checkpoint(tiny("v4").folder) as checkpoint:
+        assert left_out(checkpoint, build_graph(checkpoint)) == {"layers that predict further tokens": 1}
+
+
+def _completed(config: Config) -> Config:
+    made = DeepseekV4Config(**json.loads(json.dumps(config)))
+    return json.loads(json.dumps(made.to_dict()))
+
+
+def _hub(name: str = "v4") -> Config:
+    config = deepseek_v4.hub_config(CONFIGS[name]())  # type: ignore[arg-type]
+    return json.loads(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["v4", "v4-released"])
+def test_the_hubs_form_and_that_of_transformers_are_the_same_model(name: str) -> None:
+    assert _facts(_graph(_hub(name))) == _facts(_graph(_completed(_hub(name))))
+
+
+def test_a_missing_key_is_the_class_default_or_an_error() -> None:
+    wrong = []
+    for key, what, changed in _changed(_hub()):
+        try:
+            completed: Config | None = _completed(changed)
+        except Exception:
+            completed = None
+        Recorded.asked = set()
+        try:
+            found = _facts(_graph(Recorded(changed)))
+        except (ArchitectureError, CheckpointError) as error:
+            if key not in str(error):
+                wrong.append(f"{key} {what}: the error does not name it: {error}")
+            continue
+        if completed is None:
+            if key in Recorded.asked:
+                wrong.append(f"{key} {what}: transformers refuses it, a graph came out")
+        elif found != (wanted := _facts(_graph(completed))):
+            wrong.append(
+                f"{key} {what}: {next(pair for pair in zip(found, wanted, strict=True) if pair[0] != pair[1])}"
+            )
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scoring_func": "sigmoid"}, "scoring_func"),
+        ({"norm_topk_prob": False}, "norm_topk_prob"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads"),
+        ({"n_shared_experts": 2}, "n_shared_experts"),
+        ({"compress_ratios": [0, 0, 4, 64, 4]}, "compress_ratios holds 64"),
+        ({"compress_ratios": [0, 4]}, "compress_ratios"),
+        ({"layer_types": ["full_attention"] * 5}, "layer_types"),
+        ({"mlp_layer_types": ["dense"] * 5}, "mlp_layer_types"),
+        ({"compress_rates": {"compressed_sparse_attention": 4}, "compress_rate_hca": None}, "compress_rates"),
+        ({"o_groups": 3}, "o_groups"),
+        ({"swiglu_limit": 0.0}, "swiglu_limit"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "ntk"),
+        ({"qk_rope_head_dim": 15}, "rotary"),
+    ],
+)
+def test_what_no_release_has_is_refused_by_its_key(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArchitectureError, match=words):
+        build_graph(BareCheckpoint(Path("config.json"), _hub() | changes))
