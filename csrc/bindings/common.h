@@ -80,3 +80,4 @@ void bind_delta(py::module_& m);
 void bind_experts(py::module_& m);
 void bind_limits(py::module_& m);
 void bind_mla(py::module_& m);
+void bind_streams(py::module_& m);

@@ -64,6 +64,13 @@ struct Kernels {
     // Scores of one sequence's index keys; scratch: index_scratch.
     void (*index_scores)(const IndexItem& item, uint8_t* scratch);
     void (*delta)(const DeltaItem& item, uint8_t* scratch);
+    // out[t][r] = row r of w . x[t], and the sum of squares of x[t] behind them; n a multiple of 16.
+    void (*stream_rows)(const StreamRows& item);
+    // out [hidden] = sum over streams of pre[s] x[s]; hidden a multiple of 16.
+    void (*stream_enter)(const float* x, int streams, int hidden, const float* pre, float* out);
+    // out[k] = post[k] y + sum_j mix[j][k] x[j]; out may be x.
+    void (*stream_leave)(const float* x, const float* y, int streams, int hidden, const float* post, const float* mix,
+                         float* out);
     uint64_t (*read_sum)(const uint8_t* p, size_t bytes);
     // Multiplies and adds in registers alone; returns the operations done, 0 where the unit has no such arithmetic.
     int64_t (*peak)(Arithmetic kind, int64_t rounds);

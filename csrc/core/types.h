@@ -218,4 +218,18 @@ struct DeltaItem {
     int tokens, key_dim, value_dim;
 };
 
+constexpr int kMaxStreams = 8;  // residual streams of a model
+
+// Products of a few float32 rows with some columns of tokens' residual streams.
+struct StreamRows {
+    const float* w;  // [rows][n], ldw apart
+    size_t ldw;
+    int rows;
+    const float* x;  // [tokens][n], ldx apart
+    size_t ldx;
+    int tokens, n;
+    float* out;  // [tokens][rows + 1], ldo apart
+    size_t ldo;
+};
+
 }  // namespace ktcore

@@ -58,6 +58,9 @@ constexpr Kernels make_table(const char* name) {
             conv_silu_row,
             index_item,
             delta_item,
+            stream_rows,
+            stream_enter,
+            stream_leave,
             sum_bytes,
             peak_operations};
 }

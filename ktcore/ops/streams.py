@@ -42,7 +42,7 @@ class HyperConnectionSpec(Spec):
     streams: int
     eps: float
     rms_eps: float
-    rounds: int = 0
+    rounds: int
     leave: Literal["mixed", ""] = "mixed"
     fn_format: str = "F32"
     base_format: str = "F32"

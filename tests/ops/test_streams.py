@@ -50,7 +50,7 @@ def test_hyper_connections_are_those_of_deepseek_v4(x: torch.Tensor) -> None:
 
 def test_the_end_is_that_of_deepseek_v4(x: torch.Tensor) -> None:
     theirs: Any = drawn(v4.DeepseekV4HyperHead(config()))
-    spec = HyperConnectionSpec(HIDDEN, STREAMS, 1e-3, 1e-4, leave="")
+    spec = HyperConnectionSpec(HIDDEN, STREAMS, 1e-3, 1e-4, 0, leave="")
     with torch.no_grad():
         (pre,) = connection_weights(spec, x, theirs.hc_fn, theirs.hc_base, theirs.hc_scale)
         torch.testing.assert_close(entered(x, pre), theirs(x.view(1, 7, STREAMS, HIDDEN))[0])

@@ -220,6 +220,61 @@ class AttentionBlock:
         """x, out: float32 [step.tokens, hidden]; out may be x. Pages [num_pages, kv_heads, page_size] of rows of
         head_dim values in kv_dtype "i16", "f16", "bf16", "f32" or "q8", `cache_row_bytes` each."""
 
+class HyperBlock:
+    """Hyper-connections: fn float32 [rows, streams * hidden], base [rows], scale [3], of the formulas of
+    `HyperConnectionSpec`; `leaves=False`: [streams] rows, one scale. hidden: a multiple of 16; streams: at most 8."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        fn: _F32,
+        *,
+        hidden: int,
+        streams: int,
+        rounds: int,
+        eps: float,
+        rms_eps: float,
+        leaves: bool,
+        base: _F32,
+        scale: _F32,
+    ) -> None: ...
+    @property
+    def carry(self) -> int:
+        """Values of a token that `leave` takes: streams * (1 + streams), or 0."""
+
+    def enter(self, x_ptr: int, out_ptr: int, carry_ptr: int, tokens: int) -> None:
+        """x: float32 [tokens, streams * hidden]; out: [tokens, hidden]; carry: [tokens, carry], written."""
+
+    def leave(self, x_ptr: int, y_ptr: int, carry_ptr: int, out_ptr: int, tokens: int) -> None:
+        """y: float32 [tokens, hidden]; out: [tokens, streams * hidden], which may be x."""
+
+class GatedStreamsBlock:
+    """Gated streams by the formulas of `GatedStreamsSpec`: down [rank, streams * hidden], up [streams * hidden, rank],
+    inject [streams, streams * hidden] or None (no `leave`); norm [streams * hidden], as it multiplies."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        down: PackedMatrix,
+        up: PackedMatrix,
+        inject: PackedMatrix | None,
+        *,
+        hidden: int,
+        streams: int,
+        norm: _F32,
+        eps: float,
+        exact: bool = False,
+    ) -> None: ...
+    @property
+    def carry(self) -> int:
+        """Values of a token that `leave` takes: streams, or 0."""
+
+    def enter(self, x_ptr: int, out_ptr: int, carry_ptr: int, tokens: int) -> None:
+        """As of `HyperBlock`."""
+
+    def leave(self, x_ptr: int, y_ptr: int, carry_ptr: int, out_ptr: int, tokens: int) -> None:
+        """As of `HyperBlock`."""
+
 def delta_rule(pool: Pool, q: _F32, k: _F32, v: _F32, g: _F32, beta: _F32, state: _F32) -> _F32:
     """Gated delta rule: q, k [tokens, heads, key_dim] normalised and scaled, v [tokens, heads, value_dim], g, beta
     [tokens, heads] -> [tokens, heads, value_dim]; state [heads, key_dim, value_dim] is updated in place. Widths are

@@ -83,6 +83,7 @@ class CpuBackend(Backend):
         from ktcore_cpu.moe import CpuMoE
         from ktcore_cpu.norm import CpuRMSNorm
         from ktcore_cpu.router import CpuRouter
+        from ktcore_cpu.streams import CpuGatedStreams, CpuHyperConnection
 
         return [
             CpuEmbedding(),
@@ -95,6 +96,8 @@ class CpuBackend(Backend):
             CpuRouter(),
             CpuExperts(),
             CpuMoE(),
+            CpuHyperConnection(),
+            CpuGatedStreams(),
         ]
 
     def runtime(self, index: int = 0, threads: int | None = None) -> CpuRuntime:

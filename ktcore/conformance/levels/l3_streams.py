@@ -1,81 +1,110 @@
-"""Residual streams, where a backend has them: hyper-connections and gated streams around an MLP, and their ends."""
+"""Residual streams, where a backend has them: hyper-connections and gated streams, around a branch, and their ends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from ktcore.conformance.case import Case, Check, Context
-from ktcore.conformance.levels.operator import check, normal
+from ktcore.conformance.data.memory import make_weights, values
+from ktcore.conformance.levels.operator import any_format, check, normal
 from ktcore.conformance.levels.specs import linear, mlp, norm
-from ktcore.conformance.truth.streams import stream_branch, stream_end
+from ktcore.conformance.tolerance import compare
+from ktcore.conformance.truth.arithmetic import EXACT, Arithmetic
+from ktcore.conformance.truth.streams import stream_branch, stream_end, streams_after
 from ktcore.ops import GatedStreamsSpec, HyperConnectionSpec, Spec, StreamBranchSpec, StreamEndSpec
 
-HIDDEN, STREAMS, RANK = 128, 4, 32
-OPERATORS = (HyperConnectionSpec, GatedStreamsSpec, StreamBranchSpec, StreamEndSpec)
+HIDDEN, STREAMS, RANK = 128, 4, 256
+Mix = HyperConnectionSpec | GatedStreamsSpec
+MIXES = (HyperConnectionSpec, GatedStreamsSpec)
 
 
 def cases() -> list[Case]:
-    """Both kinds around a branch, then ends."""
-    around = partial(_around, _hyper)
+    """Both kinds alone, then around a branch, then ends."""
+    hyper, gated = partial(_alone, _hyper), partial(_alone, _gated)
     return [
-        _branch("mixed", "hyper-connections, mixed by a doubly stochastic matrix", partial(around, 5, 1.0)),
-        _branch("one-token", "a single token", partial(around, 1, 1.0)),
-        _branch("67-tokens", "more tokens than a tile", partial(around, 67, 1.0)),
-        _branch("two-streams", "two of them", partial(_around, partial(_hyper, streams=2), 5, 1.0)),
-        _branch("eps", "the epsilon of weights and sums", partial(_around, partial(_hyper, eps=0.1), 5, 1.0)),
-        _branch("rms-eps", "the epsilon of the root, beside small values", partial(around, 5, 1e-3)),
-        _branch("gated", "gated streams with zero-centred norms", partial(_around, _gated, 5, 1.0)),
-        _branch("gated-67-tokens", "more tokens than a tile", partial(_around, _gated, 67, 1.0)),
-        _branch("gated-eps", "the epsilon of their norms, beside small values", partial(_around, _gated, 5, 1e-3)),
-        _end("weighted", "weights of its own, and a norm", partial(_ends, lambda: _hyper(leave=False), True)),
-        _end("mean", "the streams' mean, and a norm", partial(_ends, lambda: None, True)),
-        _end("gated", "gated streams without injection or norm", partial(_ends, lambda: _gated(leave=False), False)),
+        _hyper_case("mixed", "mixed by a doubly stochastic matrix", partial(hyper, 5, 1.0)),
+        _hyper_case("one-token", "a single token", partial(hyper, 1, 1.0)),
+        _hyper_case("67-tokens", "more tokens than a tile", partial(hyper, 67, 1.0)),
+        _hyper_case("two-streams", "two of them", partial(_alone, partial(_hyper, streams=2), 5, 1.0)),
+        _hyper_case("wide", "streams of 1104 values", partial(_alone, partial(_hyper, hidden=1104), 3, 1.0)),
+        _hyper_case("eps", "the epsilon of weights and sums", partial(_alone, partial(_hyper, eps=0.1), 5, 1.0)),
+        _hyper_case("rms-eps", "the epsilon of the root, beside small values", partial(hyper, 5, 1e-3)),
+        _gated_case("zero-centred", "with zero-centred norms", partial(gated, 5, 1.0)),
+        _gated_case("one-token", "a single token", partial(gated, 1, 1.0)),
+        _gated_case("67-tokens", "more tokens than a tile", partial(gated, 67, 1.0)),
+        _gated_case("eps", "the epsilon of the norms, beside small values", partial(gated, 5, 1e-3)),
+        _case("stream_branch", "hyper", "hyper-connections around an MLP", partial(_around, _hyper)),
+        _case("stream_branch", "gated", "gated streams around an MLP", partial(_around, _gated)),
+        _end("weighted", "weights of its own, and a norm", partial(_ends, lambda ctx: _hyper(ctx, leave=False), True)),
+        _end("mean", "the streams' mean, and a norm", partial(_ends, lambda ctx: None, True)),
+        _end("gated", "gates without injection or norm", partial(_ends, lambda ctx: _gated(ctx, leave=False), False)),
     ]
 
 
-def _branch(name: str, about: str, run: Check) -> Case:
-    return Case(f"L3.stream_branch.{name}", 3, "stream_branch", about, run)
+def _case(op: str, name: str, about: str, run: Check) -> Case:
+    return Case(f"L3.{op}.{name}", 3, op, about, run)
 
 
-def _end(name: str, about: str, run: Check) -> Case:
-    return Case(f"L3.stream_end.{name}", 3, "stream_end", about, run)
+_hyper_case, _gated_case, _end = (partial(_case, op) for op in ("hyper_connection", "gated_streams", "stream_end"))
 
 
-def _hyper(leave: bool = True, streams: int = STREAMS, eps: float = 1e-6) -> HyperConnectionSpec:
-    return HyperConnectionSpec(HIDDEN, streams, eps, 1e-5, 4 if leave else 0, "mixed" if leave else "")
+def _hyper(
+    ctx: Context, leave: bool = True, streams: int = STREAMS, eps: float = 1e-6, hidden: int = HIDDEN
+) -> HyperConnectionSpec:
+    return HyperConnectionSpec(hidden, streams, eps, 1e-5, 4 if leave else 0, "mixed" if leave else "")
 
 
-def _gated(leave: bool = True) -> GatedStreamsSpec:
+def _gated(ctx: Context, leave: bool = True) -> GatedStreamsSpec:
     width = STREAMS * HIDDEN
-    down, up = linear(width, RANK, "F32"), linear(RANK, width, "F32")
-    return GatedStreamsSpec(HIDDEN, STREAMS, 1e-5, down, up, linear(width, STREAMS, "F32") if leave else None, 1.0)
+
+    def make(fmt: str) -> GatedStreamsSpec:
+        down, up = linear(width, RANK, fmt), linear(RANK, width, fmt)
+        inject = linear(width, STREAMS, "F32") if leave else None
+        return GatedStreamsSpec(HIDDEN, STREAMS, 1e-5, down, up, inject, 1.0)
+
+    return make(any_format(ctx, make))
 
 
-def _around(make: Callable[[], HyperConnectionSpec | GatedStreamsSpec], tokens: int, size: float, ctx: Context) -> None:
-    _asked(ctx)
-    mix = make()
-    spec = StreamBranchSpec(mix, _bare(256))
-    x = size * normal(ctx.rng("x"), tokens, mix.streams * HIDDEN)
+def _alone(make: Callable[[Context], Mix], tokens: int, size: float, ctx: Context) -> None:
+    """What the branch reads, and the streams after it gave something."""
+    spec = make(ctx)
+    _asked(ctx, type(spec))
+    rng = ctx.rng("x")
+    x, y = size * normal(rng, tokens, spec.streams * spec.hidden), size * normal(rng, tokens, spec.hidden)
+    weights = make_weights(spec, ctx.rng("weights"))
+    known = values(weights)
+    exact = streams_after(spec, known, x, y, EXACT)
+    for loaded in ctx.target.load(ctx, spec, weights):
+        got = ctx.target.call(partial(_through, loaded.module), x, y)
+        own = streams_after(spec, known, x, y, Arithmetic.of(loaded.precision))
+        compare(ctx, got[0], exact[0], own[0], f"{loaded.id}: what the branch reads")
+        compare(ctx, got[1], exact[1], own[1], f"{loaded.id}: the streams after it")
+
+
+def _through(module: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    inside, carry = module.enter(x)
+    return inside, module.leave(x, y, carry)
+
+
+def _around(make: Callable[[Context], Mix], ctx: Context) -> None:
+    _asked(ctx, *MIXES, StreamBranchSpec)
+    spec = StreamBranchSpec(make(ctx), replace(mlp(HIDDEN, 256, "F32"), residual=False))
+    x = normal(ctx.rng("x"), 5, STREAMS * HIDDEN)
     check(ctx, spec, [x], lambda w, a: stream_branch(spec, w, x, a))
 
 
-def _ends(make: Callable[[], Spec | None], normed: bool, ctx: Context) -> None:
-    _asked(ctx)
-    spec = StreamEndSpec(HIDDEN, STREAMS, make(), norm(HIDDEN) if normed else None)
-    x: torch.Tensor = normal(ctx.rng("x"), 5, STREAMS * HIDDEN)
+def _ends(make: Callable[[Context], Spec | None], normed: bool, ctx: Context) -> None:
+    _asked(ctx, *MIXES, StreamEndSpec)
+    spec = StreamEndSpec(HIDDEN, STREAMS, make(ctx), norm(HIDDEN) if normed else None)
+    x = normal(ctx.rng("x"), 5, STREAMS * HIDDEN)
     check(ctx, spec, [x], lambda w, a: stream_end(spec, w, x, a))
 
 
-def _bare(wide: int) -> Spec:
-    """An MLP with a norm and without a residual."""
-    branch = mlp(HIDDEN, wide, "F32")
-    return replace(branch, residual=False)
-
-
-def _asked(ctx: Context) -> None:
-    if not any(i.spec_type in OPERATORS for i in ctx.target.implementations):
-        ctx.not_applicable(f"no {ctx.target.name}.* implementation of residual streams")
+def _asked(ctx: Context, *kinds: type[Spec]) -> None:
+    if not any(i.spec_type in kinds for i in ctx.target.implementations):
+        ctx.not_applicable(f"no {ctx.target.name}.* implementation of {' or '.join(kind.op for kind in kinds)}")

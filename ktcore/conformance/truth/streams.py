@@ -16,14 +16,22 @@ def stream_branch(spec: StreamBranchSpec, w: Values, x: torch.Tensor, a: Arithme
     """x [T, N * hidden] around an MLP -> the same shape."""
     assert isinstance(spec.branch, MLPSpec)
     inside, post, mix = _enter(spec.mix, w, x, a, "mix.")
-    y = mlp(spec.branch, w, inside, a, "branch.")
-    apart = a.cast(x).view(*post.shape, -1)
-    return torch.stack(
-        [
-            post[:, k, None] * y + sum(mix[:, j, k, None] * apart[:, j] for j in range(post.shape[1]))
-            for k in range(post.shape[1])
-        ], 1,
-    ).flatten(1)  # fmt: skip
+    return _leave(a.cast(x), mlp(spec.branch, w, inside, a, "branch."), post, mix)
+
+
+def streams_after(
+    spec: object, w: Values, x: torch.Tensor, y: torch.Tensor, a: Arithmetic
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a branch reads of x [T, N * hidden], [T, hidden], and the streams after it gave y."""
+    inside, post, mix = _enter(spec, w, x, a, "")
+    return inside, _leave(a.cast(x), a.cast(y), post, mix)
+
+
+def _leave(x: torch.Tensor, y: torch.Tensor, post: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    n = post.shape[1]
+    apart = x.view(len(x), n, -1)
+    after = [post[:, k, None] * y + sum(mix[:, j, k, None] * apart[:, j] for j in range(n)) for k in range(n)]
+    return torch.stack(after, 1).flatten(1)
 
 
 def stream_end(spec: StreamEndSpec, w: Values, x: torch.Tensor, a: Arithmetic) -> torch.Tensor:
