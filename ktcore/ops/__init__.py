@@ -14,6 +14,7 @@ from ktcore.ops.linear_attention import GatedDeltaNetSpec, StateCacheSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.mlp import ClampedGLU, MLPSpec
 from ktcore.ops.moe import ExpertsSpec, MoESpec, RouterSpec
+from ktcore.ops.ngram import NGramSpec, NGramTableSpec, PrecededSpec
 from ktcore.ops.norm import RMSNormSpec
 from ktcore.ops.rope import RopeScaling, RopeSpec
 from ktcore.ops.sampling import SamplingParams, SamplingSpec
@@ -39,6 +40,9 @@ __all__ = [
     "MLASpec",
     "MLPSpec",
     "MoESpec",
+    "NGramSpec",
+    "NGramTableSpec",
+    "PrecededSpec",
     "RMSNormSpec",
     "RopeScaling",
     "RopeSpec",

@@ -57,6 +57,7 @@ class GatedDeltaNetSpec(Spec):
         state: shapes ((conv_width - 1, C), (value_heads, key_dim, value_dim)): the last inputs of the convolution,
             oldest first, and S.
         tiled: value head i has key head i mod key_heads instead (GGUF files of Qwen3.5).
+        sigmoid_gate: sigmoid stands for silu in y (Qwen3.8-Flash-Next).
     """
 
     op: ClassVar[str] = "gated_delta_net"
@@ -80,6 +81,7 @@ class GatedDeltaNetSpec(Spec):
     tiled: bool = False
     norm: RMSNormSpec | None = None
     residual: bool = True
+    sigmoid_gate: bool = False
 
 
 def causal_conv(x: torch.Tensor, before: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -88,12 +88,22 @@ class Checkpoint(ABC):
         height = math.prod(info.shape[:-1])
         return self.raw(name).reshape(height, -1)[start:stop]
 
+    def take_rows(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Some rows, a copy: uint8 [n, row_bytes]. Nothing else is read where a tensor is stored as it is."""
+        return np.concatenate([self.rows(name, row, row + 1) for row in rows.tolist()])
+
     def input_order(self, name: str) -> npt.NDArray[np.int64]:
         """Of a tensor in an ordered format: the input that each stored column belongs to, int64 [in]."""
         raise CheckpointError(f"{self.path}: '{name}' has its columns in place")
 
     def ask_for(self, name: str) -> None:  # noqa: B027
         """Tell the system that this tensor is read soon, so that it comes from the disk meanwhile; from any thread."""
+
+    def ask_for_rows(self, name: str, rows: npt.NDArray[np.int64]) -> None:  # noqa: B027
+        """The same of some rows of a tensor, all axes but the last folded."""
+
+    def scattered(self, name: str) -> None:  # noqa: B027
+        """Told when rows of this tensor are read here and there: the system need read none around them."""
 
     @abstractmethod
     def release(self, name: str) -> None:

@@ -78,6 +78,9 @@ class ConvertedCheckpoint(Checkpoint):
         weight = self._weights.get(name)
         return self._base.rows(name, start, stop) if weight is None else weight.rows(start, stop)
 
+    def take_rows(self, name: str, rows: npt.NDArray[np.int64]) -> Bytes:
+        return super().take_rows(name, rows) if name in self._weights else self._base.take_rows(name, rows)
+
     def input_order(self, name: str) -> npt.NDArray[np.int64]:
         weight = self._weights.get(name)
         return self._base.input_order(name) if weight is None else weight.input_order()
@@ -89,6 +92,14 @@ class ConvertedCheckpoint(Checkpoint):
     def ask_for(self, name: str) -> None:
         for source in self._sources(name):
             self._base.ask_for(source)
+
+    def ask_for_rows(self, name: str, rows: npt.NDArray[np.int64]) -> None:
+        if name not in self._weights:
+            self._base.ask_for_rows(name, rows)
+
+    def scattered(self, name: str) -> None:
+        for source in self._sources(name):
+            self._base.scattered(source)
 
     def release(self, name: str) -> None:
         for source in self._sources(name):

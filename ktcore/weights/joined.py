@@ -51,6 +51,10 @@ class JoinedCheckpoint(Checkpoint):
         owner, own = self._owner(name)
         return owner.rows(own, start, stop)
 
+    def take_rows(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        owner, own = self._owner(name)
+        return owner.take_rows(own, rows)
+
     def input_order(self, name: str) -> npt.NDArray[np.int64]:
         owner, own = self._owner(name)
         return owner.input_order(own)
@@ -62,6 +66,14 @@ class JoinedCheckpoint(Checkpoint):
     def ask_for(self, name: str) -> None:
         owner, own = self._owner(name)
         owner.ask_for(own)
+
+    def ask_for_rows(self, name: str, rows: npt.NDArray[np.int64]) -> None:
+        owner, own = self._owner(name)
+        owner.ask_for_rows(own, rows)
+
+    def scattered(self, name: str) -> None:
+        owner, own = self._owner(name)
+        owner.scattered(own)
 
     def release(self, name: str) -> None:
         owner, own = self._owner(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import mmap
 import os
 from collections.abc import Mapping
@@ -58,6 +59,22 @@ class MappedFile:
         # by a descriptor, since mmap.madvise holds the interpreter's lock; a file that was moved away gets no advice
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             os.posix_fadvise(file.fileno(), offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def ask_for_parts(self, offsets: npt.NDArray[np.int64], nbytes: int) -> None:
+        """The same of many small parts of `nbytes` each."""
+        if nbytes == 0 or not hasattr(os, "posix_fadvise"):
+            return
+        first, last = offsets // mmap.PAGESIZE, (offsets + nbytes - 1) // mmap.PAGESIZE
+        pages = np.unique(np.concatenate([first + i for i in range(int((last - first).max(initial=0)) + 1)]))
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            for page in pages.tolist():
+                os.posix_fadvise(file.fileno(), page * mmap.PAGESIZE, mmap.PAGESIZE, os.POSIX_FADV_WILLNEED)
+
+    def scattered(self, offset: int, nbytes: int) -> None:
+        """Read no more of this range than is touched."""
+        if nbytes and hasattr(self.map, "madvise") and hasattr(mmap, "MADV_RANDOM"):
+            start = offset - offset % mmap.PAGESIZE
+            self.map.madvise(mmap.MADV_RANDOM, start, min(offset + nbytes, self.size) - start)
 
     def release(self, offset: int, nbytes: int) -> None:
         """Drop the pages of this range from the process where the system can; they are read again on next use."""
@@ -114,6 +131,18 @@ class MappedCheckpoint(Checkpoint):
     def ask_for(self, name: str) -> None:
         stored = self._find(name)
         stored.file.ask_for(stored.offset, stored.info.nbytes)
+
+    def take_rows(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return self.rows(name, 0, math.prod(self.tensors[name].shape[:-1]))[rows]
+
+    def ask_for_rows(self, name: str, rows: npt.NDArray[np.int64]) -> None:
+        stored = self._find(name)
+        width = stored.info.nbytes // max(1, math.prod(stored.info.shape[:-1]))
+        stored.file.ask_for_parts(stored.offset + rows * width, width)
+
+    def scattered(self, name: str) -> None:
+        stored = self._find(name)
+        stored.file.scattered(stored.offset, stored.info.nbytes)
 
     def release(self, name: str) -> None:
         stored = self._find(name)

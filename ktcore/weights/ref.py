@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ktcore.errors import CheckpointError
@@ -187,6 +188,34 @@ class Weight:
     def subset(self, indices: Sequence[int]) -> Weight:
         """Items `indices` of the first axis, as a weight of its own."""
         return _Subset(self._checkpoint, self, tuple(indices))
+
+    def scattered(self) -> None:
+        """Told before rows are gathered: they lie far from each other, and none is read for its neighbour."""
+        for name in self._plain_sources():
+            self._checkpoint.scattered(name)
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Rows int64 [n] of a weight that is stored as it is, leading axes folded, in float32 [n, cols].
+
+        Only pages that they lie in are read, and all of them are asked for before the first. Of a quantisation method's
+        weights the rows are converted one by one.
+        """
+        names, width = self._plain_sources(), row_bytes(self.format, self.shape[-1])
+        height = math.prod(self.shape[:-1]) // len(names)
+        source, within = np.divmod(rows, height)
+        places = {int(i): np.flatnonzero(source == i) for i in np.unique(source)}
+        for i, at in places.items():
+            self._checkpoint.ask_for_rows(names[i], within[at])
+        found = np.empty((len(rows), width), np.uint8)
+        for i, at in places.items():
+            found[at] = self._checkpoint.take_rows(names[i], within[at])
+        return dequantize(self.format, found.reshape(-1), (len(rows), self.shape[-1]))
+
+    def _plain_sources(self) -> tuple[str, ...]:
+        ref = self._whole
+        if ref.rows is not None or ref.transposed or ref.stored is not None or self._item is not None:
+            raise CheckpointError(f"'{ref.sources[0]}': single rows are read of whole tensors, as they are stored")
+        return ref.sources
 
     def release(self) -> None:
         """Let the operating system drop this weight's file pages from memory; reading again brings them back.

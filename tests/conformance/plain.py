@@ -46,6 +46,9 @@ from ktcore.ops import (
     MLASpec,
     MLPSpec,
     MoESpec,
+    NGramSpec,
+    NGramTableSpec,
+    PrecededSpec,
     RMSNormSpec,
     RopeSpec,
     RouterSpec,
@@ -67,6 +70,7 @@ from ktcore.ops.linear_attention import causal_conv, delta_rule, l2_normalised
 from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
 from ktcore.ops.mlp import ACTIVATIONS, within
 from ktcore.ops.moe import route, routed_experts
+from ktcore.ops.ngram import dilated_conv, gated_values, ngram_rows
 from ktcore.ops.norm import norm_factors, rms_norm
 from ktcore.ops.pooled_index import choose_pools, pooled_keys
 from ktcore.ops.rope import inverse_frequencies, rope
@@ -442,7 +446,9 @@ def delta(request: LoadRequest) -> Any:
             ends.append(end)
             after.append(state)
         p["state"].write(step, torch.stack(ends), torch.stack(after))
-        y = p["out_norm"](torch.cat(out)).flatten(1) * torch.nn.functional.silu(p["z"](n))
+        z = p["z"](n)
+        z = z.sigmoid() if spec.sigmoid_gate else torch.nn.functional.silu(z)
+        y = p["out_norm"](torch.cat(out)).flatten(1) * z
         return x + p["o"](y) if spec.residual else p["o"](y)
 
     return run
@@ -503,6 +509,55 @@ def end_of_streams(request: LoadRequest) -> Any:
     return run
 
 
+def ngram_table(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    state = request.children["state"]
+    rows = weight(request, "table").view(-1, spec.dim)
+
+    def run(step: StepBatch) -> torch.Tensor:
+        (held,) = state.read(step)
+        named, after = [], []
+        for i in range(step.sequences):
+            ids = step.token_ids[step.q_start[i] : step.q_start[i + 1]]
+            before = torch.full((held.shape[1],), spec.eos) if step.starts(i) else held[i].long()
+            named.append(ngram_rows(ids, before, spec))
+            after.append(torch.cat((before, ids))[len(ids) :].float())
+        state.write(step, torch.stack(after))
+        return rows[torch.cat(named)].flatten(1)
+
+    return run
+
+
+def ngram(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+    norms = [weight(request, f"norm_{role}") + spec.norm_offset for role in ("key", "query", "conv")]
+    conv = weight(request, "conv")
+
+    def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        e = p["table"](step)
+        key, query = (
+            stream_norm(y, w, spec.streams, spec.eps) for y, w in zip((p["key"](e), x), norms[:2], strict=True)
+        )
+        got = gated_values(spec, key, query, p["value"](e))
+        inputs = stream_norm(got, norms[2], spec.streams, spec.eps)
+        (before,) = p["state"].read(step)
+        out, after = [], []
+        for i in range(step.sequences):
+            y, last = dilated_conv(inputs[step.q_start[i] : step.q_start[i + 1]], before[i], conv, spec.dilation)
+            out.append(y)
+            after.append(last)
+        p["state"].write(step, torch.stack(after))
+        return x + got + torch.cat(out)
+
+    return run
+
+
+def preceded(request: LoadRequest) -> Any:
+    p = request.children
+    return lambda x, step: p["branch"](p["before"](x, step), step)
+
+
 def sampling(request: LoadRequest) -> Any:
     return lambda logits, params, seen=(), generator=None, prompt=0: sample(logits, params, seen, generator, prompt)
 
@@ -534,6 +589,9 @@ MAKERS: dict[type[Spec], Callable[[LoadRequest], Any]] = {
     EntryCacheSpec: lambda request: Entries(request.spec),  # type: ignore[arg-type]
     EntryIndexerSpec: entry_indexer,
     CompressedAttentionSpec: Compressed,
+    NGramTableSpec: ngram_table,
+    NGramSpec: ngram,
+    PrecededSpec: preceded,
     SamplingSpec: sampling,
 }
 assert len(ACTIVATIONS) == 3, "the operators' activations changed: so must this backend"

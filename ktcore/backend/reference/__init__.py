@@ -20,6 +20,7 @@ from ktcore.backend.reference.compressed import (
 from ktcore.backend.reference.kda import ReferenceKimiDelta
 from ktcore.backend.reference.linear_attention import ReferenceGatedDeltaNet, ReferenceStateCache
 from ktcore.backend.reference.moe import ReferenceExperts, ReferenceMoE, ReferenceRouter
+from ktcore.backend.reference.ngram import ReferenceNGram, ReferenceNGramTable, ReferencePreceded
 from ktcore.backend.reference.simple import (
     ReferenceEmbedding,
     ReferenceLinear,
@@ -67,5 +68,8 @@ def reference_implementations() -> list[Implementation]:
         ReferenceEntryIndexer(),
         ReferenceWindowCache(),
         ReferenceEntryCache(),
+        ReferenceNGramTable(),
+        ReferenceNGram(),
+        ReferencePreceded(),
         ReferenceSampling(),
     ]

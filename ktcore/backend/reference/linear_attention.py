@@ -107,7 +107,7 @@ class ReferenceGatedDeltaNet(ReferenceImplementation):
 
     id = "reference.gated_delta_net"
     spec_type = GatedDeltaNetSpec
-    handles = frozenset({"decay_log", "tiled", "norm", "residual"})
+    handles = frozenset({"decay_log", "tiled", "norm", "residual", "sigmoid_gate"})
     options = frozenset({"chunked"})
 
     def load(self, request: LoadRequest) -> Module:
@@ -142,7 +142,8 @@ class _GatedDeltaNet:
             new_convs.append(conv)
             new_states.append(state)
         parts["state"].write(step, torch.stack(new_convs), torch.stack(new_states))
-        z = torch.nn.functional.silu(parts["z"](n))
+        z = parts["z"](n)
+        z = torch.sigmoid(z) if spec.sigmoid_gate else torch.nn.functional.silu(z)
         y = parts["o"](parts["out_norm"](torch.cat(out)).flatten(1) * z)
         return x + y if spec.residual else y
 

@@ -25,6 +25,8 @@ from ktcore.ops import (
     MLASpec,
     MLPSpec,
     MoESpec,
+    NGramSpec,
+    NGramTableSpec,
     RMSNormSpec,
     RopeSpec,
     RouterSpec,
@@ -184,6 +186,13 @@ def _own(spec: Spec) -> Iterator[Wanted]:
             yield f"conv_{role}", (channels, spec.conv_width), spec.conv_format, 0.0, 0.6
         yield "decay", (spec.heads,), spec.decay_format, *((0.0, 0.8) if spec.decay_log else (-1.0, 0.3))
         yield "dt_bias", (channels,), spec.dt_bias_format, 0.0, 1.0
+    elif isinstance(spec, NGramTableSpec):
+        yield "table", (spec.rows, spec.dim), spec.table_format, 0.0, 1.0
+    elif isinstance(spec, NGramSpec):
+        width = spec.streams * spec.hidden
+        for role in ("norm_key", "norm_query", "norm_conv"):
+            yield role, (width,), spec.norm_format, 1.0 - spec.norm_offset, 0.2
+        yield "conv", (width, spec.conv_width), spec.conv_format, 0.0, 0.6
     elif isinstance(spec, RopeSpec) and spec.freq_factors:
         yield "freq_factors", (spec.dim // 2,), "F32", 3.0, 0.7
 

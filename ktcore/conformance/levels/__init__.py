@@ -37,6 +37,7 @@ _MODULES = (
     "l3_routers",
     "l3_streams",
     "l3_blocks",
+    "l3_ngram",
     "l3_pages",
     "l4_handoff",
     "l4_models",

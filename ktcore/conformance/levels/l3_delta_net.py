@@ -47,6 +47,7 @@ def cases() -> list[Case]:
     return [
         *_common(DELTA, wide),
         _case(DELTA, "tiled", "value heads in another order", partial(_check, DELTA, {"tiled": True}, few)),
+        _case(DELTA, "sigmoid-gate", "another gate of the result", partial(_check, DELTA, {"sigmoid_gate": True}, few)),
         *_common(KIMI, {"heads": 2, "dim": 128}),
         _case(KIMI, "bounded", "a decay with a bound", partial(_check, KIMI, BOUNDED, ((70, 3), (1, 20)))),
         _case(KIMI, "bounded-log", "the same of logarithms", partial(_check, KIMI, BOUNDED | {"decay_log": True}, few)),

@@ -17,6 +17,8 @@ from ktcore.ops import (
     MLASpec,
     MLPSpec,
     MoESpec,
+    NGramSpec,
+    NGramTableSpec,
     RMSNormSpec,
     RopeScaling,
     RopeSpec,
@@ -164,6 +166,32 @@ def block_indexer(hidden: int, cache: BlockIndexCacheSpec, fmt: str = "F32") -> 
     )
 
 
+def ngram(fmt: str) -> NGramSpec:
+    """Two streams, two heads for pairs of tokens and two for threes; products of its multipliers wrap around."""
+    hidden, streams, dim, width, dilation = 64, 2, 32, 4, 3
+    table = NGramTableSpec(
+        rows=60,
+        dim=dim,
+        multipliers=(0x1F3D5B79A2C4E6F1, 0x2B7E151628AED2A7, 0x3C6EF372FE94F82B),
+        sizes=(11, 13, 17, 19),
+        offsets=(0, 11, 24, 41),
+        eos=2,
+        table_format=fmt,
+        state=StateCacheSpec(((2,),)),
+    )
+    return NGramSpec(
+        hidden=hidden,
+        streams=streams,
+        eps=1e-6,
+        conv_width=width,
+        dilation=dilation,
+        table=table,
+        key=linear(table.width, streams * hidden, fmt),
+        value=linear(table.width, hidden, fmt),
+        state=StateCacheSpec((((width - 1) * dilation, streams * hidden),)),
+    )
+
+
 def mlp(
     hidden: int,
     intermediate: int,
@@ -225,6 +253,7 @@ def delta_net(
     tiled: bool = False,
     residual: bool = True,
     normed: bool = True,
+    sigmoid_gate: bool = False,
 ) -> GatedDeltaNetSpec:
     """A branch with pre-norm and residual, keys and values `dim` wide."""
     channels = (2 * key_heads + value_heads) * dim
@@ -247,6 +276,7 @@ def delta_net(
         tiled=tiled,
         norm=norm(hidden) if normed else None,
         residual=residual,
+        sigmoid_gate=sigmoid_gate,
     )
 
 

@@ -28,7 +28,8 @@ def delta_net(spec: GatedDeltaNetSpec, w: Values, x: torch.Tensor, a: Arithmetic
         ], 1,
     )  # fmt: skip
     z = linear(spec.z, w, n, a, "z.")
-    gated = rms_norm(spec.out_norm, w, out, a, "out_norm.").flatten(1) * (z / (1 + torch.exp(-z)))
+    gate = (1 if spec.sigmoid_gate else z) / (1 + torch.exp(-z))
+    gated = rms_norm(spec.out_norm, w, out, a, "out_norm.").flatten(1) * gate
     y = linear(spec.o, w, gated, a, "o.")
     return a.cast(x) + y if spec.residual else y
 

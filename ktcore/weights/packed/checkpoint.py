@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,25 @@ class PackedCheckpoint(Checkpoint):
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         return self._view(name)
 
+    def take_rows(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return self.rows(name, 0, math.prod(self.tensors[name].shape[:-1]))[rows]
+
     def input_order(self, name: str) -> npt.NDArray[np.int64]:
         return self._view(f"{name}:order").view(np.int64)
 
     def file_of(self, name: str) -> Path:
         return self.path / TENSORS
+
+    def scattered(self, name: str) -> None:
+        entry = self._kept.get(self._prefix + name)
+        if entry is not None and self._file is not None:
+            self._file.scattered(entry["offset"], entry["nbytes"])
+
+    def ask_for_rows(self, name: str, rows: npt.NDArray[np.int64]) -> None:
+        entry = self._kept.get(self._prefix + name)
+        if entry is not None and self._file is not None:
+            width = entry["nbytes"] // max(1, math.prod(self.tensors[name].shape[:-1]))
+            self._file.ask_for_parts(entry["offset"] + rows * width, width)
 
     def release(self, name: str) -> None:
         entry = self._kept.get(self._prefix + name)

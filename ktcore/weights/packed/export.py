@@ -40,6 +40,10 @@ class ReadLog(Checkpoint):
         self._note(name)
         return self.base.rows(name, start, stop)
 
+    def take_rows(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        self._note(name)
+        return self.base.take_rows(name, rows)
+
     def input_order(self, name: str) -> npt.NDArray[np.int64]:
         self._note(name)
         return self.base.input_order(name)
@@ -49,6 +53,11 @@ class ReadLog(Checkpoint):
 
     def ask_for(self, name: str) -> None:
         self.base.ask_for(name)
+
+    def scattered(self, name: str) -> None:
+        # rows of it are read from here when the model runs
+        self._note(name)
+        self.base.scattered(name)
 
     def release(self, name: str) -> None:
         self.base.release(name)
