@@ -62,7 +62,6 @@ from ktcore.ops import (
     WindowCacheSpec,
 )
 from ktcore.ops.attention import gate_heads, tempered
-from ktcore.ops.block_indexer import choose_blocks, max_scores, mean_scores
 from ktcore.ops.indexer import choose_tokens, index_scores, layer_norm
 from ktcore.ops.kv_cache import attend, sequence_slots
 from ktcore.ops.linear import capped
@@ -70,7 +69,6 @@ from ktcore.ops.linear_attention import causal_conv, delta_rule, l2_normalised
 from ktcore.ops.mla import absorb_query, expand_output, split_up_projection
 from ktcore.ops.mlp import ACTIVATIONS, within
 from ktcore.ops.moe import route, routed_experts
-from ktcore.ops.ngram import dilated_conv, gated_values, ngram_rows
 from ktcore.ops.norm import norm_factors, rms_norm
 from ktcore.ops.pooled_index import choose_pools, pooled_keys
 from ktcore.ops.rope import inverse_frequencies, rope
@@ -78,8 +76,10 @@ from ktcore.ops.sampling import sample
 from ktcore.ops.streams import connection_weights, entered, left, stream_norm
 from ktcore.weights import known_formats
 
+from .plain_blocks import Blocks, block_indexer
 from .plain_compressed import Compressed, Entries, Window, entry_indexer
 from .plain_kda import kimi
+from .plain_ngram import ngram, ngram_table, preceded
 
 NAME = "plain"
 DECLARED = Capabilities(NAME, "host memory", features=frozenset({"f32"}))
@@ -215,65 +215,6 @@ def indexer(request: LoadRequest) -> Any:
         gates = (p["gate"](n) + weight(request, "ape")[step.positions % spec.cache.pool],) if spec.gate else ()
         p["cache"].append(step, key, *gates)
         return p["cache"].choose(step, q, p["weights"](n) * spec.scale)
-
-    return run
-
-
-class Blocks:
-    """Index keys of tokens and blocks as rows."""
-
-    def __init__(self, spec: BlockIndexCacheSpec) -> None:
-        self.spec = spec
-
-    def allocate_pages(self, pages: int, page_size: int) -> None:
-        self.pages = pages
-        self.keys, self.of_blocks = (torch.zeros(pages * page_size, self.spec.dim) for _ in range(2))
-
-    def page_tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.keys.view(self.pages, -1), self.of_blocks.view(self.pages, -1)
-
-    def append(self, step: StepBatch, keys: torch.Tensor) -> Any:
-        self.keys[step.slots()] = keys
-        if self.spec.pool == "max":
-            return None
-        means = []
-        for span, slots in sequence_slots(step):
-            back = torch.arange(self.spec.block)
-            at = (step.positions[span, None] - back).clamp(min=0)
-            means.append(self.keys[slots[at]].mean(1))
-        return torch.cat(means)
-
-    def complete(self, step: StepBatch, keys: torch.Tensor) -> None:
-        ends = step.positions % self.spec.block == self.spec.block - 1
-        self.of_blocks[step.slots()[ends]] = keys[ends]
-
-    def choose(self, step: StepBatch, q: torch.Tensor) -> torch.Tensor:
-        out, s = [], self.spec
-        for span, slots in sequence_slots(step):
-            at = step.positions[span]
-            out.append(choose_blocks(self.scores(q[span], slots, at), at, len(slots), s))
-        return torch.cat(out)
-
-    def scores(self, q: torch.Tensor, slots: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        if self.spec.pool == "max":
-            return max_scores(q, self.keys[slots], at, self.spec.block)
-        return mean_scores(q, self.of_blocks[slots[self.spec.block - 1 :: self.spec.block]])
-
-
-def block_indexer(request: LoadRequest) -> Any:
-    spec: Any = request.spec
-    p = request.children
-
-    def run(n: torch.Tensor, step: StepBatch) -> torch.Tensor:
-        at = step.positions
-        q = p["rope"](p["q_norm"](p["q"](n).view(len(n), spec.heads, -1)), at)
-        k = p["k"](n)
-        if spec.cache.pool == "mean":
-            k = p["k_norm"](p["cache"].append(step, k))
-            p["cache"].complete(step, p["rope"](k[:, None], at // spec.cache.block * spec.cache.block)[:, 0])
-        else:
-            p["cache"].append(step, p["rope"](p["k_norm"](k)[:, None], at)[:, 0])
-        return p["cache"].choose(step, q)
 
     return run
 
@@ -507,55 +448,6 @@ def end_of_streams(request: LoadRequest) -> Any:
         return p["norm"](one) if spec.norm else one
 
     return run
-
-
-def ngram_table(request: LoadRequest) -> Any:
-    spec: Any = request.spec
-    state = request.children["state"]
-    rows = weight(request, "table").view(-1, spec.dim)
-
-    def run(step: StepBatch) -> torch.Tensor:
-        (held,) = state.read(step)
-        named, after = [], []
-        for i in range(step.sequences):
-            ids = step.token_ids[step.q_start[i] : step.q_start[i + 1]]
-            before = torch.full((held.shape[1],), spec.eos) if step.starts(i) else held[i].long()
-            named.append(ngram_rows(ids, before, spec))
-            after.append(torch.cat((before, ids))[len(ids) :].float())
-        state.write(step, torch.stack(after))
-        return rows[torch.cat(named)].flatten(1)
-
-    return run
-
-
-def ngram(request: LoadRequest) -> Any:
-    spec: Any = request.spec
-    p = request.children
-    norms = [weight(request, f"norm_{role}") + spec.norm_offset for role in ("key", "query", "conv")]
-    conv = weight(request, "conv")
-
-    def run(x: torch.Tensor, step: StepBatch) -> torch.Tensor:
-        e = p["table"](step)
-        key, query = (
-            stream_norm(y, w, spec.streams, spec.eps) for y, w in zip((p["key"](e), x), norms[:2], strict=True)
-        )
-        got = gated_values(spec, key, query, p["value"](e))
-        inputs = stream_norm(got, norms[2], spec.streams, spec.eps)
-        (before,) = p["state"].read(step)
-        out, after = [], []
-        for i in range(step.sequences):
-            y, last = dilated_conv(inputs[step.q_start[i] : step.q_start[i + 1]], before[i], conv, spec.dilation)
-            out.append(y)
-            after.append(last)
-        p["state"].write(step, torch.stack(after))
-        return x + got + torch.cat(out)
-
-    return run
-
-
-def preceded(request: LoadRequest) -> Any:
-    p = request.children
-    return lambda x, step: p["branch"](p["before"](x, step), step)
 
 
 def sampling(request: LoadRequest) -> Any:

@@ -1,0 +1,71 @@
+"""Index keys of blocks and their indexer for the backend of these tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ktcore.backend import LoadRequest
+from ktcore.ops import BlockIndexCacheSpec, StepBatch
+from ktcore.ops.block_indexer import choose_blocks, max_scores, mean_scores
+from ktcore.ops.kv_cache import sequence_slots
+
+
+class Blocks:
+    """Index keys of tokens and blocks as rows."""
+
+    def __init__(self, spec: BlockIndexCacheSpec) -> None:
+        self.spec = spec
+
+    def allocate_pages(self, pages: int, page_size: int) -> None:
+        self.pages = pages
+        self.keys, self.of_blocks = (torch.zeros(pages * page_size, self.spec.dim) for _ in range(2))
+
+    def page_tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.keys.view(self.pages, -1), self.of_blocks.view(self.pages, -1)
+
+    def append(self, step: StepBatch, keys: torch.Tensor) -> Any:
+        self.keys[step.slots()] = keys
+        if self.spec.pool == "max":
+            return None
+        means = []
+        for span, slots in sequence_slots(step):
+            back = torch.arange(self.spec.block)
+            at = (step.positions[span, None] - back).clamp(min=0)
+            means.append(self.keys[slots[at]].mean(1))
+        return torch.cat(means)
+
+    def complete(self, step: StepBatch, keys: torch.Tensor) -> None:
+        ends = step.positions % self.spec.block == self.spec.block - 1
+        self.of_blocks[step.slots()[ends]] = keys[ends]
+
+    def choose(self, step: StepBatch, q: torch.Tensor) -> torch.Tensor:
+        out, s = [], self.spec
+        for span, slots in sequence_slots(step):
+            at = step.positions[span]
+            out.append(choose_blocks(self.scores(q[span], slots, at), at, len(slots), s))
+        return torch.cat(out)
+
+    def scores(self, q: torch.Tensor, slots: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        if self.spec.pool == "max":
+            return max_scores(q, self.keys[slots], at, self.spec.block)
+        return mean_scores(q, self.of_blocks[slots[self.spec.block - 1 :: self.spec.block]])
+
+
+def block_indexer(request: LoadRequest) -> Any:
+    spec: Any = request.spec
+    p = request.children
+
+    def run(n: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        at = step.positions
+        q = p["rope"](p["q_norm"](p["q"](n).view(len(n), spec.heads, -1)), at)
+        k = p["k"](n)
+        if spec.cache.pool == "mean":
+            k = p["k_norm"](p["cache"].append(step, k))
+            p["cache"].complete(step, p["rope"](k[:, None], at // spec.cache.block * spec.cache.block)[:, 0])
+        else:
+            p["cache"].append(step, p["rope"](p["k_norm"](k)[:, None], at)[:, 0])
+        return p["cache"].choose(step, q)
+
+    return run
