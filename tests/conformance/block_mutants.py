@@ -11,10 +11,10 @@ from ktcore.backend import LoadRequest
 from ktcore.ops import BlockIndexCacheSpec, BlockIndexerSpec, KVCacheSpec, Spec, StepBatch
 from ktcore.ops.block_indexer import mean_scores
 
-from . import plain_blocks
+from . import plain_indexers
 from .mutants import Maker, named
 from .plain import Cache
-from .plain_blocks import Blocks
+from .plain_indexers import Blocks
 
 
 class WithoutRelu(Blocks):
@@ -128,12 +128,12 @@ BLOCKS = [
     named(
         "blocks rotated as their last token",
         "L3.block_indexer.mean",
-        {BlockIndexerSpec: lambda r: plain_blocks.block_indexer(_rotated_late(r))},
+        {BlockIndexerSpec: lambda r: plain_indexers.block_indexer(_rotated_late(r))},
     ),
     named(
         "norm before the mean of a block",
         "L3.block_indexer.mean",
-        {BlockIndexerSpec: lambda r: plain_blocks.block_indexer(_normed_tokens(r))},
+        {BlockIndexerSpec: lambda r: plain_indexers.block_indexer(_normed_tokens(r))},
     ),
     named("choice of the first key head", "L3.kv_cache.gqa.chosen", {KVCacheSpec: lambda r: SharedHeads(r.spec)}),  # type: ignore[arg-type]
 ]

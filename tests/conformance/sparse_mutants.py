@@ -10,9 +10,10 @@ import torch
 from ktcore.backend import LoadRequest
 from ktcore.ops import IndexCacheSpec, KVCacheSpec, MLASpec, Spec, StepBatch, TokenIndexerSpec
 
-from . import plain
+from . import plain, plain_indexers
 from .mutants import Maker, named
-from .plain import Cache, Index
+from .plain import Cache
+from .plain_indexers import Index
 
 
 class WithoutRelu(Index):
@@ -114,7 +115,7 @@ SPARSE = [
     named(
         "rotation of index heads left out",
         "L3.token_indexer.ragged",
-        {TokenIndexerSpec: lambda r: plain.indexer(_unturned(r))},
+        {TokenIndexerSpec: lambda r: plain_indexers.indexer(_unturned(r))},
     ),
     named("choice of the step's first token", "L3.kv_cache.mla.chosen", {KVCacheSpec: lambda r: FirstChoice(r.spec)}),  # type: ignore[arg-type]
     named("choice of the layer before", "L3.mla.indexer", {MLASpec: _old_choice}),
