@@ -14,6 +14,8 @@ from typing import Any, overload
 
 import torch
 
+from ktcore.engine.draft.asked import read_draft
+from ktcore.engine.draft.load import load_drafting
 from ktcore.engine.load.asked import Memory, check_asked, read_memory
 from ktcore.engine.load.loader import Progress, load_modules
 from ktcore.engine.load.packed_cache import load_cached
@@ -24,7 +26,7 @@ from ktcore.engine.prefix.identity import prefix_identity
 from ktcore.engine.prompts import Form, Prompts, read_prompts
 from ktcore.engine.schedule.sequence import Sequence
 from ktcore.engine.step.engine import Engine
-from ktcore.engine.stream import TextStream, lookup
+from ktcore.engine.stream import TextStream, guessing
 from ktcore.errors import RequestError, TokenizerError
 from ktcore.ops.sampling import SamplingParams
 from ktcore.rules.plan import Plan
@@ -56,6 +58,7 @@ def load(
     graphs: bool = True,
     prefix: PrefixOptions | None = ON_DEVICE,
     packing: str | None = None,
+    draft: str | Path | None = None,
 ) -> Model:
     """Load a GGUF file or a Hugging Face folder.
 
@@ -75,6 +78,9 @@ def load(
             are named here; None computes every prompt anew.
         packing: "fast" lets weights take more memory where that buys speed, "compact" does not; None leaves it to the
             rules, which by themselves say compact.
+        draft: what guesses next tokens, for the model to check several in one step (answers stay the same): "mtp:2" is
+            the checkpoint's own layer for further tokens, two at once; or a path, "small.gguf:4", of a smaller model of
+            the same vocabulary.
 
     Raises:
         RequestError: an argument is of another type.
@@ -82,6 +88,7 @@ def load(
     """
     check_asked(**locals())
     experts = None if experts_from is None else Path(experts_from)
+    drafts = read_draft(draft)
     prepared = prepare(
         Path(path),
         backend=backend,
@@ -90,6 +97,7 @@ def load(
         context=context,
         experts_from=experts,
         packing=packing,
+        further=drafts is not None and drafts.path is None,
     )
     checkpoint, plan = prepared.checkpoint, prepared.plan
     try:
@@ -99,6 +107,10 @@ def load(
             modules = load_cached(prepared, Path(packed_cache).expanduser(), threads, progress)
         else:
             modules = load_modules(plan, checkpoint, prepared.registry, threads, progress, packed=prepared.packed)
+        tokenizer = load_tokenizer(checkpoint)
+        drafting = None
+        if drafts is not None:
+            drafting = load_drafting(drafts, prepared, modules, tokenizer, size, threads)
         identity = "" if prefix is None or prefix.folder is None else prefix_identity(checkpoint, plan)
         engine = Engine(
             modules,
@@ -107,9 +119,10 @@ def load(
             long_chunk=plan.step_tokens,
             graphs=graphs,
             prefix=prefix,
-            identity=identity,
+            identity=identity + (drafting.identity if drafting else ""),
+            drafting=drafting,
         )
-        return Model(checkpoint, plan, engine, load_tokenizer(checkpoint), prepared.backend_reason)
+        return Model(checkpoint, plan, engine, tokenizer, prepared.backend_reason)
     except BaseException:
         checkpoint.close()
         raise
@@ -208,7 +221,8 @@ class Model:
             max_new_tokens: longest answer; None takes 64.
             options: those of `ktcore.SamplingParams`, such as temperature (0 is greedy), top_p or seed; stop, a list of
                 strings that end the answer; prompt_lookup, how many next tokens are guessed from the text so far (the
-                answer is the same, sooner where it repeats the prompt). Of transformers' names: do_sample (False is
+                answer is the same, sooner where it repeats the prompt); draft, how many the model's drafter
+                guesses, 0 none, where it was loaded with one. Of transformers' names: do_sample (False is
                 temperature 0; True refuses it, and keeps SamplingParams' own where none is given, 0.7), max_length,
                 eos_token_id (instead of the model's own; None: nothing ends an answer), pad_token_id, and those that
                 change nothing with the values given.
@@ -234,7 +248,7 @@ class Model:
             return prompts.continued([stream.ids for stream in streams], asked.pad)
         ends = asked.output.ends(self._own_ends)
         sequences = [
-            Sequence(row, asked.params, asked.room(len(given)), ends, lookup=lookup(asked.output))
+            Sequence(row, asked.params, asked.room(len(given)), ends, **guessing(self.engine, asked.output))
             for row, given in zip(prompts.rows, prompts.given, strict=True)
         ]
         with self._running():

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
+from ktcore.engine.draft.asked import MOST
 from ktcore.engine.output import PLAIN, Output
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
@@ -23,7 +24,7 @@ _INTEGERS = ("top_k", "seed")
 # What transformers takes None for: the step is left out.
 _OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
-_KNOWN = ("max_new_tokens", *_SAMPLING, "stop", "prompt_lookup")
+_KNOWN = ("max_new_tokens", *_SAMPLING, "stop", "prompt_lookup", "draft")
 _TRANSFORMERS = ("do_sample", "max_length", "eos_token_id", "pad_token_id", "prompt_lookup_num_tokens")
 # Names of transformers that change nothing with these values, and what to do for the others.
 _NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -48,7 +49,7 @@ _NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "prefix_allowed_tokens_fn": ((None,), "use model.structures"),
     "generation_config": ((None,), "give its values as options"),
     "streamer": ((None,), "use stream(), an iterator of text pieces"),
-    "assistant_model": ((None,), "use prompt_lookup, which needs no second model"),
+    "assistant_model": ((None,), "load the model with draft=, or use prompt_lookup, which needs no second model"),
     "use_cache": ((True, None), "the KV cache cannot be left out: drop it"),
     "return_dict_in_generate": ((False, None), "logits() gives scores; generate() gives ids or text alone"),
     "output_scores": ((False, None), "use logits()"),
@@ -168,7 +169,7 @@ def _output(rest: dict[str, Any], vocab: int) -> Output:
         raise RequestError("prompt_lookup and prompt_lookup_num_tokens are the same", "give one of them")
     name, value = guesses[0] if guesses else ("prompt_lookup", 0)
     count = _integer(name, value, 0, LOOKUP) or 0
-    output = replace(PLAIN, prompt_lookup=count)
+    output = replace(PLAIN, prompt_lookup=count, draft=_integer("draft", rest.pop("draft", None), 0, MOST))
     if "eos_token_id" not in rest:
         return output
     ends = rest.pop("eos_token_id")

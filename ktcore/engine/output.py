@@ -18,6 +18,7 @@ class Output:
     shown: control tokens that belong to the text, because something is read from them.
     prompt_lookup: most next tokens to guess from the text so far (`ktcore.engine.schedule.lookahead`); 0 guesses
         nothing, None leaves it to the server.
+    draft: most tokens that the model's drafter guesses at once; 0 none, None as many as it was loaded for.
     """
 
     stop_ids: frozenset[int] = frozenset()
@@ -27,6 +28,7 @@ class Output:
     pool: str | None = None
     shown: frozenset[int] = frozenset()
     prompt_lookup: int | None = None
+    draft: int | None = None
 
     def ends(self, own: frozenset[int]) -> frozenset[int]:
         """The ids that end the answer, of a model that has its `own`."""

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,7 @@ from ktcore.text.builder import TextBuilder
 
 if TYPE_CHECKING:
     from ktcore.engine.model import Model
+    from ktcore.engine.step.engine import Engine
 
 
 @dataclass
@@ -27,10 +28,13 @@ class Stats:
 
     Attributes:
         cached_tokens: of the prompt's, those that the prefix cache had.
+        guessed_tokens, right_tokens: next tokens that were guessed, and how many of the guesses were right.
     """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    right_tokens: int = 0
     new_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -77,8 +81,8 @@ class TextStream:
             pool=pool,
             top_logprobs=output.logprobs,
             guide=guide,
-            lookup=lookup(output),
             user=user,
+            **guessing(model.engine, output),
         )
         self._text = TextBuilder(model.tokenizer, stop, output.shown)
         self._pieces: list[str] = []
@@ -183,6 +187,7 @@ class TextStream:
     def _note_time(self) -> None:
         now = time.perf_counter()
         self.stats.new_tokens += 1
+        self.stats.guessed_tokens, self.stats.right_tokens = self._sequence.guessed, self._sequence.right
         if self.stats.new_tokens == 1:
             self.stats.cached_tokens = self._sequence.prefix.reused or 0
             self.stats.prefill_s = now - self._clock
@@ -191,6 +196,11 @@ class TextStream:
         self._clock = now
 
 
-def lookup(output: Output) -> PromptLookup | None:
-    """What guesses next tokens, where the output wants it."""
-    return PromptLookup(output.prompt_lookup) if output.prompt_lookup else None
+def guessing(engine: Engine, output: Output) -> dict[str, Any]:
+    """What guesses next tokens of a sequence, as the output wants it: `lookup` and `drafts` of `Sequence`.
+
+    Raises:
+        RequestError: more drafts are wanted than the engine makes.
+    """
+    lookup = PromptLookup(output.prompt_lookup) if output.prompt_lookup else None
+    return {"lookup": lookup, "drafts": None if output.pool else engine.drafts(output.draft)}

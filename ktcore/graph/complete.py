@@ -27,6 +27,8 @@ UNREAD = (
 )
 LAYER = re.compile(r"(?:language_model\.model\.|model\.language_model\.|model\.|)(?:layers|blk)\.(\d+)\.")
 FURTHER = "layers that predict further tokens"
+COPIES = "copies of embedding and head in layers that predict further tokens"
+COPY = re.compile(r"\.(?:embed_tokens|shared_head\.head|nextn\.embed_tokens|nextn\.shared_head_head)\.[a-z_]+$")
 # derived values that older files hold, and the second of two layouts of the same projection
 KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|attn_rot_embd\.|attn_kv_b\.weight$")
 
@@ -69,7 +71,7 @@ def part_of(graph: Graph, tensor: str) -> str:
     """Which part of the checkpoint that is not run a tensor belongs to; "" for none."""
     found = LAYER.match(tensor)
     if found and int(found[1]) >= len(graph.layers):
-        return FURTHER
+        return COPIES if COPY.search(tensor) else "" if graph.further else FURTHER
     return next((part for start, part in graph.left_out.items() if tensor.startswith(start)), "")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ktcore.graph.further import further_layer
 from ktcore.graph.maker import NodeMaker
-from ktcore.graph.node import Graph, Layer, Node
+from ktcore.graph.node import FurtherLayer, Graph, Layer, Node
+from ktcore.graph.settings import Settings
 from ktcore.graph.streams import Streams
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.linear import LinearSpec
@@ -23,13 +25,18 @@ def decoder_graph(
     streams: Streams | None = None,
     *,
     context: str = "max_position_embeddings",
+    further: tuple[Branch, Branch] | None = None,
 ) -> Graph:
     """The graph of a decoder whose layers are `attention` and `ffn`, between residual streams where it has such.
 
-    Layers beyond the configured number (multi-token prediction heads) are left out.
+    Layers beyond the configured number, which predict further tokens, are left out unless the settings want them.
 
     Args:
         context: key of config.json that says how many tokens the model was made for.
+        further: the branches of the first of those layers, of families that are known to have it.
+
+    Raises:
+        ArchitectureError: such a layer is wanted, and the family or the checkpoint has none.
     """
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
@@ -42,6 +49,8 @@ def decoder_graph(
         branches = attention(f"layers.{i}.attn", i), ffn(f"layers.{i}.ffn", i)
         return Layer(*(streams.around(branch) if streams else branch for branch in branches))
 
+    norm = streams.end() if streams else make.norm("norm", hidden, rms_eps(make))
+    drafts = further_layer(make, hidden, layers, norm, rms_eps(make), further) if settings.further else None
     return Graph(
         architecture=settings.architecture,
         family=family,
@@ -50,12 +59,20 @@ def decoder_graph(
         context_length=settings.integer(context, "context_length"),
         embed=embed,
         layers=tuple(layer(i) for i in range(layers)),
-        norm=streams.end() if streams else make.norm("norm", hidden, rms_eps(make)),
+        norm=norm,
         head=_head(make, vocab, hidden, embed),
         sampler=make.node("sampler", SamplingSpec(vocab)),
         streams=streams.count if streams else 1,
-        left_out={**settings.defaults.left_out, **(settings.wrapper.left_out if settings.wrapper else {})},
+        left_out=_left_out(settings, drafts),
+        further=drafts,
     )
+
+
+def _left_out(settings: Settings, further: FurtherLayer | None) -> dict[str, str]:
+    parts = {**settings.defaults.left_out, **(settings.wrapper.left_out if settings.wrapper else {})}
+    refs = [ref for root in further.roots() for ref in root.all_weights().values()] if further else []
+    run = [source for ref in refs for source in ref.sources]
+    return {start: part for start, part in parts.items() if not any(source.startswith(start) for source in run)}
 
 
 def rms_eps(make: NodeMaker) -> float:

@@ -25,6 +25,8 @@ def is_dense(make: NodeMaker, name: str, layer: int) -> bool:
     s = make.settings
     if s.gguf:
         return not make.has(f"{name}.router")
+    if layer >= s.layers():
+        return False  # it predicts further tokens: lists do not tell of it
     kinds = s.sequence("mlp_layer_types")
     if not kinds:
         return layer == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from ktcore.errors import ArchitectureError
 from ktcore.graph.defaults import ALWAYS
-from ktcore.graph.names import NameTable, TensorNames, layer_of
+from ktcore.graph.names import FURTHER, NameTable, TensorNames, layer_of
 from ktcore.graph.node import Node
 from ktcore.graph.settings import Settings
 from ktcore.ops.base import Spec
@@ -32,7 +32,7 @@ class NodeMaker:
         self.settings = settings
         whole = settings.wrapper
         where = (whole.model, whole.head) if whole else (model,)
-        self.names = TensorNames(settings.gguf, layer_table, *where)
+        self.names = TensorNames(settings.gguf, {**FURTHER, **layer_table}, *where)
         self.norm_offset = norm_offset
 
     def has(self, name: str, suffix: str = ".weight") -> bool:

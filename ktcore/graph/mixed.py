@@ -41,7 +41,7 @@ class OtherExperts:
         return ArchitectureError(f"{self.checkpoint.path} cannot give its experts to {base.path}: it {what}", hint)
 
 
-def join_experts(base: Checkpoint, other: Checkpoint) -> tuple[JoinedCheckpoint, Graph]:
+def join_experts(base: Checkpoint, other: Checkpoint, *, further: bool = False) -> tuple[JoinedCheckpoint, Graph]:
     """`base`'s graph with the experts of `other`, and the checkpoint that both are read through.
 
     `base` need not hold experts; `other` must be a whole model of the same family. Their kinds may differ.
@@ -50,12 +50,12 @@ def join_experts(base: Checkpoint, other: Checkpoint) -> tuple[JoinedCheckpoint,
         ArchitectureError: they are not of the same model, or `other` has no routed experts; both are named.
         CheckpointError: a tensor is missing.
     """
-    theirs = build_graph(other)
+    theirs = build_graph(other, further=further)
     nodes = {node.name: _renamed(node) for node in theirs.walk() if isinstance(node.spec, ExpertsSpec)}
     if not nodes:
         raise ArchitectureError(f"{other.path} has no routed experts to give to {base.path}")
     joined = JoinedCheckpoint(base, other)
-    graph = build_graph(joined, OtherExperts(other, nodes))
+    graph = build_graph(joined, OtherExperts(other, nodes), further=further)
     _check_same_model(graph, theirs, base, other)
     return joined, graph
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 NameTable = Mapping[str, tuple[str, str]]
 """Node name (within its layer, if it is in one) -> (Hugging Face name, GGUF name), both without suffix.
@@ -69,6 +70,14 @@ MOE: NameTable = {
     "ffn.shared.down": ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
 }
 
+FURTHER: NameTable = {
+    "further.embed_norm": ("enorm", "nextn.enorm"),
+    "further.hidden_norm": ("hnorm", "nextn.hnorm"),
+    "further.project": ("eh_proj", "nextn.eh_proj"),
+    "further.norm": ("shared_head.norm", "nextn.shared_head_norm"),
+}
+"""Of a layer that predicts further tokens, as DeepSeek and GLM name its parts."""
+
 SHARED_EXPERT: NameTable = {
     "ffn.shared.gate": ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
     "ffn.shared.up": ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
@@ -86,8 +95,26 @@ HYPER_CONNECTION: NameTable = {
 """DeepSeek-V4's; behind each comes _fn, _base or _scale, and in GGUF .weight."""
 
 
+@dataclass(frozen=True)
+class ApartLayers:
+    """Layers behind the model's own that hub folders hold under names of their own.
+
+    Attributes:
+        first: number of the first of them.
+        prefix: stands before the names of a layer's tensors, with "{}" for its number among them.
+        outside: node name within the layer -> whole name, of those that are not under `prefix`.
+    """
+
+    first: int
+    prefix: str
+    outside: Mapping[str, str]
+
+
 class TensorNames:
     """Looks names up for one kind of checkpoint.
+
+    Attributes:
+        apart: of hub folders alone; None where further layers are numbered on.
 
     Args:
         model, head: what stands for "model." and "lm_head" in hub folders whose language model is a part.
@@ -106,6 +133,7 @@ class TensorNames:
         if not gguf and "head" not in own:
             self._outside["head"] = head
         self._layer_table = layer_table
+        self.apart: ApartLayers | None = None
 
     def knows(self, node: str) -> bool:
         """Whether this kind of checkpoint has a name for it."""
@@ -118,7 +146,10 @@ class TensorNames:
         layer = layer_of(node)
         if layer is None:
             return self._outside[node]
-        name = self._layer_table[node.split(".", 2)[2]][self._column]
+        within = node.split(".", 2)[2]
+        name = self._layer_table[within][self._column]
+        if self.apart is not None and layer >= self.apart.first:
+            return self.apart.outside.get(within) or self.apart.prefix.format(layer - self.apart.first) + name
         return self._prefix.format(layer) + name if name else ""
 
 

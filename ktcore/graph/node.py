@@ -61,6 +61,29 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class FurtherLayer:
+    """A layer that predicts one token further than the model does (DeepSeek-V3, arXiv 2412.19437, section 2.2).
+
+    With h, the last hidden state of a token, and e, the embedding of the token behind it:
+    y = norm(layer(project([embed_norm(e); hidden_norm(norm of the model(h))]))); head of the model(y) are the logits of
+    the token after that, and y stands for h when the next one is predicted.
+
+    Attributes:
+        embed_norm, hidden_norm, project, norm: roots of the graph, as the layer's two branches are.
+    """
+
+    embed_norm: Node
+    hidden_norm: Node
+    project: Node
+    layer: Layer
+    norm: Node
+
+    def roots(self) -> Iterator[Node]:
+        """Its nodes in the order they run."""
+        yield from (self.embed_norm, self.hidden_norm, self.project, self.layer.attn, self.layer.ffn, self.norm)
+
+
+@dataclass(frozen=True)
 class Graph:
     """A whole model: x = embed(ids); x = ffn(attn(x)) a layer; logits = head(norm(x)).
 
@@ -71,6 +94,7 @@ class Graph:
         family: name of the base rule file ("llama", "qwen3_moe", "deepseek_v3").
         context_length: longest context the model was made for, in tokens.
         left_out: beginnings of tensors' names -> the part of the checkpoint that they belong to and that is not run.
+        further: the layer that predicts further tokens, where drafts are wanted of it; else such layers are left out.
     """
 
     architecture: str
@@ -85,6 +109,7 @@ class Graph:
     sampler: Node
     left_out: Mapping[str, str] = field(default_factory=dict)
     streams: int = 1
+    further: FurtherLayer | None = None
 
     def roots(self) -> Iterator[Node]:
         """Top-level nodes in the order they run."""
@@ -94,6 +119,8 @@ class Graph:
             yield layer.ffn
         yield self.norm
         yield self.head
+        if self.further is not None:
+            yield from self.further.roots()
         yield self.sampler
 
     def walk(self) -> Iterator[Node]:

@@ -32,6 +32,7 @@ class Settings:
         wrapper: what the language model is a part of, in hub folders; None where it is alone.
         experts: routed experts of another checkpoint, which take the place of this one's; or None.
         defaults: what absent keys mean, and null.
+        further: the layer that predicts further tokens is wanted, too.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Settings:
         section: Mapping[str, Any] | None = None,
         experts: OtherExperts | None = None,
         defaults: Defaults = EMPTY,
+        further: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.experts = experts
         self.defaults = defaults
+        self.further = further
         if section is not None and not isinstance(section, Mapping):
             raise ArchitectureError(f"{checkpoint.path}: {section!r} stands where an object of settings belongs")
         self.gguf = checkpoint.kind == "gguf"
@@ -72,13 +75,14 @@ class Settings:
                     f"{key} is {self.config[key]!r}, which architecture '{self.architecture}' is not known to do here",
                     f"known: {', '.join(repr(value) for value in known)}",
                 )
-        return Settings(self.checkpoint, self.config, self.experts, defaults)
+        return Settings(self.checkpoint, self.config, self.experts, defaults, self.further)
 
     def within(self, section: Any, defaults: Defaults | None = None) -> Settings:
         """Settings of a section (an object in config.json); ArchitectureError when it is something else."""
         if section is None:
             raise self.error("null stands where an object of settings belongs")
-        return Settings(self.checkpoint, section, self.experts, self.defaults if defaults is None else defaults)
+        table = self.defaults if defaults is None else defaults
+        return Settings(self.checkpoint, section, self.experts, table, self.further)
 
     def get(self, hf: str, gguf: str, *, without: Any = _NONE, derived: Any = _NONE, layer: int | None = None) -> Any:
         """The value of a hyper-parameter, or what the family's table says of its absence.

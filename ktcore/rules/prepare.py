@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktcore.backend.registry import Registry
+from ktcore.errors import CheckpointError
 from ktcore.graph.build import build_graph
 from ktcore.graph.mixed import join_experts
 from ktcore.graph.node import Graph
@@ -58,6 +59,7 @@ def prepare(
     opener: Callable[[Path], Checkpoint] = open_checkpoint,
     quantize_experts: str | None = None,
     packing: str | None = None,
+    further: bool = False,
 ) -> Prepared:
     """Plan a checkpoint without reading any tensor data; the caller closes `checkpoint`.
 
@@ -67,6 +69,7 @@ def prepare(
         experts_from: another checkpoint of the same model, whose routed experts are taken.
         quantize_experts: format that float routed experts are quantised to ("int4_g128"), whatever the rules say.
         packing: "compact" or "fast" wherever the rules have no such option.
+        further: take in the layer that predicts further tokens.
         opener: opens `path`; to plan without weights something else than usual.
 
     Raises:
@@ -78,10 +81,15 @@ def prepare(
     try:
         if experts_from is not None:
             others = open_checkpoint(experts_from)
+        if further and written is not None:
+            raise CheckpointError(
+                f"{path}: a converted model does not hold the layer that predicts further tokens",
+                "load the model that it was made from",
+            )
         if others is None:
-            graph = build_graph(checkpoint)
+            graph = build_graph(checkpoint, further=further)
         else:
-            checkpoint, graph = join_experts(checkpoint, others)
+            checkpoint, graph = join_experts(checkpoint, others, further=further)
         if written is not None:
             graph = quantized_graph(graph, written.quantized)
         if quantize_experts is not None:

@@ -81,6 +81,10 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def vocabulary(self) -> dict[str, int]:
+        """Ids of all tokens by their spelling, added ones included."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def is_control(self, token_id: int) -> bool:
         """Whether the token is control, not text: left out of decoding unless asked for."""
         return token_id in self._hidden

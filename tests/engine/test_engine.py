@@ -160,20 +160,40 @@ def test_guesses_change_no_answer_and_right_ones_save_steps(prompt: list[int], n
     assert made.scheduler.pages.free == made.scheduler.pages.total
 
 
-def test_no_guess_takes_a_page_that_another_answer_may_need() -> None:
-    made, seen = engine(context=24), 0
-    sequences = [asked([0] * 9, 3, lookup=PromptLookup(4)) for _ in range(2)]
+@pytest.mark.parametrize(("prompt", "context", "steps"), [(11, 32, 3), (11, 40, 2), (9, 24, 2)])
+def test_no_guess_takes_a_page_that_another_answer_may_need(prompt: int, context: int, steps: int) -> None:
+    made, seen = engine(context=context), 0  # pages to spare for nobody, for both, or none that are needed
+    sequences = [asked([0] * prompt, 3, lookup=PromptLookup(4)) for _ in range(2)]
     for sequence in sequences:
         made.add(sequence)
     while made.step():
         seen += 1
-    assert seen == 3
+    assert seen == steps
     assert [s.new_tokens for s in sequences] == [[0] * 3] * 2
 
 
-def test_recurrent_states_cannot_forget_a_guess_so_none_is_made() -> None:
-    made, sequence, seen = engine(States()), asked([0] * 9, 8, lookup=PromptLookup(4)), 0
+@pytest.mark.parametrize(
+    ("prompt", "new", "steps"),
+    [
+        ([0] * 9, 8, 5),  # right guesses save as many steps as elsewhere
+        ([1, 10, 20, 105, 1], 8, 7),  # after a wrong one the right ones before it run again, with the next token
+        ([1, 10, 50, 75, 1], 8, 8),
+    ],
+)
+def test_recurrent_states_go_back_behind_a_wrong_guess(prompt: list[int], new: int, steps: int) -> None:
+    made, sequence, seen = engine(States(), state_slots=2), asked(prompt, new, lookup=PromptLookup(4)), 0
     made.add(sequence)
     while made.step():
         seen += 1
-    assert (sequence.new_tokens, seen) == ([0] * 8, 8)
+    assert (sequence.new_tokens, seen) == (answer(prompt, new), steps)
+    slots = made.scheduler.slots
+    assert slots is not None
+    assert slots.free == slots.total == 2
+
+
+def test_a_guess_never_takes_the_states_that_another_sequence_needs() -> None:
+    made, sequences = engine(States(), state_slots=2), [asked([0] * 9, 4, lookup=PromptLookup(4)) for _ in range(3)]
+    run(made, *sequences)
+    assert [s.new_tokens for s in sequences] == [[0] * 4] * 3
+    assert all(s.guessed == 0 for s in sequences[:2])  # the third waited for them
+    assert made.guesses["lookup"].guessed == sequences[2].guessed > 0

@@ -11,9 +11,11 @@ import torch
 
 from ktcore.backend.runtime import GraphMode, HostCallbackMode
 from ktcore.engine.prefix.cache import ON_DEVICE
+from ktcore.engine.schedule.lookahead import PromptLookup
 from ktcore.engine.schedule.sequence import Sequence
 from ktcore.engine.step.decode_graph import SIZES, DecodeGraphs, graph_device
 from ktcore.engine.step.engine import Engine
+from ktcore.engine.step.scores import Scores
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.moe import ExpertsSpec
@@ -148,18 +150,37 @@ def step(count: int, tokens: int | None = None) -> StepBatch:
     )
 
 
+def scores_of(graphs: DecodeGraphs, asked: StepBatch) -> Scores | None:
+    found = graphs.run(asked)
+    return None if found is None else found[1]
+
+
+@pytest.mark.parametrize("part", [Pages, States])
+def test_guesses_are_checked_by_captured_steps_where_no_state_has_to_pass_from_token_to_token(part: type) -> None:
+    made, device = captured_engine(part(), context=256, state_slots=5)
+    prompts = [[0] * 9, [1, 1, 2, 4, 8, 16, 32, 64], [3]]
+    sequences = [Sequence(list(p), SamplingParams(temperature=0), 12, lookup=PromptLookup(4)) for p in prompts]
+    run(made, *sequences)
+    assert [s.new_tokens for s in sequences] == [answer(p, 12) for p in prompts]
+    assert made.guesses["lookup"].right > 8
+    assert made.graphs is not None
+    # three sequences run a token each, or up to five
+    assert (max(made.graphs.sizes) > 4) is (part is Pages)
+    assert device.replayed == (9 if part is Pages else 3)
+
+
 def test_steps_of_more_tokens_or_more_sequences_than_any_graph_run_plainly() -> None:
     made, device = captured_engine(Pages(), context=4 * 40)
     assert made.graphs is not None
-    assert made.graphs.scores(step(1, tokens=3)) is None
-    assert made.graphs.scores(step(SIZES[-1] + 1)) is None
+    assert made.graphs.run(step(1, tokens=3)) is None
+    assert made.graphs.run(step(SIZES[-1] + 1)) is None
     assert device.captured == 0
-    found = made.graphs.scores(step(SIZES[-1]))
+    found = scores_of(made.graphs, step(SIZES[-1]))
     assert found is not None
     assert found.likeliest()[3][0] == 3
     assert len(found.logits) == 32
     for count in (3, 9):
-        found = made.graphs.scores(step(count))
+        found = scores_of(made.graphs, step(count))
         assert found is not None
         assert len(found.logits) == count
     assert made.graphs.sizes == (4, 16, 32), "the next powers of two"
@@ -170,7 +191,7 @@ def test_errors_of_host_experts_come_with_a_replays_scores() -> None:
     failed = SimpleNamespace(error=None)
     device.tickets = (SimpleNamespace(error=None), failed)
     assert made.graphs is not None
-    scores = made.graphs.scores(step(1))
+    scores = scores_of(made.graphs, step(1))
     assert scores is not None
     scores.rows()
     failed.error = MemoryError("an expert failed")
@@ -178,7 +199,7 @@ def test_errors_of_host_experts_come_with_a_replays_scores() -> None:
         scores.rows()
     device.fails = MemoryError("an expert failed while capturing")
     with pytest.raises(MemoryError, match="while capturing"):
-        made.graphs.scores(step(2))
+        made.graphs.run(step(2))
 
 
 def test_a_refused_capture_says_what_to_do() -> None:
@@ -187,7 +208,7 @@ def test_a_refused_capture_says_what_to_do() -> None:
     object.__setattr__(model, "graph_device", "fast:0")
     model.allocate_pages(3, 4)
     with pytest.raises(BackendError, match=r"of 2 sequences cannot be captured on fast:0: .*not while") as caught:
-        DecodeGraphs(model, 2, None, 4, 2).scores(step(2))
+        DecodeGraphs(model, 2, None, 4, 2).run(step(2))
     assert "--no-graphs" in str(caught.value.hint)
     assert device.waited == 1
 

@@ -58,6 +58,9 @@ class States:
     def allocate_states(self, slots: int) -> None:
         self.memory = torch.full((slots, 1), -1000)
 
+    def copy_states(self, source: Sequence[int], target: Sequence[int]) -> None:
+        self.memory[list(target)] = self.memory[list(source)]
+
     def state_tensors(self) -> list[torch.Tensor]:
         return [self.memory]
 

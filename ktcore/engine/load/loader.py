@@ -16,9 +16,9 @@ from ktcore.engine.load.read_ahead import ReadAhead
 from ktcore.engine.load.room import room_for_weights
 from ktcore.engine.step.decode_graph import graph_device
 from ktcore.engine.step.devices import Devices
-from ktcore.engine.step.runner import LoadedModel
+from ktcore.engine.step.runner import LoadedFurther, LoadedModel
 from ktcore.errors import BackendError, KtcoreError
-from ktcore.graph.node import Node
+from ktcore.graph.node import FurtherLayer, Node
 from ktcore.ops.base import Spec
 from ktcore.ops.moe import ExpertsSpec, MoESpec, by_token
 from ktcore.rules.plan import Plan
@@ -39,12 +39,14 @@ def load_modules(
     progress: Progress | None = None,
     max_tokens: int | None = None,
     packed: PackedParts | None = None,
+    devices: Devices | None = None,
 ) -> LoadedModel:
     """Load every node of the plan with its chosen implementation.
 
     Args:
         max_tokens: most tokens of a step, which sizes the hand-off buffers; None: the plan's.
         packed: packed weights on disk, for the implementations that keep theirs there.
+        devices: of another loaded model, to be shared with it; who owns them closes them.
 
     Raises:
         BackendError: a device that the plan uses is not available here, with the backend's own reason.
@@ -58,7 +60,7 @@ def load_modules(
         packed.populate(room_for_weights())
     wanted = [{} if stored or node is graph.embed else node.all_weights() for node in graph.roots()]
     with ReadAhead(checkpoint, wanted) as ahead:
-        return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, most, packed, ahead))
+        return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, most, packed, ahead, devices))
 
 
 def _loaded_model(loader: _Loader) -> LoadedModel:
@@ -69,6 +71,7 @@ def _loaded_model(loader: _Loader) -> LoadedModel:
             layers=tuple((loader.root(layer.attn), loader.root(layer.ffn)) for layer in graph.layers),
             norm=loader.root(graph.norm),
             head=loader.root(graph.head),
+            further=loader.further(graph.further),
             sampler=loader.load(graph.sampler),
             early=frozenset(
                 i for i, layer in enumerate(graph.layers) if getattr(layer.ffn.spec, "early_router", False)
@@ -87,7 +90,8 @@ def _loaded_model(loader: _Loader) -> LoadedModel:
         loader.devices.synchronize()
         return model
     except BaseException:
-        loader.devices.close()
+        if loader.owns_devices:
+            loader.devices.close()
         raise
 
 
@@ -107,6 +111,7 @@ class _Loader:
         max_tokens: int,
         packed: PackedParts | None,
         ahead: ReadAhead,
+        devices: Devices | None = None,
     ) -> None:
         self.plan = plan
         self.checkpoint = checkpoint
@@ -115,7 +120,8 @@ class _Loader:
         self.max_tokens = max_tokens
         self.packed = packed
         self.ahead = ahead
-        self.devices = Devices(lambda device: registry.runtime(device, threads=threads))
+        self.owns_devices = devices is None
+        self.devices = devices or Devices(lambda device: registry.runtime(device, threads=threads))
         self.caches: list[CacheOwner] = []
         self.states: list[StateOwner] = []
         self.total = sum(node.nbytes for node in plan.graph.roots())
@@ -123,7 +129,11 @@ class _Loader:
         self.chain = DeferralChain()
         self.losses: dict[str, Loss] = {}
         self.expert_loads: dict[int, list[ExpertLoad]] = {}
-        moe_layers = [n.layer for n in plan.graph.walk() if isinstance(n.spec, ExpertsSpec)]
+        moe_layers = [
+            layer.attn.layer
+            for layer in plan.graph.layers
+            if any(isinstance(node.spec, ExpertsSpec) for node in layer.ffn.walk())
+        ]
         self.last_moe_layer = moe_layers[-1] if moe_layers else None
 
     def root(self, node: Node) -> Module:
@@ -132,6 +142,14 @@ class _Loader:
         module = self.load(node)
         device = self.devices.runtime(self.plan.choices[node.name].device).device
         return module if len(self.plan.devices) == 1 and device.type == "cpu" else Arriving(module, device)
+
+    def further(self, layer: FurtherLayer | None) -> LoadedFurther | None:
+        """The layer that predicts further tokens, where the graph has it."""
+        if layer is None:
+            return None
+        embed, hidden, project, attention, ffn, norm = (self.root(node) for node in layer.roots())
+        early = getattr(layer.layer.ffn.spec, "early_router", False)
+        return LoadedFurther(embed, hidden, project, attention, ffn, norm, early)
 
     def load(self, node: Node) -> Module:
         """A node with all of its parts."""
@@ -213,7 +231,11 @@ class _Loader:
         defer = choice.experts.defer if choice.experts else 0
         if not defer:
             return one_caller()
-        return DeferredExperts(one_caller(), one_caller(), self.chain, defer, last=node.layer == self.last_moe_layer)
+        return DeferredExperts(one_caller(), one_caller(), self.chain, defer, last=self._is_last(node))
+
+    def _is_last(self, experts: Node) -> bool:
+        """Whether no later layer of the same pass has experts; a layer behind the model's own is a pass by itself."""
+        return self.last_moe_layer is None or (experts.layer or 0) >= self.last_moe_layer
 
     def _reached(self, module: Module, spec: ExpertsSpec, device: str, caller: str) -> Module:
         """Experts on `device` as a branch on `caller` calls them."""

@@ -212,7 +212,7 @@ class PrefixCache:
             self._transfer.write_state(sequence.state_slot, found.state)
         for i in range(count):
             self._pages.register(sequence.pages[i], note.digests[i])
-        sequence.cached = count * size
+        sequence.cached = sequence.kept = count * size
         note.named = count
         note.fetching = None
         if note.reused is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from ktcore.backend.implementation import PageTensors, StateTensors
+from ktcore.backend.implementation import CacheOwner, PageTensors, StateTensors
 from ktcore.engine.step.runner import LoadedModel
 
 
@@ -16,20 +16,24 @@ class Transfer:
 
     Call it with the engine's streams current (`LoadedModel.running`).
 
+    Args:
+        beside: further caches with the same pages, of a model that drafts.
+
     Attributes:
         page_bytes: of one page, over all layers.
         state_bytes: of one sequence's states, over all layers; 0 where the model has none.
         obstacle: why pages cannot be moved, in words; empty where they can.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, beside: Sequence[CacheOwner] = ()) -> None:
         self._pages: list[torch.Tensor] = []
         self._states: list[torch.Tensor] = []
-        mute = [type(c).__name__ for c in model.caches if not isinstance(c, PageTensors)]
+        caches = (*model.caches, *beside)
+        mute = [type(c).__name__ for c in caches if not isinstance(c, PageTensors)]
         mute += [type(s).__name__ for s in model.states if not isinstance(s, StateTensors)]
         self.obstacle = f"{mute[0]} does not show its memory" if mute else ""
         if not mute:
-            self._pages = [t for c in model.caches if isinstance(c, PageTensors) for t in c.page_tensors()]
+            self._pages = [t for c in caches if isinstance(c, PageTensors) for t in c.page_tensors()]
             self._states = [t for s in model.states if isinstance(s, StateTensors) for t in s.state_tensors()]
         self.page_bytes = _row_bytes(self._pages)
         self.state_bytes = _row_bytes(self._states)

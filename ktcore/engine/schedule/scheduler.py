@@ -6,10 +6,8 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from ktcore.engine.prefix.cache import PrefixCache
+from ktcore.engine.schedule.batch import Span, step_batch
 from ktcore.engine.schedule.fairness import FairQueue
 from ktcore.engine.schedule.pages import PageAllocator
 from ktcore.engine.schedule.sequence import Finish, Sequence
@@ -28,8 +26,8 @@ class Scheduled:
 
     @property
     def decodes(self) -> bool:
-        """Whether every sequence runs its last token alone, behind others, and gives the next one."""
-        return not any(self.guesses) and all(s.decodes for s in self.sequences)
+        """Whether every sequence runs its last token, behind others, and guesses, and gives the next ones."""
+        return all(s.decodes and s.pending == 1 for s in self.sequences)
 
     @property
     def decoding(self) -> int:
@@ -39,7 +37,7 @@ class Scheduled:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of prompts."""
-        return sum(self.counts) - self.decoding
+        return sum(n for s, n in zip(self.sequences, self.counts, strict=True) if not s.decodes)
 
 
 class Scheduler:
@@ -90,7 +88,7 @@ class Scheduler:
         """
         self._admit()
         chosen = self._decoders()
-        budget = self.chunk - len(chosen)
+        budget = self.chunk - sum(count for _, count in chosen)
         if chosen and prompt_limit is not None:
             budget = min(budget, prompt_limit)
         taken = {id(s) for s, _ in chosen}
@@ -139,9 +137,28 @@ class Scheduler:
         if batch.sequences is self.apart:
             self.apart = ()
         for sequence, count in zip(batch.sequences, batch.counts, strict=True):
-            self.waiting.charge(sequence, count, drawn=sequence.decodes)
+            self.waiting.charge(sequence, 1 if sequence.decodes else count, drawn=sequence.decodes)
             sequence.cached += count
-            self.prefix.passed(sequence)
+            sequence.rewound = False
+            # states are behind the guesses by now: `checked` knows whether they are worth keeping
+            if sequence.spare_slot is None:
+                self.prefix.passed(sequence)
+
+    def checked(self, batch: Scheduled) -> None:
+        """Settle what became of the batch's guesses: states that ran wrong ones are given up for those before."""
+        for i, (sequence, count, guess) in enumerate(zip(batch.sequences, batch.counts, batch.guesses, strict=True)):
+            if sequence.spare_slot is None:
+                continue
+            assert self.slots is not None
+            assert sequence.state_slot is not None
+            begin = batch.step.context_lens[i] - len(guess) - count
+            if sequence.cached == begin + count + len(guess):
+                self.prefix.passed(sequence)
+            else:
+                sequence.state_slot, sequence.spare_slot = sequence.spare_slot, sequence.state_slot
+                sequence.cached, sequence.rewound = begin, True
+            self.slots.give_back([sequence.spare_slot])
+            sequence.spare_slot = None
 
     def retire(self) -> None:
         """Take the pages back from sequences that have ended."""
@@ -199,11 +216,13 @@ class Scheduler:
     def _decoders(self) -> list[tuple[Sequence, int]]:
         """Sequences that run their last token, with pages for it; they go first, so that prompts never hold them up."""
         chosen: list[tuple[Sequence, int]] = []
+        left = self.chunk
         for sequence in list(self.running):
             if sequence not in self.running or not sequence.decodes:
                 continue
-            if len(chosen) < self.chunk and self._grow(sequence, sequence.cached + 1):
-                chosen.append((sequence, 1))
+            if sequence.pending <= left and self._grow(sequence, len(sequence.tokens)):
+                chosen.append((sequence, sequence.pending))
+                left -= sequence.pending
         return [(s, n) for s, n in chosen if s in self.running]
 
     def _prompting(self) -> list[Sequence]:
@@ -244,7 +263,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
-        sequence.cached = 0
+        sequence.cached, sequence.rewound = 0, False
         sequence.preempted += 1
         self.preemptions += 1
         self.prefix.begin(sequence)
@@ -257,48 +276,43 @@ class Scheduler:
         self.prefix.leave(sequence)
         self.pages.give_back(sequence.pages)
         sequence.pages = []
-        if self.slots is not None and sequence.state_slot is not None:
-            self.slots.give_back([sequence.state_slot])
-            sequence.state_slot = None
+        if self.slots is not None:
+            self.slots.give_back([s for s in (sequence.state_slot, sequence.spare_slot) if s is not None])
+            sequence.state_slot = sequence.spare_slot = None
 
-    def _guess(self, sequence: Sequence, spare: int) -> tuple[int, ...]:
-        """Guessed tokens, never at another's cost: only with free pages, and not where a state would have to forget."""
-        if sequence.lookup is None or self.slots is not None:
-            return ()
-        room = min(spare, sequence.longest - len(sequence.tokens) - 1)
-        guess = sequence.lookup.guess(sequence.tokens, room) if room > 0 else []
-        missing = self.pages.needed(sequence.cached + 1 + len(guess)) - len(sequence.pages)
-        if missing > self.pages.free - len(self.running):
-            return ()
+    def hold_guesses(self, sequence: Sequence, most: int) -> int:
+        """How many tokens may be guessed behind a sequence's last one, at most `most`: it gets the pages for them.
+
+        Never at another's cost: only with free pages, and one is left for every sequence that runs.
+        """
+        count = min(most, sequence.longest - len(sequence.tokens) - 1)
+        if self.slots is not None and not self.prefix.off:  # states are kept for others where a page ends
+            count = min(count, -(len(sequence.tokens)) % self.pages.page_size)
+        free = max(0, self.pages.free - len(self.running))
+        count = min(count, (len(sequence.pages) + free) * self.pages.page_size - len(sequence.tokens))
+        if count <= 0:
+            return 0
+        missing = self.pages.needed(len(sequence.tokens) + count) - len(sequence.pages)
         if missing > 0:
             sequence.pages += self.pages.take(missing)
+        return count
+
+    def _guess(self, sequence: Sequence, spare: int) -> tuple[int, ...]:
+        """Guessed tokens, where nothing stands against checking some."""
+        if sequence.rewound or (self.slots is not None and (len(self.waiting) or not self.slots.free)):
+            return ()
+        room = min(spare, sequence.longest - len(sequence.tokens) - 1)
+        guess = sequence.guess(room) if room > 0 else []
+        guess = guess[: self.hold_guesses(sequence, len(guess))] if guess else []
+        if guess and self.slots is not None:
+            sequence.spare_slot = self.slots.take(1)[0]
         return tuple(guess)
 
     def _step(
         self, sequences: tuple[Sequence, ...], counts: tuple[int, ...], guesses: Iterable[tuple[int, ...]]
     ) -> StepBatch:
-        ids: list[int] = []
-        positions: list[int] = []
-        starts = [0]
-        contexts = []
-        ends = [s.cached + n + len(g) for s, n, g in zip(sequences, counts, guesses, strict=True)]
-        width = max(map(self.pages.needed, ends))
-        table = []
-        for sequence, count, guess, end in zip(sequences, counts, guesses, ends, strict=True):
-            ids += sequence.tokens[sequence.cached : sequence.cached + count]
-            ids += guess
-            positions += range(sequence.cached, end)
-            starts.append(len(ids))
-            contexts.append(end)
-            used = sequence.pages[: self.pages.needed(end)]
-            table.append(used + [-1] * (width - len(used)))
-        return StepBatch(
-            # by numpy: of short lists torch makes tensors several times as slowly
-            token_ids=torch.from_numpy(np.array(ids, np.int64)),
-            positions=torch.from_numpy(np.array(positions, np.int64)),
-            q_start=tuple(starts),
-            context_lens=tuple(contexts),
-            block_table=torch.from_numpy(np.array(table, np.int32)),
-            page_size=self.pages.page_size,
-            state_slots=tuple(s.state_slot for s in sequences if s.state_slot is not None),
-        )
+        spans = [
+            Span(s, [*s.tokens[s.cached : s.cached + n], *g], s.cached)
+            for s, n, g in zip(sequences, counts, guesses, strict=True)
+        ]
+        return step_batch(spans, self.pages.page_size)

@@ -8,6 +8,7 @@ from enum import Enum
 import torch
 
 from ktcore.engine.prefix.state import PrefixState
+from ktcore.engine.schedule.drafts import Drafts
 from ktcore.engine.schedule.lookahead import PromptLookup
 from ktcore.engine.schedule.pooling import Pool
 from ktcore.ops.sampling import SamplingParams
@@ -56,6 +57,12 @@ class Sequence:
         top_logprobs: how many of the likeliest tokens to note in `chosen` at each place; None notes nothing.
         user: whose it is, for fairness.
         lookup: guesses next tokens, where the request allows it.
+        drafts: what a drafter proposes, where the request allows it.
+        kept: how many of its tokens a drafting model has keys and values of.
+        guessed, right: tokens that were guessed so far, and how many of them were right.
+        by_drafter: the last guesses were its drafter's.
+        spare_slot: a copy of its recurrent states from before the guesses that are being checked.
+        rewound: its states are those before a wrong guess: the tokens since then run again, with the next step.
         arrival: its number in the order of arrival, as the scheduler gave it.
         preempted: how often it had to make room for others.
     """
@@ -79,6 +86,13 @@ class Sequence:
     chosen: list[Chosen] = field(default_factory=list)
     user: str = ""
     lookup: PromptLookup | None = None
+    drafts: Drafts | None = None
+    kept: int = 0
+    guessed: int = 0
+    right: int = 0
+    by_drafter: bool = False
+    spare_slot: int | None = None
+    rewound: bool = False
     arrival: int = 0
     preempted: int = 0
     prefix: PrefixState = field(default_factory=PrefixState)
@@ -99,8 +113,9 @@ class Sequence:
 
     @property
     def decodes(self) -> bool:
-        """Whether only its last token is left to run, behind others, to give the next one."""
-        return self.pending == 1 and self.cached > 0 and not self.all_logits
+        """Whether only its last token is left to run, behind others, to give the next one; with the few before it where
+        a wrong guess has cost its states."""
+        return (self.pending == 1 or self.rewound) and self.cached > 0 and not self.all_logits
 
     @property
     def new_tokens(self) -> list[int]:
@@ -111,6 +126,21 @@ class Sequence:
     def longest(self) -> int:
         """Most tokens that it can ever hold in the cache."""
         return self.prompt_len + self.max_new_tokens
+
+    def guess(self, most: int) -> list[int]:
+        """At most `most` tokens that may come next: what came before, or else what a drafter says."""
+        found = self.lookup.guess(self.tokens, most) if self.lookup is not None else []
+        self.by_drafter = not found and self.drafts is not None
+        if not found and self.drafts is not None:
+            found = self.drafts.guess(self.tokens, most)
+        return found
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Note how many of the last guesses were right."""
+        self.guessed += guessed
+        self.right += right
+        if self.lookup is not None and not self.by_drafter:
+            self.lookup.learn(guessed, right)
 
     def fail(self, error: Exception) -> None:
         """End it with an error of its own."""

@@ -7,6 +7,7 @@ the graph through `Mirrors`, and sequences that are not there run on a page and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -59,6 +60,7 @@ class _Captured:
     graph: DeviceGraph
     mirrors: Mirrors
     x: torch.Tensor
+    hidden: torch.Tensor
     logits: torch.Tensor
     tickets: list[HandOffTicket]
 
@@ -67,6 +69,19 @@ class _Captured:
         for ticket in self.tickets:
             if ticket.error is not None:
                 raise ticket.error
+
+
+def one_by_one(step: StepBatch) -> StepBatch:
+    """A step of as many sequences as it has tokens: each token the last one of its own, over pages that are shared."""
+    lengths = [end - begin for begin, end in pairwise(step.q_start)]
+    return StepBatch(
+        token_ids=step.token_ids,
+        positions=step.positions,
+        q_start=tuple(range(step.tokens + 1)),
+        context_lens=tuple((step.positions + 1).tolist()),
+        block_table=step.block_table.repeat_interleave(torch.tensor(lengths), 0),
+        page_size=step.page_size,
+    )
 
 
 class DecodeGraphs:
@@ -93,8 +108,12 @@ class DecodeGraphs:
         """Numbers of sequences that steps have been captured for."""
         return tuple(sorted(self._captured))
 
-    def scores(self, step: StepBatch) -> Scores | None:
-        """A row for each sequence of a decode step, in its order; None for a step of another kind.
+    def run(self, step: StepBatch) -> tuple[torch.Tensor, Scores] | None:
+        """Last hidden states float32 [n, hidden] and scores, a row for each sequence of a decode step, in its order;
+        None for a step of another kind. Both are valid until the next step.
+
+        A step that checks guesses is one, too, as `one_by_one` has it: each layer stores the keys and values of all its
+        rows before any of them attends.
 
         Call it with the engine's streams current (`LoadedModel.running`).
 
@@ -112,7 +131,7 @@ class DecodeGraphs:
         captured.x.copy_(self._model.embed(padded.token_ids))
         captured.mirrors.fill(padded, stream)
         captured.graph.replay(stream)
-        return Scores(captured.logits[: step.sequences], captured.check)
+        return captured.hidden[: step.sequences], Scores(captured.logits[: step.sequences], captured.check)
 
     def _capture(self, size: int) -> _Captured:
         model, runtime = self._model, self._model.devices.runtime(self._device)
@@ -125,7 +144,8 @@ class DecodeGraphs:
         found: list[torch.Tensor] = []
 
         def work() -> None:
-            found[:] = [model.head(model.norm(model.through_layers(x, step)))]
+            hidden = model.through_layers(x, step)
+            found[:] = [hidden, model.head(model.norm(hidden))]
 
         work()
         runtime.synchronize(stream)
@@ -137,7 +157,8 @@ class DecodeGraphs:
                 f"the decode step of {size} sequences cannot be captured on {self._device}: {describe(error)}",
                 "load the model without graphs (graphs=False, --no-graphs)",
             ) from error
-        return _Captured(graph, mirrors, x, found[0], model.devices.take_over())
+        hidden, logits = found
+        return _Captured(graph, mirrors, x, hidden, logits, model.devices.take_over())
 
     def _idle(self, size: int, position: int, mirrors: Mirrors | None) -> StepBatch:
         """A step of sequences that nobody asked for, all on the scratch page."""

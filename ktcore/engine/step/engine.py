@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import torch
 
 from ktcore.engine.prefix.cache import PrefixCache, PrefixOptions
 from ktcore.engine.prefix.transfer import Transfer
+from ktcore.engine.schedule.drafts import Drafts
 from ktcore.engine.schedule.pace import LEAST, Pace
 from ktcore.engine.schedule.pages import PageAllocator
 from ktcore.engine.schedule.scheduler import Scheduled, Scheduler
 from ktcore.engine.schedule.sequence import Finish, Sequence
-from ktcore.engine.step.decode_graph import DecodeGraphs
+from ktcore.engine.step.decode_graph import DecodeGraphs, one_by_one
+from ktcore.engine.step.drafter import LOOKUP, Drafting, Tally
 from ktcore.engine.step.prompt_pass import PromptPass
 from ktcore.engine.step.runner import LoadedModel
 from ktcore.engine.step.sampler import draw
+from ktcore.engine.step.scores import Scores
 from ktcore.errors import ContextError, LogitsError, RequestError
 from ktcore.placement.memory import STATE_SLOTS, STEP_TOKENS
 
@@ -32,8 +36,11 @@ class Engine:
         graphs: capture decode steps as device graphs where the model allows it (`LoadedModel.no_graphs` says why not).
         prefix: what prompts that begin alike share; None shares nothing.
         identity: names model and plan, for prefixes on disk.
+        drafting: what proposes next tokens; None: nothing does, beyond what sequences look up themselves.
 
     Attributes:
+        drafter: proposes next tokens, where it was asked for one.
+        guesses: how many tokens were guessed since the start, by what guessed them.
         pace: bounds what prompts may add to a step beside sequences that decode; None: nothing but the chunk does.
     """
 
@@ -48,6 +55,7 @@ class Engine:
         graphs: bool = True,
         prefix: PrefixOptions | None = None,
         identity: str = "",
+        drafting: Drafting | None = None,
     ) -> None:
         self.model = model
         self.pace: Pace | None = None
@@ -58,6 +66,9 @@ class Engine:
         captures = int(graphs and model.graph_device is not None)
         # captured steps need a page, and a state, that no sequence owns
         model.allocate_pages(pages + captures, page_size)
+        small = None if drafting is None else drafting.caches
+        if small is not None:
+            small.allocate_pages(pages + captures, page_size)
         slots = None
         if model.states:
             model.allocate_states(state_slots + captures)
@@ -66,8 +77,12 @@ class Engine:
         if captures:
             self.graphs = DecodeGraphs(model, pages, state_slots if model.states else None, page_size, pages)
         allocator = PageAllocator(pages, page_size)
-        self.prefix = PrefixCache(allocator, Transfer(model), prefix, slots is not None, identity)
+        self.prefix = PrefixCache(
+            allocator, Transfer(model, small.caches if small else ()), prefix, slots is not None, identity
+        )
         self.scheduler = Scheduler(allocator, self.prefix, chunk, slots, long_chunk)
+        self.drafter = None if drafting is None else drafting.make(model, self.scheduler)
+        self.guesses = {name: Tally() for name in (LOOKUP, *([self.drafter.name] if self.drafter else []))}
 
     def check(self, sequence: Sequence) -> None:
         """Refuse what can never run; any thread may ask.
@@ -84,6 +99,21 @@ class Engine:
                 f"the prompt has {sequence.prompt_len} tokens, the context holds {self.context}",
                 "shorten it, or load the model with a larger context= (--context)",
             )
+
+    def drafts(self, most: int | None) -> Drafts | None:
+        """For a sequence that takes the drafter's proposals, at most so many at once; None: as many as it makes.
+
+        Raises:
+            RequestError: more than it makes.
+        """
+        made = 0 if self.drafter is None else self.drafter.most
+        if most is not None and most > made:
+            raise RequestError(
+                f"draft={most}: this model drafts {made or 'no'} tokens",
+                "load it with draft= (--draft), for so many" if not made else "ask for fewer",
+            )
+        count = made if most is None else most
+        return Drafts(count) if count else None
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
@@ -171,15 +201,40 @@ class Engine:
         return done
 
     def _run(self, batch: Scheduled) -> None:
-        scores = self.graphs.scores(batch.step) if self.graphs is not None and batch.decodes else None
-        if scores is not None:
+        spare = [(s.state_slot, s.spare_slot) for s in batch.sequences if s.state_slot is not None]
+        self.model.copy_states([(slot, copy) for slot, copy in spare if copy is not None])
+        captured = self._captured(batch)
+        if captured is not None:
+            hidden, scores = captured
             self.scheduler.ran(batch)
-            draw(self.model.sampler, batch.sequences, scores)
-            self.prefix.commit(batch.sequences)
+            draw(self.model.sampler, batch.sequences, scores, batch.guesses)
+            self._drawn(batch, hidden, batch.sequences)
         else:
             hidden = self.model.hidden(batch.step)
             self.scheduler.ran(batch)
             self._sample(batch, hidden)
+
+    def _captured(self, batch: Scheduled) -> tuple[torch.Tensor, Scores] | None:
+        if self.graphs is None or not batch.decodes:
+            return None
+        if not any(batch.guesses):
+            return self.graphs.run(batch.step)
+        # rows of one sequence would each take the state that the row before has yet to leave
+        return None if self.model.states else self.graphs.run(one_by_one(batch.step))
+
+    def _drawn(self, batch: Scheduled, hidden: torch.Tensor, ready: Iterable[Sequence]) -> None:
+        """Settle what a step has brought, and have the drafter follow it."""
+        ends = [sequence.cached for sequence in batch.sequences]
+        lengths = batch.step.context_lens
+        for sequence, guess, end, length in zip(batch.sequences, batch.guesses, ends, lengths, strict=True):
+            if guess:
+                tally = self.guesses[self.drafter.name if sequence.by_drafter and self.drafter else LOOKUP]
+                tally.guessed += len(guess)
+                tally.right += end - (length - len(guess))
+        self.scheduler.checked(batch)
+        self.prefix.commit(ready)
+        if self.drafter is not None:
+            self.drafter.follow(batch, hidden, ends)
 
     def _sample(self, batch: Scheduled, hidden: torch.Tensor) -> None:
         rows: list[int] = []
@@ -203,8 +258,7 @@ class Engine:
                 rows += range(end - 1 - len(batch.guesses[i]), end)
                 ready.append(sequence)
                 guesses.append(batch.guesses[i])
-        if not ready:
-            return
-        last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
-        draw(self.model.sampler, ready, self.model.scores(last), guesses)
-        self.prefix.commit(ready)
+        if ready:
+            last = hidden if len(rows) == hidden.shape[0] else hidden[rows]
+            draw(self.model.sampler, ready, self.model.scores(last), guesses)
+        self._drawn(batch, hidden, ready)

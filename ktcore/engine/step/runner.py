@@ -17,6 +17,23 @@ from ktcore.weights.quantize import Loss
 
 
 @dataclass(frozen=True)
+class LoadedFurther:
+    """The modules of the layer that predicts further tokens (`ktcore.graph.node.FurtherLayer`).
+
+    Attributes:
+        early: its FFN also takes the layer's input.
+    """
+
+    embed_norm: Callable[[torch.Tensor], torch.Tensor]
+    hidden_norm: Callable[[torch.Tensor], torch.Tensor]
+    project: Callable[[torch.Tensor], torch.Tensor]
+    attention: Callable[..., torch.Tensor]
+    ffn: Callable[..., torch.Tensor]
+    norm: Callable[[torch.Tensor], torch.Tensor]
+    early: bool = False
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """Modules in the graph's order, and those among them that own KV pages or recurrent states.
 
@@ -44,6 +61,7 @@ class LoadedModel:
     """Layer -> modules that count what its experts are given."""
     told: frozenset[int] = frozenset()
     """Layers whose FFN also takes the step, for a router that goes by token ids."""
+    further: LoadedFurther | None = None
 
     def running(self) -> AbstractContextManager[None]:
         """Within the context, work goes to the streams that the hand-offs are ordered by."""
@@ -62,6 +80,22 @@ class LoadedModel:
             x = attention(x, step)
             x = ffn(x, *before)
         return x
+
+    def further_states(self, normed: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        """States float32 [T, hidden] from which the head predicts the token behind each of the step's tokens.
+
+        Args:
+            normed: float32 [T, hidden], of the token before each: its last hidden state behind the final norm, or what
+                this gave for it.
+        """
+        further = self.further
+        assert further is not None, "the model was loaded without it"
+        self.deferred.owed = None
+        embedded, hidden = further.embed_norm(self.embed(step.token_ids)), further.hidden_norm(normed)
+        x = further.project(torch.cat((embedded.to(hidden.device), hidden), dim=-1))
+        y = further.attention(x, step)
+        y = further.ffn(y, *((x,) if further.early else ()))
+        return further.norm(y)
 
     @property
     def interruptible(self) -> bool:
@@ -102,6 +136,11 @@ class LoadedModel:
         with self.running():
             for state in self.states:
                 state.allocate_states(slots)
+
+    def copy_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy recurrent states from slot to slot, of every layer."""
+        for state in self.states if pairs else ():
+            state.copy_states([source for source, _ in pairs], [target for _, target in pairs])
 
     def close(self) -> None:
         """Release the devices."""

@@ -59,8 +59,7 @@ def draw(
             right += 1
         at += 1 + len(guess)
         sequence.cached += right
-        if sequence.lookup is not None:
-            sequence.lookup.learn(len(guess), right)
+        sequence.learn(len(guess), right)
 
 
 def _append(

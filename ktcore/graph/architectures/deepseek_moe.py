@@ -37,7 +37,8 @@ def deepseek_ffn(make: NodeMaker, *, listed: bool = False, routing: Routing | No
     shared = settings.integer("n_shared_experts", "expert_shared_count", least=0)
 
     def ffn(name: str, layer: int) -> Node:
-        if is_dense(make, name, layer) if listed else dense[layer]:
+        # layers that predict further tokens come behind those that lists tell of, and have experts
+        if is_dense(make, name, layer) if listed else dense[layer : layer + 1] == [True]:
             width = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
             return make.mlp(name, hidden, width, eps=rms_eps(make))
         width = settings.integer("moe_intermediate_size", "expert_feed_forward_length", layer=layer)

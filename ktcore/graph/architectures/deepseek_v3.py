@@ -123,7 +123,8 @@ def _build(settings: Settings, temperature: Temperature | None = None, *, listed
     def attention(name: str, layer: int) -> Node:
         return mla_node(make, name, temperature=temperature)
 
-    return decoder_graph(make, "deepseek_v3", attention, deepseek_ffn(make, listed=listed))
+    ffn = deepseek_ffn(make, listed=listed)
+    return decoder_graph(make, "deepseek_v3", attention, ffn, further=(attention, ffn))
 
 
 def gguf_temperature(s: Settings) -> Temperature | None:

@@ -11,7 +11,7 @@ from ktcore.graph.defaults import DERIVED, Defaults
 from ktcore.graph.gating import SIGMOID
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import INDEXER, MLA, MOE
-from ktcore.graph.node import Graph
+from ktcore.graph.node import Graph, Node
 from ktcore.graph.settings import Settings
 from ktcore.ops.rope import Pairing
 
@@ -122,9 +122,16 @@ def build_glm_dsa(settings: Settings) -> Graph:
 def _build(settings: Settings, pairing: Pairing, kinds: Sequence[str]) -> Graph:
     make = NodeMaker(settings, {**MLA, **INDEXER, **MOE})
     attention = [Sparse(pairing if kind == FULL else None) for kind in kinds]
-    return decoder_graph(
-        make, "deepseek_sparse", lambda name, layer: mla_node(make, name, sparse=attention[layer]), deepseek_ffn(make)
-    )
+    ffn = deepseek_ffn(make)
+
+    def sparse(name: str, layer: int) -> Node:
+        return mla_node(make, name, sparse=attention[layer])
+
+    def further(name: str, layer: int) -> Node:
+        # an indexer of its own, where the file holds it: the choice of the model's last layer is of another text
+        return mla_node(make, name, sparse=Sparse(pairing) if make.has(f"{name}.indexer.q") else None)
+
+    return decoder_graph(make, "deepseek_sparse", sparse, ffn, further=(further, ffn))
 
 
 def _pairing(s: Settings) -> Pairing:

@@ -53,4 +53,5 @@ def build_glm4_moe(settings: Settings) -> Graph:
     def attention(name: str, layer: int) -> Node:
         return gqa_node(make, name, layer, "half", qk_norm=qk_norm, partial=True)
 
-    return decoder_graph(make, "gqa_moe", attention, deepseek_ffn(make))
+    ffn = deepseek_ffn(make)
+    return decoder_graph(make, "gqa_moe", attention, ffn, further=(attention, ffn))

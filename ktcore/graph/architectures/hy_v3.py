@@ -15,6 +15,7 @@ from ktcore.graph.settings import Settings
 NAMES: NameTable = {
     "ffn.router": ("mlp.router.gate", "ffn_gate_inp"),
     "ffn.router.bias": ("mlp.expert_bias", "exp_probs_b"),  # alone of all families without a suffix
+    "further.norm": ("final_layernorm", "nextn.shared_head_norm"),
     "ffn.shared.gate": ("mlp.shared_mlp.gate_proj", "ffn_gate_shexp"),
     "ffn.shared.up": ("mlp.shared_mlp.up_proj", "ffn_up_shexp"),
     "ffn.shared.down": ("mlp.shared_mlp.down_proj", "ffn_down_shexp"),
@@ -71,4 +72,4 @@ def build_hy_v3(settings: Settings) -> Graph:
         shared = settings.integer("", "expert_shared_feed_forward_length", without=shared)
         return moe_node(make, name, hidden, width, rms_eps(make), routing, shared)
 
-    return decoder_graph(make, "gqa_moe", attention, ffn)
+    return decoder_graph(make, "gqa_moe", attention, ffn, further=(attention, ffn))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ktcore.graph.architectures.qwen3_next import NAMES, is_delta_net
-from ktcore.graph.attention import gqa_node
+from ktcore.graph.architectures.qwen3_next import NAMES, full_attention, is_delta_net
 from ktcore.graph.decoder import Branch, decoder_graph, rms_eps
 from ktcore.graph.defaults import Defaults
 from ktcore.graph.delta_net import SPLIT_DELTA_NET, delta_net_node
@@ -68,7 +67,8 @@ def build_qwen3_5(settings: Settings) -> Graph:
         width = make.settings.integer("intermediate_size", "feed_forward_length", layer=layer)
         return make.mlp(name, hidden, width, eps=eps)
 
-    return decoder_graph(make, "qwen3_5", _attention(make), ffn)
+    full = full_attention(make)
+    return decoder_graph(make, "qwen3_5", _attention(make, full), ffn, further=(full, ffn))
 
 
 def build_qwen3_5_moe(settings: Settings) -> Graph:
@@ -88,7 +88,8 @@ def build_qwen3_5_moe(settings: Settings) -> Graph:
         shared = s.integer("shared_expert_intermediate_size", "expert_shared_feed_forward_length")
         return moe_node(make, name, hidden, width, eps, routing, shared, shared_gate=True)
 
-    return decoder_graph(make, "qwen3_next", _attention(make), ffn)
+    full = full_attention(make)
+    return decoder_graph(make, "qwen3_next", _attention(make, full), ffn, further=(full, ffn))
 
 
 def _maker(settings: Settings) -> NodeMaker:
@@ -96,13 +97,13 @@ def _maker(settings: Settings) -> NodeMaker:
     return NodeMaker(settings, names, norm_offset=0.0 if settings.gguf else 1.0)
 
 
-def _attention(make: NodeMaker) -> Branch:
+def _attention(make: NodeMaker, full: Branch) -> Branch:
     """The three sections of the rotary embedding have equal positions in text: it is the plain one."""
 
     def attention(name: str, layer: int) -> Node:
         if is_delta_net(make, name, layer):
             # converters put value heads in another order, so that llama.cpp can repeat key heads as a whole
             return delta_net_node(make, name, tiled=make.settings.gguf)
-        return gqa_node(make, name, layer, "half", qk_norm=True, partial=True, gate=True)
+        return full(name, layer)
 
     return attention

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from ktcore.graph.architectures.qwen3_moe import has_experts
 from ktcore.graph.attention import gqa_node
-from ktcore.graph.decoder import decoder_graph, rms_eps
+from ktcore.graph.decoder import Branch, decoder_graph, rms_eps
 from ktcore.graph.defaults import DERIVED, Defaults
 from ktcore.graph.delta_net import DELTA_NET, delta_net_node
 from ktcore.graph.experts import Routing, moe_node
 from ktcore.graph.maker import NodeMaker
-from ktcore.graph.names import ATTENTION, MOE, SHARED_EXPERT, NameTable
+from ktcore.graph.names import ATTENTION, MOE, SHARED_EXPERT, ApartLayers, NameTable
 from ktcore.graph.node import Graph, Node
 from ktcore.graph.settings import Settings
 
 # GGUF's name of the norm before the FFN sounds like one after attention
 NAMES: NameTable = {"ffn.norm": ("post_attention_layernorm", "post_attention_norm")}
+
+FURTHER = {
+    "further.embed_norm": "mtp.pre_fc_norm_embedding",
+    "further.hidden_norm": "mtp.pre_fc_norm_hidden",
+    "further.project": "mtp.fc",
+    "further.norm": "mtp.norm",
+}
+"""Names of hub folders outside of the layer that predicts further tokens."""
 
 DEFAULTS = Defaults(
     hub={
@@ -68,10 +76,10 @@ def build_qwen3_next(settings: Settings) -> Graph:
         scale=settings.number("", "expert_weights_scale", without=1.0) or 1.0,
     )
 
+    full = full_attention(make)
+
     def attention(name: str, layer: int) -> Node:
-        if is_delta_net(make, name, layer):
-            return delta_net_node(make, name)
-        return gqa_node(make, name, layer, "half", qk_norm=True, partial=True, gate=True)
+        return delta_net_node(make, name) if is_delta_net(make, name, layer) else full(name, layer)
 
     def ffn(name: str, layer: int) -> Node:
         dense = settings.integer("intermediate_size", "feed_forward_length", layer=layer)
@@ -81,7 +89,14 @@ def build_qwen3_next(settings: Settings) -> Graph:
         shared = settings.integer("shared_expert_intermediate_size", "expert_shared_feed_forward_length", derived=dense)
         return moe_node(make, name, hidden, width, rms_eps(make), routing, shared, shared_gate=True)
 
-    return decoder_graph(make, "qwen3_next", attention, ffn)
+    return decoder_graph(make, "qwen3_next", attention, ffn, further=(full, ffn))
+
+
+def full_attention(make: NodeMaker) -> Branch:
+    """The branch of layers that are no delta net, such as the one that predicts further tokens."""
+    if not make.settings.gguf:
+        make.names.apart = ApartLayers(make.settings.layers(), "mtp.layers.{}.", FURTHER)
+    return lambda name, layer: gqa_node(make, name, layer, "half", qk_norm=True, partial=True, gate=True)
 
 
 def is_delta_net(make: NodeMaker, name: str, layer: int) -> bool:
