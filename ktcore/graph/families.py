@@ -21,6 +21,7 @@ from ktcore.graph.architectures.dots1 import build_dots1
 from ktcore.graph.architectures.ernie4_5_moe import build_ernie4_5_moe
 from ktcore.graph.architectures.glm4 import build_glm4
 from ktcore.graph.architectures.glm4_moe import build_glm4_moe
+from ktcore.graph.architectures.glm5_next import build_glm5_next
 from ktcore.graph.architectures.gpt_oss import build_gpt_oss
 from ktcore.graph.architectures.hy_v3 import build_hy_v3
 from ktcore.graph.architectures.kimi_linear import build_kimi_linear
@@ -65,6 +66,7 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "solar_open": build_solar_open,
     "deepseek_v32": build_deepseek_v32,
     "glm_moe_dsa": build_glm_moe_dsa,
+    "glm5_next_text": build_glm5_next,
     "kimi_linear": build_kimi_linear,
     "deepseek_v4": build_deepseek_v4,
     "qwen3_next": build_qwen3_next,
@@ -93,6 +95,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "dots1": build_dots1,
     "deepseek32": build_deepseek32,
     "glm-dsa": build_glm_dsa,
+    "glm5-next": build_glm5_next,
     "kimi-linear": build_kimi_linear,
     "deepseek4": build_deepseek_v4,
     "qwen3next": build_qwen3_next,

@@ -46,6 +46,12 @@ INDEXER: NameTable = {
     "attn.indexer.weights": ("self_attn.indexer.weights_proj", "indexer.proj"),
 }
 
+POOLS: NameTable = {
+    "attn.indexer.gate": ("self_attn.indexer.index_kpool_compress_gate", "indexer_compressor_gate"),
+    "attn.indexer.ape": ("self_attn.indexer.index_kpool_compress_ape", "indexer_compressor_ape"),
+}
+"""Of pooled index keys; behind them comes .weight in GGUF, and nothing in hub folders."""
+
 MLP: NameTable = {
     "ffn.norm": ("post_attention_layernorm", "ffn_norm"),
     "ffn.gate": ("mlp.gate_proj", "ffn_gate"),

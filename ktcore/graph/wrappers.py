@@ -52,6 +52,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
             "deepseek_v3", tied=True, left_out={"vision_tower.": "the image part", "mm_projector.": "the image part"}
         ),
         "mistral3": Wrapper("mistral", tied=True),
+        "glm5_next": replace(QWEN, text="glm5_next_text"),
         "qwen3_5": replace(QWEN, text="qwen3_5_text"),
         "qwen3_5_moe": replace(QWEN, text="qwen3_5_moe_text"),
     }

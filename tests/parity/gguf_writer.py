@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from . import gguf_hybrids
+from . import gguf_hybrids, glm5_next
 
 Layout = Literal["split", "fused", "both"]
 """Of latent attention: k_b and v_b (new files), kv_b (old files), all three with the split ones folded to 2-D."""
 
-IN_32_BITS = ("_norm.", "ffn_gate_inp", "ssm_conv1d")
+IN_32_BITS = ("_norm.", "ffn_gate_inp", "ssm_conv1d", "hc_attn_", "hc_ffn_", "indexer_compressor_")
 """Matrices that converters keep in float32."""
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -39,14 +39,16 @@ ARCHITECTURES = {
     "dots1": gguf.MODEL_ARCH.DOTS1,
     "hy_v3": gguf.MODEL_ARCH.DOTS1,  # which has the same tensors; the gguf package does not know it
     "kimi_linear": gguf.MODEL_ARCH.KIMI_LINEAR,
+    "glm5_next_text": gguf.MODEL_ARCH.KIMI_LINEAR,  # whose tensors it has, beside those of GLM-5 and DeepSeek-V4
     "deepseek_v32": gguf.MODEL_ARCH.GLM_DSA,
     "glm_moe_dsa": gguf.MODEL_ARCH.GLM_DSA,
     **gguf_hybrids.ARCHITECTURES,
 }
 
 
-NAMES = {"deepseek_v32": "deepseek32", "hy_v3": "hy_v3"}
+NAMES = {"deepseek_v32": "deepseek32", "hy_v3": "hy_v3", "glm5_next_text": "glm5-next"}
 """Of architectures that the gguf package does not know; their tensors have the names of the one above."""
+DELTA = ("kimi_linear", "glm5_next_text")
 WITH_PREDICTION = ("glm4_moe", "glm_moe_dsa")
 
 
@@ -159,6 +161,8 @@ def _latent(w: gguf.GGUFWriter, c: PreTrainedConfig, layout: Layout) -> None:
         w.add_head_count_kv([int(kind != "linear_attention") for kind in c.layer_types])
         w.add_ssm_conv_kernel(c.linear_conv_kernel_dim)
         w.add_kda_head_dim(c.linear_head_dim)
+    if c.model_type == "glm5_next_text":
+        glm5_next.add_keys(w, c)
     _deepseek_experts(w, c)
 
 
@@ -166,13 +170,18 @@ def _sharing(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     w.add_array(f"{w.arch}.attention.indexer.types", [kind == "full" for kind in c.indexer_types])
 
 
+def _leading_dense(c: PreTrainedConfig) -> int:
+    kinds = getattr(c, "mlp_layer_types", None) or []
+    return int(getattr(c, "first_k_dense_replace", None) or kinds.count("dense") or 1)
+
+
 def _deepseek_experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
-    w.add_leading_dense_block_count(getattr(c, "first_k_dense_replace", 1))
+    w.add_leading_dense_block_count(_leading_dense(c))
     w.add_expert_shared_count(c.n_shared_experts)
     if c.model_type != "deepseek_v2":
         w.add_expert_weights_norm(c.norm_topk_prob)
     # written from a key that these configurations do not have
-    if c.model_type not in ("deepseek_v2", "glm4_moe_lite", "mistral4"):
+    if c.model_type not in ("deepseek_v2", "glm4_moe_lite", "mistral4", "glm5_next_text"):
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if c.n_group:
         w.add_expert_group_count(c.n_group)
@@ -223,7 +232,8 @@ def _rope(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 
 def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
     c = model.config
-    maps = [gguf.get_tensor_name_map(a, c.num_hidden_layers) for a in (arch, gguf.MODEL_ARCH.LLAMA)]
+    known = (arch, gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.GLM_DSA)
+    maps = [gguf.get_tensor_name_map(a, c.num_hidden_layers) for a in known]
     if hasattr(c, "rope_parameters") and c.rope_parameters["rope_type"] == "llama3":
         theta, d = c.rope_parameters["rope_theta"], c.head_dim
         yield "rope_freqs.weight", theta ** -(torch.arange(0, d, 2) / d) / model.model.rotary_emb.inv_freq
@@ -232,7 +242,7 @@ def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> I
             continue
         for hf, out in _converted(c, name, value, layout):
             names = (m.get_name(hf, try_suffixes=(".weight", ".bias")) for m in maps)
-            found = next(n for n in names if n)
+            found = next(n for n in names if n) if hf.startswith(("model.", "lm_head.")) else hf
             yield found.replace("exp_probs_b.bias", "exp_probs_b") if c.model_type == "hy_v3" else found, out
     if c.model_type in WITH_PREDICTION:  # of the prediction layer, which is not run
         yield f"blk.{c.num_hidden_layers}.nextn.enorm.weight", torch.ones(c.hidden_size)
@@ -275,6 +285,8 @@ def _converted(
             name,
             value.view(heads, 2, value.shape[0] // heads // 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape),
         )
+    elif "_hc." in name:
+        yield glm5_next.gguf_name(name), value
     elif name.endswith("experts.gate_up_proj"):
         stem, half = name.removesuffix("gate_up_proj"), value.shape[1] // 2
         yield f"{stem}gate_proj.weight", value[:, :half]
@@ -283,7 +295,7 @@ def _converted(
         yield name, value[0]
     elif name.endswith("experts.down_proj"):
         yield f"{name}.weight", value
-    elif ".self_attn." in name and c.model_type == "kimi_linear" and not name.endswith("kv_b_proj.weight"):
+    elif ".self_attn." in name and c.model_type in DELTA and not name.endswith("kv_b_proj.weight"):
         yield from _delta(name.replace("forget_gate.", ""), value)
     elif name.endswith("kv_b_proj.weight"):
         yield from _up_projections(c, name, value, layout)
@@ -297,7 +309,9 @@ def _converted(
 
 def _delta(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Kimi delta attention: convolutions apart, with axes of 1 before and between; the rates themselves."""
-    if name.endswith("conv1d.weight"):
+    if "kpool_compress" in name:
+        yield glm5_next.gguf_name(name), value
+    elif name.endswith("conv1d.weight"):
         for role, part in zip("qkv", value.chunk(3), strict=True):
             yield name.replace("conv1d", f"{role}_conv1d"), part[None]
     elif name.endswith("A_log"):

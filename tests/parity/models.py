@@ -19,6 +19,7 @@ from transformers import (
     Glm4Config,
     Glm4MoeConfig,
     Glm4MoeLiteConfig,
+    Glm5NextTextConfig,
     GlmMoeDsaConfig,
     GptOssConfig,
     HYV3Config,
@@ -46,7 +47,7 @@ from transformers import (
 
 from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
 
-from . import deepseek_v4
+from . import deepseek_v4, glm5_next
 
 
 def _v3(**changes: Any) -> DeepseekV3Config:
@@ -566,6 +567,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "v4-released": lambda: deepseek_v4.config(
         compress_rate_hca=128, num_hash_layers=1, sliding_window=20, max_position_embeddings=512, index_topk=16
     ),
+    "glm5-next": glm5_next.config,
     "v2-full": _v2,
     "v2-lite": _v2_lite,
 }
@@ -585,6 +587,8 @@ def tiny_model(name: str) -> PreTrainedModel:
             if (value.dim() == 1 or key.endswith("_bias")) and "inv_freq" not in key:
                 value.add_(torch.randn_like(value) * (0.2 if "norm" in key else 0.3))
         deepseek_v4.fill(model)
+        if config.model_type == "glm5_next_text":
+            glm5_next.fill(model)
     return model
 
 
@@ -592,6 +596,8 @@ def untrained(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """The language model of a configuration."""
     if isinstance(config, Mistral4Config):  # which AutoModelForCausalLM does not know
         return Mistral4ForCausalLM._from_config(config, **options)
+    if isinstance(config, Glm5NextTextConfig):
+        return glm5_next.Glm5NextForCausalLM._from_config(config, **options)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
     return model
 

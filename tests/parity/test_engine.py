@@ -30,6 +30,7 @@ FAMILIES = [
     "v2-full",
     "qwen3-next",
     "kimi-linear",
+    "glm5-next",
     "llama4-gguf",
     "gpt-oss-gguf",
 ]

@@ -52,7 +52,7 @@ FAMILIES = [
     "llama4-gguf",
 ]
 # in these, a token whose 16-bit activations choose another expert moves many later ones, so the files are float32
-IN_32_BITS = ["qwen3-next", "qwen3.5", "qwen3.5-moe", "gpt-oss-gguf", "v32", "glm-dsa"]
+IN_32_BITS = ["qwen3-next", "qwen3.5", "qwen3.5-moe", "gpt-oss-gguf", "v32", "glm-dsa", "glm5-next"]
 # llama.cpp keeps index keys in 16 bits: where two score nearly the same it attends to another token
 BEGINNINGS = {"glm-dsa": 48}
 # llama.cpp lets YaRN's ramp begin and end at whole pairs, which gpt-oss's own code does not

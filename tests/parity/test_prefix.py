@@ -119,7 +119,7 @@ def test_pages_that_had_to_go_come_back_from_memory(tiny: Make, name: str) -> No
         assert stats.asked == 180 + 250 + 180
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next", "kimi-linear", "v4"])
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next", "kimi-linear", "v4", "glm5-next"])
 def test_pages_survive_a_restart_on_disk_unless_they_are_damaged(tiny: Make, name: str, tmp_path: Path) -> None:
     t = tiny(name)
     prompt = _ids(9, 200)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from ktcore.backend.reference import kda, simple
+from ktcore.backend.reference import cache, kda, simple
 from ktcore.ops import (
     AttentionSpec,
     ClampedGLU,
     ExpertsSpec,
     GatedDeltaNetSpec,
+    HyperConnectionSpec,
     IndexCacheSpec,
     KimiDeltaSpec,
     KVCacheSpec,
@@ -32,6 +33,7 @@ from ktcore.ops import (
 )
 from ktcore.ops.kda import channel_decay, channel_rule
 from ktcore.ops.norm import rms_norm
+from ktcore.ops.pooled_index import choose_pools, pooled_keys
 from ktcore.weights import open_checkpoint
 
 from .conftest import Tiny
@@ -53,6 +55,15 @@ def _scaling(**fields: Any) -> Mutation:
 
 def _dense(spec: MLASpec) -> MLASpec:
     return replace(spec, indexer=None, shared_index=False)
+
+
+def _limited_after(spec: ExpertsSpec) -> ExpertsSpec:
+    assert spec.clamped is not None
+    return replace(spec, clamped=replace(spec.clamped, after=True))
+
+
+def _small_inside(spec: RMSNormSpec) -> RMSNormSpec:
+    return replace(spec, eps=1e-6) if spec.dim in (32, 48) else spec  # of the latent and the low-rank query
 
 
 NO_SCALING = _set(RopeSpec, scaling=None)
@@ -169,6 +180,18 @@ QUIRKS: dict[str, tuple[str, Mutation]] = {
     "kimi-linear: renormalisation": ("kimi-linear", _set(RouterSpec, renormalise=False)),
     "kimi-linear: scale": ("kimi-linear", _set(RouterSpec, scale=1.0)),
     "kimi-linear: groups": ("kimi-linear-wide", _set(RouterSpec, groups=1, groups_kept=1)),
+    "glm5-next: bound of the decay": ("glm5-next", _set(KimiDeltaSpec, lower_bound=None)),
+    "glm5-next: depth of the bound": ("glm5-next", _set(KimiDeltaSpec, lower_bound=-4.0)),
+    "glm5-next: limit of the experts": ("glm5-next", _set(ExpertsSpec, clamped=None)),
+    "glm5-next: limit of the shared and dense": ("glm5-next", _set(MLPSpec, clamped=None)),
+    "glm5-next: limit before the activation": ("glm5-next", (ExpertsSpec, _limited_after)),
+    "glm5-next: sparse": ("glm5-next", (MLASpec, _dense)),
+    "glm5-next: epsilon of the inner norms": ("glm5-next", (RMSNormSpec, _small_inside)),
+    "glm5-next: epsilon of the LayerNorm": ("glm5-next", _set(TokenIndexerSpec, eps=1.0)),
+    "glm5-next: rounds of the mixing": ("glm5-next", _set(HyperConnectionSpec, rounds=1)),
+    "glm5-next: epsilon of the streams": ("glm5-next", _set(HyperConnectionSpec, rms_eps=1e-6)),
+    "glm5-next: choice bias": ("glm5-next", _set(RouterSpec, choice_bias=False)),
+    "glm5-next: scale": ("glm5-next", _set(RouterSpec, scale=1.0)),
     "v2-full: groups": ("v2-full", _set(RouterSpec, groups=1, groups_kept=1)),
     "v2-full: group score": ("v2-full", _set(RouterSpec, group_score="top2_sum")),
     "v2-full: scale": ("v2-full", _set(RouterSpec, scale=1.0)),
@@ -224,6 +247,33 @@ def test_parity_sees_of_kimi_delta_attention(
     t = tiny("kimi-linear")
     name, wrong = DELTA_QUIRKS[quirk]
     monkeypatch.setattr(kda, name, wrong)
+    with open_checkpoint(t.folder) as checkpoint:
+        logits = Runner(checkpoint)(t.ids)
+    assert (logits - t.logits).abs().max() > 10 * TOLERANCE
+
+
+POOL_QUIRKS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "tail dropped": (cache, "choose_pools", lambda *a: _without_tail(choose_pools(*a), a[3], a[5].pool)),
+    "mean of the pool": (cache, "pooled_keys", lambda k, g, pool: pooled_keys(k, torch.zeros_like(g), pool)),
+    "one gate a token": (
+        cache, "pooled_keys", lambda k, g, pool: pooled_keys(k, g.mean(-1, True).expand_as(g), pool)
+    ),
+    "pools that end behind the query": (
+        cache, "choose_pools", lambda q, w, k, at, n, s: choose_pools(q, w, k, (at // s.pool + 1) * s.pool - 1, n, s)
+    ),
+}  # fmt: skip
+
+
+def _without_tail(chosen: torch.Tensor, positions: torch.Tensor, pool: int) -> torch.Tensor:
+    own = positions[:, None]
+    return chosen.masked_fill((chosen >= (own + 1) // pool * pool) & (chosen < own), -1)
+
+
+@pytest.mark.parametrize("quirk", POOL_QUIRKS)
+def test_parity_sees_of_pooled_keys(quirk: str, tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
+    t = tiny("glm5-next")
+    where, name, wrong = POOL_QUIRKS[quirk]
+    monkeypatch.setattr(where, name, wrong)
     with open_checkpoint(t.folder) as checkpoint:
         logits = Runner(checkpoint)(t.ids)
     assert (logits - t.logits).abs().max() > 10 * TOLERANCE

@@ -28,6 +28,8 @@ LATENT = [
     "v2-lite",
     "v32",
     "glm-dsa-shared",
+    "kimi-linear",
+    "glm5-next",
 ]
 
 

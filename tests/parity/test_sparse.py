@@ -26,7 +26,8 @@ from .models import INDEX, sparse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-4
-SPARSE = ["v32", "glm-dsa", "glm-dsa-shared"]
+SPARSE = dict.fromkeys(("v32", "glm-dsa", "glm-dsa-shared"), INDEX["index_topk"])
+SPARSE["glm5-next"] = 12 + 4 - 1  # the budget, and what of a pool is open
 Configured = Callable[..., Path]
 
 
@@ -45,7 +46,7 @@ def configured(tiny: Callable[[str], Tiny], tmp_path: Path) -> Configured:
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_up_to_top_k_tokens_it_is_dense_attention_to_the_bit(name: str, tiny: Callable[[str], Tiny]) -> None:
-    t, top_k = tiny(name), INDEX["index_topk"]
+    t, top_k = tiny(name), SPARSE[name]
     with open_checkpoint(t.folder) as checkpoint:
         sparse = Runner(checkpoint)(t.ids)
         short = Runner(checkpoint)(t.ids[:top_k])

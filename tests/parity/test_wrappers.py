@@ -30,6 +30,7 @@ WRAPPED: dict[str, tuple[str, tuple[str, str], tuple[str, ...]]] = {
     "llama4": ("llama4-scout", LLAVA, ("vision_model.class_embedding", "multi_modal_projector.linear_1.weight")),
     "kimi_k25": ("kimi-k2", LLAVA, ("vision_tower.patch_embed.proj.weight", "mm_projector.proj.0.weight")),
     "mistral3": ("mistral4", LLAVA, ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")),
+    "glm5_next": ("glm5-next", QWEN, ("model.visual.pos_embed.weight", "model.language_model.layers.6.eh_proj.weight")),
     "qwen3_5": ("qwen3.5", QWEN, ("model.visual.pos_embed.weight", "mtp.fc.weight")),
     "qwen3_5_moe": ("qwen3.5-moe", QWEN, ("model.visual.pos_embed.weight", "mtp.layers.0.mlp.gate.weight")),
 }
@@ -52,7 +53,9 @@ def _folder(model_type: str, t: Tiny, folder: Path, **more: torch.Tensor) -> Pat
     (folder / "config.json").write_text(json.dumps(_config(model_type, t)))
     parts = WRAPPED[model_type][2]
     tied = t.model.config.tie_word_embeddings
-    stored = {k: v for k, v in t.model.state_dict().items() if k != "lm_head.weight" or not tied}
+    # of the hub's names that transformers writes and has no others for
+    found = load_file(t.folder / "model.safetensors") if model_type == "glm5_next" else t.model.state_dict()
+    stored = {k: v for k, v in found.items() if k != "lm_head.weight" or not tied}
     tensors = _renamed(model_type, stored)
     tensors |= {name: torch.zeros(8) for name in parts} | more
     save_file({name: value.clone() for name, value in tensors.items()}, folder / "model.safetensors")

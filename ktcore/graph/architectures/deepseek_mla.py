@@ -12,6 +12,7 @@ from ktcore.graph.settings import Settings
 from ktcore.ops.attention import Temperature
 from ktcore.ops.indexer import IndexCacheSpec, TokenIndexerSpec
 from ktcore.ops.kv_cache import KVCacheSpec
+from ktcore.ops.linear import LinearSpec
 from ktcore.ops.mla import MLASpec
 from ktcore.ops.rope import Pairing, RopeSpec, yarn_mscale
 from ktcore.weights.ref import WeightRef
@@ -37,10 +38,17 @@ class Sparse:
     """How a layer's attention is sparse.
 
     Attributes:
-        pairing: of the indexer's rotary embedding; None: the layer attends to what the last indexer chose.
+        pairing: of the indexer's rotary embedding; None: without one, the layer attends to what the last indexer chose.
+        pool: tokens of a pool whose keys are one; such keys do not rotate. 0: each token has its own.
     """
 
     pairing: Pairing | None
+    pool: int = 0
+
+    @property
+    def own(self) -> bool:
+        """Whether the layer has an indexer."""
+        return self.pairing is not None or self.pool > 0
 
 
 def mla_node(
@@ -88,7 +96,7 @@ def mla_node(
             "q_a_norm": make.norm(f"{name}.q_a_norm", z.q_rank, inner_eps) if low_rank else None,
             "q_b" if low_rank else "q": make.linear(query, z.q_rank or z.hidden, z.heads * key),
             "norm": make.norm(f"{name}.norm", z.hidden, rms_eps(make)),
-            "indexer": _indexer(make, f"{name}.indexer", z, sparse.pairing) if sparse and sparse.pairing else None,
+            "indexer": _indexer(make, f"{name}.indexer", z, sparse) if sparse and sparse.own else None,
         },
         up,
         hidden=z.hidden,
@@ -101,11 +109,11 @@ def mla_node(
         kv_b_format=next(iter(up.values())).format,
         split_kv_b=split,
         temperature=temperature,
-        shared_index=sparse is not None and sparse.pairing is None,
+        shared_index=sparse is not None and not sparse.own,
     )
 
 
-def _indexer(make: NodeMaker, name: str, z: _Sizes, pairing: Pairing) -> Node:
+def _indexer(make: NodeMaker, name: str, z: _Sizes, sparse: Sparse) -> Node:
     s = make.settings
     if not z.q_rank:
         raise s.error("q_lora_rank is 0 or null, but the token indexer reads the low-rank query")
@@ -114,7 +122,14 @@ def _indexer(make: NodeMaker, name: str, z: _Sizes, pairing: Pairing) -> Node:
     top_k = s.integer("index_topk", "attention.indexer.top_k")
     if width < z.rope:
         raise s.error(f"index heads have {width} values, less than the {z.rope} that rotate", s.about(*INDEX_WIDTH))
+    if sparse.pool and top_k % sparse.pool:
+        raise s.error(f"index_topk is {top_k}, no multiple of the {sparse.pool} tokens of index_kpool")
     norm = make.ref(f"{name}.k_norm", (width,))
+    weights = {"k_norm": norm, "k_norm_bias": make.ref(f"{name}.k_norm", (width,), ".bias")}
+    rope = rope_node(make, f"{name}.rope", z.rope, sparse.pairing, log_multiplier=True) if sparse.pairing else None
+    if sparse.pool:
+        suffix = ".weight" if s.gguf else ""
+        weights["ape"] = make.ref(f"{name}.ape", (sparse.pool, width), suffix)
     return make.composite(
         name,
         TokenIndexerSpec,
@@ -122,10 +137,11 @@ def _indexer(make: NodeMaker, name: str, z: _Sizes, pairing: Pairing) -> Node:
             "q": make.linear(f"{name}.q", z.q_rank, heads * width),
             "k": make.linear(f"{name}.k", z.hidden, width),
             "weights": make.linear(f"{name}.weights", z.hidden, heads),
-            "rope": rope_node(make, f"{name}.rope", z.rope, pairing, log_multiplier=True),
-            "cache": make.node(f"{name}.cache", IndexCacheSpec(heads, width, top_k)),
+            "rope": rope,
+            "cache": make.node(f"{name}.cache", IndexCacheSpec(heads, width, top_k, sparse.pool)),
+            "gate": _gate(make, f"{name}.gate", z.hidden, width) if sparse.pool else None,
         },
-        {"k_norm": norm, "k_norm_bias": make.ref(f"{name}.k_norm", (width,), ".bias")},
+        weights,
         hidden=z.hidden,
         rank=z.q_rank,
         heads=heads,
@@ -133,7 +149,13 @@ def _indexer(make: NodeMaker, name: str, z: _Sizes, pairing: Pairing) -> Node:
         top_k=top_k,
         eps=INDEX_EPS,
         k_norm_format=norm.format,
+        **({"ape_format": weights["ape"].format} if sparse.pool else {}),
     )
+
+
+def _gate(make: NodeMaker, name: str, hidden: int, width: int) -> Node:
+    weight = make.ref(name, (width, hidden), ".weight" if make.settings.gguf else "")
+    return make.node(name, LinearSpec(hidden, width, weight.format), {"weight": weight})
 
 
 def _sizes(s: Settings, least_rope: int) -> _Sizes:

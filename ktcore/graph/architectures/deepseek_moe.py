@@ -29,11 +29,11 @@ def deepseek_ffn(make: NodeMaker, *, listed: bool = False, routing: Routing | No
     settings = make.settings
     hidden = settings.integer("hidden_size", "embedding_length")
     listed = listed and not settings.gguf
-    dense = [] if listed else _dense_layers(settings)
+    dense = [] if listed else dense_layers(settings)
     if settings.integer("moe_layer_freq", "", without=1) != 1:
         raise settings.error("moe_layer_freq is not 1: experts in every second layer are not supported")
     first = 1 if listed else next((i for i, is_one in enumerate(dense) if not is_one), len(dense))
-    routing = routing or _routing(make, first)
+    routing = routing or deepseek_routing(make, first)
     shared = settings.integer("n_shared_experts", "expert_shared_count", least=0)
 
     def ffn(name: str, layer: int) -> Node:
@@ -47,7 +47,7 @@ def deepseek_ffn(make: NodeMaker, *, listed: bool = False, routing: Routing | No
     return ffn
 
 
-def _dense_layers(s: Settings) -> list[bool]:
+def dense_layers(s: Settings) -> list[bool]:
     """Which layers have an MLP: the first ones, unless a list says it layer by layer, as the later classes have it."""
     layers = s.layers()
     first = s.integer("first_k_dense_replace", "leading_dense_block_count", least=0)
@@ -59,7 +59,8 @@ def _dense_layers(s: Settings) -> list[bool]:
     return [kind == "dense" for kind in kinds]
 
 
-def _routing(make: NodeMaker, first_sparse: int) -> Routing:
+def deepseek_routing(make: NodeMaker, first_sparse: int) -> Routing:
+    """Of DeepSeek's keys; a GGUF file's layer `first_sparse` tells whether a bias helps to choose."""
     s = make.settings
     biased = not s.gguf or make.has(f"layers.{first_sparse}.ffn.router.bias", "")
     sigmoid = _sigmoid(s, biased)

@@ -96,7 +96,7 @@ def build_deepseek_v32(settings: Settings) -> Graph:
 def build_glm_moe_dsa(settings: Settings) -> Graph:
     """`glm_moe_dsa` of hub folders, GLM-5 to 5.2: layers may share the choice of the last one with an indexer."""
     settings = settings.under(GLM)
-    return _build(settings, _pairing(settings), _indexer_types(settings))
+    return _build(settings, _pairing(settings), indexer_types(settings))
 
 
 def build_deepseek32(settings: Settings) -> Graph:
@@ -139,7 +139,7 @@ def _pairing(s: Settings) -> Pairing:
     return "interleaved" if s.flag("indexer_rope_interleave", "") else "half"
 
 
-def _indexer_types(s: Settings) -> list[str]:
+def indexer_types(s: Settings) -> list[str]:
     """Each layer's kind, as `GlmMoeDsaConfig.__post_init__` derives it: a list, a pattern of letters, or every n-th."""
     layers = s.layers()
     kinds = s.get("indexer_types", "")
