@@ -63,6 +63,7 @@ class Loading(Source):
     memory: o.MemoryOption = None
     packed_cache: o.PackedCacheOption = None
     graphs: o.GraphsOption = True
+    draft: o.DraftOption = None
 
     def given(self) -> dict[str, Any]:
         """The options as `ktcore.load` takes them."""
@@ -76,6 +77,7 @@ class Loading(Source):
             "memory": self.memory,
             "packed_cache": self.packed_cache,
             "graphs": self.graphs,
+            "draft": self.draft,
             "prefix": self.prefix(),
         }
 

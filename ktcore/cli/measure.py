@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ktcore.errors import RequestError
 
@@ -76,8 +76,17 @@ def speeds(stats: Stats) -> str:
     said = f"prefill {tokens(stats.prompt_tokens)}{kept} at {stats.prefill_tok_s:.1f} tok/s"
     # prefill draws the first token: a speed of decode needs a second one
     if stats.new_tokens > 1 and stats.decode_s > 0:
-        return f"{said}, decode {tokens(stats.new_tokens)} at {stats.decode_tok_s:.1f} tok/s"
+        guesses = f", {stats.right_tokens} of {stats.guessed_tokens} guesses right" if stats.guessed_tokens else ""
+        return f"{said}, decode {tokens(stats.new_tokens)} at {stats.decode_tok_s:.1f} tok/s{guesses}"
     return f"{said}, {tokens(stats.new_tokens)} drawn"
+
+
+def acceptance(model: Model) -> dict[str, Any] | None:
+    """What guessed next tokens of all answers so far, how many, and which share was right; None: nothing guessed."""
+    for by, tally in model.engine.guesses.items():
+        if tally.guessed:
+            return {"by": by, "tokens": tally.guessed, "right": tally.right, "share": tally.right / tally.guessed}
+    return None
 
 
 def tokens(count: int) -> str:
@@ -112,8 +121,9 @@ def _one_round(model: Model, ids: list[int], new: int) -> Round:
     from ktcore.engine.schedule.sequence import Sequence
     from ktcore.ops.sampling import SamplingParams
 
-    sequence = Sequence(list(ids), SamplingParams(temperature=0), max_new_tokens=new + 1)
     engine = model.engine
+    greedy = SamplingParams(temperature=0)
+    sequence = Sequence(list(ids), greedy, max_new_tokens=new + 1, drafts=engine.drafts(None))
     engine.add(sequence)
     try:
         began = time.perf_counter()

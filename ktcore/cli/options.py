@@ -222,6 +222,16 @@ PromptLookupOption = Annotated[
         help="Guess up to N next tokens from the text so far; answers stay the same.",
     ),
 ]
+DraftOption = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="mtp:N|MODEL[:N]",
+        show_default="none",
+        rich_help_panel=_LOADING,
+        help="Have the model's layer for further tokens, or a smaller model, guess the next N; answers stay the same.",
+    ),
+]
 GraphsOption = Annotated[
     bool,
     typer.Option(

@@ -33,11 +33,11 @@ class Stats:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    guessed_tokens: int = 0
-    right_tokens: int = 0
     new_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    guessed_tokens: int = 0
+    right_tokens: int = 0
 
     @property
     def prefill_tok_s(self) -> float:

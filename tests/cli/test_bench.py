@@ -31,11 +31,27 @@ def test_json_has_the_promised_keys(ktcore: Run, tiny_llama: Path) -> None:
     assert found["decode_read_share"] == pytest.approx(share)
 
 
+def test_a_drafter_is_timed_with_the_share_of_its_guesses_that_were_right(ktcore: Run, tiny_llama: Path) -> None:
+    words = ("bench", tiny_llama, "-p", 24, "-n", 8, "--rounds", 1, "--backend", "cpu")
+    assert ktcore(*words, "--json").json["guesses"] is None
+    found = ktcore(*words, "--draft", f"{tiny_llama}:3", "--json").json
+    assert found["guesses"]["by"] == "model"
+    assert found["guesses"]["share"] == found["guesses"]["right"] / found["guesses"]["tokens"] > 0.9  # it is itself
+    assert "guesses right" in ktcore(*words, "--draft", f"{tiny_llama}:3").out
+    refused = ktcore(*words, "--draft", "mtp")
+    assert refused.code == 1
+    assert "is not known to have a layer that predicts further tokens" in refused.err
+
+
 @pytest.mark.parametrize(
     ("stats", "said"),
     [
         (Stats(31, 0, 12, 0.5, 1.0), "prefill 31 tokens at 62.0 tok/s, decode 12 tokens at 11.0 tok/s"),
         (Stats(31, 30, 12, 0.5, 1.0), "prefill 31 tokens, 30 of them kept from before, at 62.0 tok/s, decode 12"),
+        (
+            Stats(31, 0, 12, 0.5, 1.0, 9, 6),
+            "prefill 31 tokens at 62.0 tok/s, decode 12 tokens at 11.0 tok/s, 6 of 9 gue",
+        ),
         (Stats(1, 0, 1, 0.5, 0.0), "prefill 1 token at 2.0 tok/s, 1 token drawn"),
         (Stats(31, 0, 0, 0.5, 0.0), "prefill 31 tokens at 62.0 tok/s, no tokens drawn"),
         (Stats(31, 0, 2, 0.5, 0.0), "prefill 31 tokens at 62.0 tok/s, 2 tokens drawn"),

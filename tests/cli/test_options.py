@@ -78,11 +78,11 @@ def test_loading_has_every_option_of_load() -> None:
     from ktcore import load
 
     taken = set(inspect.signature(load).parameters) - {"path", "progress"}
-    given = g.LoadingForMany("far", "r.yaml", Path("e"), "fast", 3, 99, 7, Path("p"), False).given()
+    given = g.LoadingForMany("far", "r.yaml", Path("e"), "fast", 3, 99, 7, Path("p"), False, "mtp").given()
     assert set(given) == taken
     prefix = given.pop("prefix")
     assert isinstance(prefix, PrefixOptions)
-    assert list(given.values()) == ["far", "r.yaml", Path("e"), "fast", 3, 99, 7, Path("p"), False]
+    assert list(given.values()) == ["far", "r.yaml", Path("e"), "fast", 3, 99, 7, Path("p"), False, "mtp"]
 
 
 def test_sampling_reaches_generate_checked() -> None:

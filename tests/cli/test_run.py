@@ -15,7 +15,17 @@ from .conftest import Run
 
 QUESTION = "Why is the sky blue?"
 STORY = "Once upon a time"
-KEYS = {"text", "prompt_tokens", "new_tokens", "prefill_tok_s", "decode_tok_s", "load_s", "finish"}
+KEYS = {
+    "text",
+    "prompt_tokens",
+    "new_tokens",
+    "guessed_tokens",
+    "right_tokens",
+    "prefill_tok_s",
+    "decode_tok_s",
+    "load_s",
+    "finish",
+}
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ OURS: list[tuple[str, list[Any], list[Any]]] = [
     ("logit_bias", [{}, {"0": -100}, {"5": 100}], [{"5": 100.1}, {"5": -100.1}, {"-1": 1}, {str(2**31): 1}]),
     ("stop_token_ids", [[], [0], [2**31 - 1], [1] * 64], [[-1], [2**31], [1] * 65]),
     ("prompt_lookup", [0, 64], [-1, 65]),
+    ("draft", [0], [-1, 17]),
     ("timeout", [0.001, 1e6], [0, 1e6 + 1]),
     ("user", ["", "x" * 1000], ["x" * 1001]),
     ("guided_choice", [["a"], ["a"] * 1000], [[], ["a"] * 1001]),
@@ -173,7 +174,14 @@ GIVEN: dict[str, Any] = {
 @pytest.mark.parametrize("route", [CHAT, PLAIN])
 def test_openais_fields_reach_the_engine(asked: Asked, route: str) -> None:
     more = {"repetition_penalty": 1.1, "logit_bias": {"5": 1.5}}
-    ends = {"stop": ["a", "b"], "stop_token_ids": [7], "ignore_eos": True, "prompt_lookup": 2, "max_tokens": 9}
+    ends = {
+        "stop": ["a", "b"],
+        "stop_token_ids": [7],
+        "ignore_eos": True,
+        "prompt_lookup": 2,
+        "draft": 0,
+        "max_tokens": 9,
+    }
     logprobs: dict[str, Any] = {"logprobs": True, "top_logprobs": 4} if route == CHAT else {"logprobs": 4}
     made = asked(route, **GIVEN, **more, **ends, **logprobs, n=3, timeout=2.5, user="u")
     plain = {**GIVEN, "repetition_penalty": 1.1, "logit_bias": {5: 1.5}}
@@ -183,7 +191,7 @@ def test_openais_fields_reach_the_engine(asked: Asked, route: str) -> None:
         assert each.user.endswith(" u")
         output = each.output
         assert (output.stop_ids, output.ignore_eos, output.logprobs) == (frozenset((7,)), True, 4)
-        assert output.prompt_lookup == 2
+        assert (output.prompt_lookup, output.draft) == (2, 0)
     (least,) = asked(route, max_tokens=None)
     assert least.params == SamplingParams(temperature=1.0)
     assert (least.max_new_tokens, least.timeout_s, least.output.prompt_lookup) == (77, 60, 3)
@@ -264,6 +272,7 @@ OF_A_MODEL: list[tuple[str, list[Any], list[Any]]] = [
     ("prompt_lookup", [0, 64], [-1, 65]),
     ("max_new_tokens", [1], [0]),
     ("graphs", [False], ["no"]),
+    ("draft", ["mtp:2", "x.gguf"], [2]),
     ("kepe", [], [True]),
 ]
 FILES = [(False, *each) for each in IN_FILE] + [(True, *each) for each in OF_A_MODEL]

@@ -86,6 +86,29 @@ def test_prompt_lookup_is_a_field_and_an_operators_default(opened: Opened) -> No
         assert client("POST", CHAT, json=ask).json()["choices"] == expected
 
 
+def test_drafts_are_counted_by_what_made_them_and_a_request_may_have_fewer(
+    opened: Opened, folders: dict[str, Path]
+) -> None:
+    ask = _ask(LONG, max_tokens=20)
+    with served(opened()) as client:
+        expected = client("POST", CHAT, json=ask).json()["choices"]
+        assert client("POST", CHAT, json={**ask, "draft": 0}).json()["choices"] == expected
+        refused = client("POST", CHAT, json={**ask, "draft": 1})
+        assert refused.status_code == 400
+        assert "this model drafts no tokens" in refused.json()["error"]["message"]
+    with served(opened(draft=f"{folders['moe']}:3")) as client:
+        assert client("POST", CHAT, json={**ask, "draft": 0}).json()["choices"] == expected
+        assert _metrics(client)['ktcore_guessed_tokens_total{by="model"}'] == 0
+        assert client("POST", CHAT, json=ask).json()["choices"] == expected
+        found = _metrics(client)
+        assert found['ktcore_guessed_tokens_total{by="model"}'] >= 12
+        assert 0.8 < found['ktcore_guessed_right_tokens_total{by="model"}'] / 15 <= 1
+        assert found['ktcore_guessed_tokens_total{by="lookup"}'] == 0
+        forms = {"response_format": {"type": "json_object"}}
+        guided = [client("POST", CHAT, json={**ask, **forms, "draft": n}).json()["choices"] for n in (0, 3)]
+        assert guided[0] == guided[1]
+
+
 def test_experts_are_counted_by_layer(opened: Opened) -> None:
     model = opened(rules=None)
     with served(model) as client:

@@ -82,6 +82,7 @@ def bench(
             "read_gb_s": read / 1e9 if read else None,
             "decode_read_share": step_bytes * middle.decode_tok_s / read if read else None,
             "decode_read_bytes": step_bytes,
+            "guesses": measure.acceptance(loaded),
             "rounds": [vars(r) for r in timed],
             "prompt_tokens": prompt,
             "new_tokens": new,
@@ -131,6 +132,9 @@ def _show(result: dict[str, Any]) -> None:
         f"{result['decode_tok_s']:.1f}",
         f"tok/s over {result['new_tokens']} tokens ({spread['decode_tok_s']})",
     )
+    if result["guesses"] is not None:
+        found = result["guesses"]
+        table.add_row("guesses right", f"{found['share']:.0%}", f"of {found['tokens']} that {found['by']} made")
     table.add_row("load", f"{result['load_s']:.2f}", "s")
     table.add_row("peak memory", human_bytes(result["peak_rss_bytes"]), "")
     if result["read_gb_s"] is not None:

@@ -76,6 +76,8 @@ def run(
                     "new_tokens": stats.new_tokens,
                     "prefill_tok_s": stats.prefill_tok_s,
                     "decode_tok_s": stats.decode_tok_s or None,  # one token has no speed of decode
+                    "guessed_tokens": stats.guessed_tokens,
+                    "right_tokens": stats.right_tokens,
                     "load_s": load_s,
                     "finish": stream.finish.value if stream.finish else None,
                 }

@@ -138,7 +138,7 @@ REFUSED: Refusals = (
     | _all("tool_choice", "none", "auto")
     | _all("parallel_tool_calls separate_reasoning", True)
     | _all("reasoning_effort verbosity timeout seed stop stop_token_ids ignore_eos dimensions encoding_format pooling")
-    | _all("presence_penalty frequency_penalty min_p prompt_lookup logprobs top_logprobs", 0)
+    | _all("presence_penalty frequency_penalty min_p prompt_lookup draft logprobs top_logprobs", 0)
     | _all("n typical_p repetition_penalty", 1)
     | _all("top_k", 0, -1)
     | _all("temperature top_p stream")

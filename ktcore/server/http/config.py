@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from ktcore.engine.draft.asked import read_draft
 from ktcore.engine.prefix.cache import DISK_BYTES, MEMORY_BYTES, PrefixOptions
 from ktcore.engine.schedule.pace import STRETCH
 from ktcore.errors import RequestError
@@ -42,6 +43,7 @@ class ModelConfig(BaseModel):
     memory: Size | dict[str, Size] | None = None
     packed_cache: Annotated[Path, Field(strict=False)] | None = None
     graphs: bool = True
+    draft: str | None = None
     packing: Literal["compact", "fast"] | None = None
     prefix_cache: Annotated[Path, Field(strict=False)] | None = None
     prefix_cache_memory: Size = MEMORY_BYTES
@@ -64,6 +66,7 @@ class ModelConfig(BaseModel):
             "memory": self.memory,
             "packed_cache": None if self.packed_cache is None else folder / self.packed_cache.expanduser(),
             "graphs": self.graphs,
+            "draft": None if self.draft is None else _draft(self.draft, folder),
             "packing": self.packing,
             "prefix": PrefixOptions(
                 self.prefix_cache_memory,
@@ -71,6 +74,13 @@ class ModelConfig(BaseModel):
                 self.prefix_cache_disk,
             ),
         }
+
+
+def _draft(given: str, folder: Path) -> str:
+    """The same with a model's path relative to `folder`."""
+    asked = read_draft(given)
+    assert asked is not None
+    return given if asked.path is None else f"{folder / asked.path.expanduser()}:{asked.most}"
 
 
 class ServeConfig(BaseModel):

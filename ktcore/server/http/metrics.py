@@ -67,6 +67,13 @@ class EngineFigures(Collector):
         yield CounterMetricFamily(
             "ktcore_preemptions", "Times that an answer made room for others", engine.scheduler.preemptions
         )
+        guessed = CounterMetricFamily("ktcore_guessed_tokens", "Next tokens that were guessed", labels=["by"])
+        right = CounterMetricFamily("ktcore_guessed_right_tokens", "Of those, the ones that were drawn", labels=["by"])
+        for by, tally in engine.guesses.items():
+            guessed.add_metric([by], tally.guessed)
+            right.add_metric([by], tally.right)
+        yield guessed
+        yield right
         stats = prefix.stats
         yield CounterMetricFamily("ktcore_prefix_asked_tokens", "Prompt tokens of admitted requests", stats.asked)
         reused = CounterMetricFamily("ktcore_prefix_reused_tokens", "Of those, what was not computed", labels=["tier"])

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ktcore.engine.draft.asked import read_draft
 from ktcore.rules.prepare import prepare
 from ktcore.text.open import load_tokenizer
 from ktcore.weights.checkpoint import Checkpoint
@@ -55,6 +56,7 @@ def planned_facts(path: Path, loading: Mapping[str, Any]) -> Facts:
         KtcoreError: the model could not be loaded with these options.
     """
     context = loading.get("context")
+    drafts = read_draft(loading.get("draft"))
     prepared = prepare(
         path,
         backend=loading.get("backend", "auto"),
@@ -63,12 +65,23 @@ def planned_facts(path: Path, loading: Mapping[str, Any]) -> Facts:
         context=context,
         experts_from=loading.get("experts_from"),
         packing=loading.get("packing"),
+        further=drafts is not None and drafts.path is None,
     )
     try:
         memory = {device: m.total for device, m in prepared.plan.memory(context).items()}
+        if drafts is not None and drafts.path is not None:
+            more = _memory(drafts.path, prepared.plan.backend, context or prepared.plan.default_context())
+            memory = {device: memory.get(device, 0) + more.get(device, 0) for device in {**memory, **more}}
         return facts_of(prepared.checkpoint, memory, context or prepared.plan.default_context())
     finally:
         prepared.checkpoint.close()
+
+
+def _memory(path: Path, backend: str, context: int) -> dict[str, int]:
+    """Bytes by device of the plan of a model that drafts."""
+    prepared = prepare(path, backend=backend, context=context)
+    with prepared.checkpoint:
+        return {device: m.total for device, m in prepared.plan.memory(context).items()}
 
 
 def chat_template(path: Path) -> str | None:

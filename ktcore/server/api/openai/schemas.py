@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
+from ktcore.engine.draft.asked import MOST
 from ktcore.engine.output import Output
 from ktcore.errors import FieldError
 from ktcore.server.api.chat import Chat
@@ -60,6 +61,7 @@ class Ask(Forms):
     stop_token_ids: Annotated[list[Id], Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
     prompt_lookup: int | None = Field(None, ge=0, le=64)
+    draft: int | None = Field(None, ge=0, le=MOST)
     user: Annotated[str, StringConstraints(max_length=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -79,7 +81,11 @@ class Ask(Forms):
     def output(self) -> Output:
         """What is wanted besides text, and what ends it."""
         return Output(
-            frozenset(self.stop_token_ids or ()), bool(self.ignore_eos), self.top, prompt_lookup=self.prompt_lookup
+            frozenset(self.stop_token_ids or ()),
+            bool(self.ignore_eos),
+            self.top,
+            prompt_lookup=self.prompt_lookup,
+            draft=self.draft,
         )
 
     @property
