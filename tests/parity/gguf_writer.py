@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from . import gguf_hybrids, glm5_next
+from . import gguf_deepseek_v4, gguf_hybrids, glm5_next
 
 Layout = Literal["split", "fused", "both"]
 """Of latent attention: k_b and v_b (new files), kv_b (old files), all three with the split ones folded to 2-D."""
@@ -75,6 +75,8 @@ def write_gguf(
         sharing_unsaid: which layers share an indexer is not said, as in files from before that key.
     """
     config = model.config
+    if config.model_type == "deepseek_v4":
+        return gguf_deepseek_v4.write(model, path, half, no_vocabulary)
     arch = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, NAMES.get(config.model_type, gguf.MODEL_ARCH_NAMES[arch]))
     _common(writer, config)

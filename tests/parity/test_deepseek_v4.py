@@ -12,14 +12,18 @@ import torch
 from transformers import DeepseekV4Config
 
 import ktcore
+from ktcore.backend.reference.compressed import PagedEntries
 from ktcore.errors import ArchitectureError, CheckpointError
 from ktcore.graph import build_graph
 from ktcore.graph.complete import left_out
+from ktcore.ops import compressed
+from ktcore.ops.streams import left
 from ktcore.weights import open_checkpoint
 from ktcore.weights.bare import BareCheckpoint
 
 from . import deepseek_v4
 from .conftest import Tiny
+from .driver import Runner
 from .models import CONFIGS
 from .test_absent_keys import Config, Recorded, _changed, _facts, _graph
 
@@ -109,3 +113,47 @@ def test_a_missing_key_is_the_class_default_or_an_error() -> None:
 def test_what_no_release_has_is_refused_by_its_key(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ArchitectureError, match=words):
         build_graph(BareCheckpoint(Path("config.json"), _hub() | changes))
+
+
+ATTENTION = "ktcore.backend.compressed"
+CACHES = "ktcore.backend.reference.compressed"
+STREAMS = "ktcore.backend.reference.streams"
+QUIRKS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "queries are divided by their own size": (f"{ATTENTION}.rms_norm", lambda q, weight, eps: q),
+    "what was attended to is rotated back": (f"{ATTENTION}.mirrored_pairs", lambda x, pairing: x),
+    "sinks": (f"{ATTENTION}.merged", lambda parts, sinks: compressed.merged(parts, sinks - 100)),
+    "first halves count for the window behind": (f"{CACHES}._overlapping", lambda x, dim, nothing: _own_window(x, dim)),
+    "first halves": (f"{CACHES}._overlapping", lambda x, dim, nothing: x[..., dim:]),
+    "gates weigh channels by themselves": (f"{CACHES}.pooled", lambda v, g: compressed.pooled(v, g.mean(-1, True))),
+    "streams are mixed by the transpose": (f"{STREAMS}.left", lambda x, y, post, mix: left(x, y, post, mix.mT)),
+}
+
+
+def _own_window(rows: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.cat((rows[..., :dim], rows[..., dim:]), 1)
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_parity_sees(quirk: str, tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*QUIRKS[quirk])
+    _is_far_off(tiny("v4"))
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_parity_sees_when_entries_are_shown(
+    early: bool, tiny: Callable[[str], Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = PagedEntries._sequences
+
+    def wrong(self: Any, step: Any) -> Any:
+        for span, rows, visible in right(self, step):
+            yield span, rows, (visible + 1).clamp(max=len(rows)) if early else (visible - 1).clamp(min=0)
+
+    monkeypatch.setattr(PagedEntries, "_sequences", wrong)
+    _is_far_off(tiny("v4"))
+
+
+def _is_far_off(t: Tiny) -> None:
+    with open_checkpoint(t.folder) as checkpoint:
+        logits = Runner(checkpoint)(t.ids)
+    assert (logits - t.logits).abs().max() > 1e-3

@@ -29,6 +29,7 @@ FAMILIES = [
     "glm-dsa-shared",
     "v2-full",
     "qwen3-next",
+    "v4",
     "kimi-linear",
     "glm5-next",
     "llama4-gguf",

@@ -28,7 +28,6 @@ NOT_IN_GGUF |= {"llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt
 NOT_IN_GGUF |= {"dots1-window", "solar-open"}
 # Kimi Linear whose delta attention has other heads than its latent one, and weights that are not renormalised
 NOT_IN_GGUF |= {"kimi-linear-wide"}
-NOT_IN_GGUF |= {"v4", "v4-released"}  # not written yet
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_GGUF])

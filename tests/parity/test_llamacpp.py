@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import ktcore
 from ktcore.ops import MLASpec, RopeSpec, Spec
 from ktcore.weights import open_checkpoint
 
@@ -52,7 +53,7 @@ FAMILIES = [
     "llama4-gguf",
 ]
 # in these, a token whose 16-bit activations choose another expert moves many later ones, so the files are float32
-IN_32_BITS = ["qwen3-next", "qwen3.5", "qwen3.5-moe", "gpt-oss-gguf", "v32", "glm-dsa", "glm5-next"]
+IN_32_BITS = ["qwen3-next", "qwen3.5", "qwen3.5-moe", "gpt-oss-gguf", "v32", "glm-dsa", "glm5-next", "v4-released"]
 # llama.cpp keeps index keys in 16 bits: where two score nearly the same it attends to another token
 BEGINNINGS = {"glm-dsa": 48}
 # llama.cpp lets YaRN's ramp begin and end at whole pairs, which gpt-oss's own code does not
@@ -83,6 +84,13 @@ def test_logits_of_float32_files_are_llamacpps(name: str, tiny: Callable[[str], 
     with open_checkpoint(path) as checkpoint:
         ours = Runner(checkpoint, mutate=THEIR_RAMP if name.startswith("gpt-oss") else None)(ids)
     _check(ours, theirs)
+
+
+def test_logits_behind_an_entry_of_128_tokens_are_llamacpps(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    path = write_gguf(tiny("v4-released").model, tmp_path / "tiny.gguf", no_vocabulary=True)
+    ids = torch.randint(3, 256, (200,), generator=torch.Generator().manual_seed(2))
+    with ktcore.load(path, backend="cpu", rules="reference", context=256, threads=1) as model:
+        _check(model.logits(ids), llamacpp.logits(path, ids))
 
 
 # layouts that it takes for granted, as in the released models

@@ -14,6 +14,8 @@ from ktcore.backend.reference import cache, kda, simple
 from ktcore.ops import (
     AttentionSpec,
     ClampedGLU,
+    CompressedAttentionSpec,
+    EntryCacheSpec,
     ExpertsSpec,
     GatedDeltaNetSpec,
     HyperConnectionSpec,
@@ -30,6 +32,7 @@ from ktcore.ops import (
     Spec,
     Temperature,
     TokenIndexerSpec,
+    WindowCacheSpec,
 )
 from ktcore.ops.kda import channel_decay, channel_rule
 from ktcore.ops.norm import rms_norm
@@ -64,6 +67,10 @@ def _limited_after(spec: ExpertsSpec) -> ExpertsSpec:
 
 def _small_inside(spec: RMSNormSpec) -> RMSNormSpec:
     return replace(spec, eps=1e-6) if spec.dim in (32, 48) else spec  # of the latent and the low-rank query
+
+
+def _scaled(spec: RopeSpec, **fields: Any) -> RopeSpec:
+    return replace(spec, scaling=spec.scaling and replace(spec.scaling, **fields))
 
 
 NO_SCALING = _set(RopeSpec, scaling=None)
@@ -166,6 +173,23 @@ QUIRKS: dict[str, tuple[str, Mutation]] = {
     "kimi-k2: step of the ramp": ("kimi-k2", _scaling(beta_fast=32.0)),
     "kimi-k2: number of experts": ("kimi-k2", ONE_EXPERT_LESS),
     "moonlight: epsilon of the inner norms": ("moonlight", MODEL_EPS_INSIDE),
+    "v4: one base": ("v4", _set(RopeSpec, theta=1e4)),
+    "v4: YaRN": ("v4", NO_SCALING),
+    "v4: no factor on cos and sin": ("v4", (RopeSpec, lambda s: _scaled(s, attention_factor=None))),
+    "v4: window": ("v4", _set(WindowCacheSpec, window=9)),
+    "v4: number of entries": ("v4", (EntryCacheSpec, lambda s: replace(s, top_k=s.top_k and s.top_k - 1))),
+    "v4: entries are chosen": ("v4", _set(CompressedAttentionSpec, indexer=None)),
+    "v4: entries": ("v4", _set(CompressedAttentionSpec, entries=None, indexer=None)),
+    "v4: epsilon of queries": ("v4", _set(CompressedAttentionSpec, q_eps=1.0)),
+    "v4: choice bias": ("v4", (RouterSpec, lambda s: replace(s, choice_bias=False))),
+    "v4: roots of softplus": ("v4", _set(RouterSpec, root_softplus=False)),
+    "v4: weights add up": ("v4", _set(RouterSpec, renormalise=False)),
+    "v4: scale": ("v4", _set(RouterSpec, scale=1.0)),
+    "v4: limit of experts": ("v4", _set(ExpertsSpec, clamped=None)),
+    "v4: limit of shared experts": ("v4", _set(MLPSpec, clamped=None)),
+    "v4: limit before the activation": ("v4", _set(ExpertsSpec, clamped=ClampedGLU(1.0, 0.3, 0.0, after=True))),
+    "v4: rounds of mixing": ("v4", (HyperConnectionSpec, lambda s: replace(s, rounds=min(1, s.rounds)))),
+    "v4: epsilon of mixing": ("v4", _set(HyperConnectionSpec, eps=1e-2)),
     "v32: top k": ("v32", _set(IndexCacheSpec, top_k=13)),
     "v32: pairing of the indexer": ("v32", _set(RopeSpec, pairing="interleaved")),
     "v32: sparse": ("v32", (MLASpec, _dense)),
