@@ -25,6 +25,8 @@ UNREAD = (
     ("alibi", "attention.max_alibi_bias"),
     ("use_parallel_residual", "use_parallel_residual"),
 )
+# by family, what it does do
+DONE = dict.fromkeys(("gemma4", "gemma4_text"), ("final_logit_softcapping",))
 LAYER = re.compile(r"(?:language_model\.model\.|model\.language_model\.|model\.|)(?:layers|blk)\.(\d+)\.")
 FURTHER = "layers that predict further tokens"
 COPIES = "copies of embedding and head in layers that predict further tokens"
@@ -37,8 +39,9 @@ EXPERTS = re.compile(r"\.experts\.|_exps\.|\.ffn_(?:gate|up|down)\.\d+\.")
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises ArchitectureError when the configuration asks for something that no family here does."""
-    for hf, gguf in UNREAD:
+    """Raises ArchitectureError when the configuration asks for something that its family here does not do."""
+    done = DONE.get(settings.architecture, ())
+    for hf, gguf in (keys for keys in UNREAD if keys[0] not in done):
         value = settings.given(hf, gguf)
         if value is not None and value is not False and value not in (0, 1):
             raise settings.error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ktcore.graph.further import further_layer
 from ktcore.graph.maker import NodeMaker
@@ -26,6 +27,8 @@ def decoder_graph(
     *,
     context: str = "max_position_embeddings",
     further: tuple[Branch, Branch] | None = None,
+    embed_scale: float = 1.0,
+    softcap: float = 0.0,
 ) -> Graph:
     """The graph of a decoder whose layers are `attention` and `ffn`, between residual streams where it has such.
 
@@ -33,6 +36,8 @@ def decoder_graph(
 
     Args:
         context: key of config.json that says how many tokens the model was made for.
+        embed_scale: multiplies the embeddings.
+        softcap: that no logit grows beyond; 0 for none.
         further: the branches of the first of those layers, of families that are known to have it.
 
     Raises:
@@ -43,7 +48,7 @@ def decoder_graph(
     layers = settings.layers() - settings.integer("", "nextn_predict_layers", least=0, without=0)
     vocab = _vocab(make)
     table = make.ref("embed", (vocab, hidden))
-    embed = make.node("embed", EmbeddingSpec(vocab, hidden, table.format), {"weight": table})
+    embed = make.node("embed", EmbeddingSpec(vocab, hidden, table.format, embed_scale), {"weight": table})
 
     def layer(i: int) -> Layer:
         branches = attention(f"layers.{i}.attn", i), ffn(f"layers.{i}.ffn", i)
@@ -60,7 +65,7 @@ def decoder_graph(
         embed=embed,
         layers=tuple(layer(i) for i in range(layers)),
         norm=norm,
-        head=_head(make, vocab, hidden, embed),
+        head=_head(make, vocab, hidden, embed, softcap),
         sampler=make.node("sampler", SamplingSpec(vocab)),
         streams=streams.count if streams else 1,
         left_out=_left_out(settings, drafts),
@@ -87,10 +92,11 @@ def _vocab(make: NodeMaker) -> int:
     return rows if make.settings.gguf else make.settings.integer("vocab_size", "")
 
 
-def _head(make: NodeMaker, vocab: int, hidden: int, embed: Node) -> Node:
+def _head(make: NodeMaker, vocab: int, hidden: int, embed: Node, softcap: float) -> Node:
     # a head of its own counts whatever is said of tying, as in transformers 5 and llama.cpp: fine-tunes come so
     tied = make.settings.flag("tie_word_embeddings", "", without=True)
     if make.has("head") or not tied:
-        return make.linear("head", hidden, vocab)
+        own = make.linear("head", hidden, vocab)
+        return replace(own, spec=replace(own.spec, softcap=softcap)) if softcap else own  # type: ignore[call-arg]
     table = embed.weights["weight"]
-    return make.node("head", LinearSpec(hidden, vocab, table.format), {"weight": table})
+    return make.node("head", LinearSpec(hidden, vocab, table.format, softcap=softcap), {"weight": table})

@@ -91,8 +91,8 @@ def moe_node(
         name,
         MoESpec,
         {
-            "router": _router(make, f"{name}.router", hidden, routing),
-            "experts": _experts(make, f"{name}.experts", hidden, intermediate, routing, kind),
+            "router": router_node(make, f"{name}.router", hidden, routing),
+            "experts": experts_node(make, f"{name}.experts", hidden, intermediate, routing, kind),
             "shared": make.mlp(f"{name}.shared", hidden, shared, clamped=shared_clamped) if shared else None,
             "shared_gate": _shared_gate(make, f"{name}.shared_gate", hidden) if shared and shared_gate else None,
             "norm": make.norm(f"{name}.norm", hidden, eps),
@@ -109,7 +109,8 @@ def _shared_gate(make: NodeMaker, name: str, hidden: int) -> Node:
     return make.node(name, LinearSpec(hidden, 1, weight.format), {"weight": weight})
 
 
-def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
+def router_node(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
+    """What chooses experts."""
     if not 0 < r.top_k <= r.experts or r.experts % r.groups or not 0 < r.groups_kept <= r.groups:
         raise make.settings.error(
             f"cannot choose {r.top_k} of {r.experts} experts in {r.groups_kept} of {r.groups} groups",
@@ -121,7 +122,7 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
     if r.logit_bias:
         weights["logit_bias"] = make.ref(name, (r.experts,), ".bias")
     if r.expert_scale:
-        weights["expert_scale"] = make.ref(f"{name}.expert_scale", (r.experts,), "")
+        weights["expert_scale"] = make.ref(f"{name}.expert_scale", (r.experts,), "")  # GGUF: with the down projections
     if r.by_token:
         weights["table"] = make.ref(f"{name}.table", (r.by_token, r.top_k), "")
     spec = RouterSpec(
@@ -146,7 +147,8 @@ def _router(make: NodeMaker, name: str, hidden: int, r: Routing) -> Node:
     return make.node(name, spec, weights)
 
 
-def _experts(make: NodeMaker, name: str, hidden: int, width: int, r: Routing, kind: Experts) -> Node:
+def experts_node(make: NodeMaker, name: str, hidden: int, width: int, r: Routing, kind: Experts) -> Node:
+    """Routed experts of `width`, whichever way the checkpoint stores them."""
     others = make.settings.experts
     if others is not None:
         if kind != Experts():

@@ -19,6 +19,7 @@ from ktcore.graph.architectures.deepseek_v32 import (
 )
 from ktcore.graph.architectures.dots1 import build_dots1
 from ktcore.graph.architectures.ernie4_5_moe import build_ernie4_5_moe
+from ktcore.graph.architectures.gemma4 import build_gemma4
 from ktcore.graph.architectures.glm4 import build_glm4
 from ktcore.graph.architectures.glm4_moe import build_glm4_moe
 from ktcore.graph.architectures.glm5_next import build_glm5_next
@@ -73,6 +74,7 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "qwen3_5_text": build_qwen3_5,
     "qwen3_5_moe_text": build_qwen3_5_moe,
     "llama4_text": build_llama4,
+    "gemma4_text": build_gemma4,
     "gpt_oss": build_gpt_oss,
     "smallthinker": build_smallthinker,
 }
@@ -102,6 +104,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "qwen35": build_qwen3_5,
     "qwen35moe": build_qwen3_5_moe,
     "llama4": build_llama4,
+    "gemma4": build_gemma4,
     "gpt-oss": build_gpt_oss,
     "smallthinker": build_smallthinker,
 }

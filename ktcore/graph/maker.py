@@ -35,6 +35,11 @@ class NodeMaker:
         self.names = TensorNames(settings.gguf, {**FURTHER, **layer_table}, *where)
         self.norm_offset = norm_offset
 
+    @property
+    def plain_suffix(self) -> str:
+        """Behind the names of parameters that are no module's weight: hub folders have none, GGUF files ".weight"."""
+        return ".weight" if self.settings.gguf else ""
+
     def has(self, name: str, suffix: str = ".weight") -> bool:
         """Whether the checkpoint holds the tensor of a node."""
         return self.names.knows(name) and self.settings.checkpoint.holds(self.names.of(name) + suffix)
@@ -142,12 +147,17 @@ class NodeMaker:
         eps: float | None = None,
         post_norm: bool = False,
         clamped: ClampedGLU | None = None,
+        activation: str | None = None,
+        residual: bool = True,
+        out_scale: bool = False,
     ) -> Node:
         """A gated MLP; with `eps` a residual branch with its own norm, without one a bare part.
 
         Args:
             post_norm: the branch's result has a norm of its own, too.
-            clamped: as in `MLPSpec`.
+            clamped, out_scale: as in `MLPSpec`.
+            activation: None takes the configuration's.
+            residual: False leaves a part with norms of its own, to which nobody adds x.
         """
         gate, up = self._gate_up(name, hidden, intermediate)
         return self.composite(
@@ -160,11 +170,13 @@ class NodeMaker:
                 "norm": None if eps is None else self.norm(f"{name}.norm", hidden, eps),
                 "post_norm": self.norm(f"{name}.post_norm", hidden, eps) if eps is not None and post_norm else None,
             },
+            {"out_scale": self.ref(f"{name}.out_scale", (1,), self.plain_suffix)} if out_scale else None,
             hidden=hidden,
             intermediate=intermediate,
-            activation=self.activation(),
-            residual=eps is not None,
+            activation=activation or self.activation(),
+            residual=eps is not None and residual,
             clamped=clamped,
+            out_scale=out_scale,
         )
 
     def activation(self) -> str:

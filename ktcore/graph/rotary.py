@@ -32,6 +32,7 @@ def rope_node(
     whole: float = 1.0,
     section: Settings | None = None,
     divisors: bool = True,
+    keys: tuple[str, str] = ("rope.freq_base", "rope.dimension_count"),
 ) -> Node:
     """The rope part of an attention.
 
@@ -44,13 +45,14 @@ def rope_node(
         truncate: `RopeScaling.truncate` of GGUF files, which do not hold it.
         section: rotary settings of a config.json's layer (`kind_section`) in place of the model's.
         divisors: a tensor of divisors in GGUF files is for this layer.
+        keys: of GGUF files, that hold the layer's base and how much of a head rotates.
     """
     settings = make.settings
     weights: dict[str, WeightRef] = {}
     scaling, turning = None, 0
     if settings.gguf:
-        theta = settings.number("", "rope.freq_base", positive=True)
-        dim = min(dim, settings.integer("", "rope.dimension_count", derived=dim))
+        theta = settings.number("", keys[0], positive=True)
+        dim = min(dim, settings.integer("", keys[1], derived=dim))
         if divisors and DIVISORS in settings.checkpoint.tensors:
             # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
             make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))

@@ -51,6 +51,13 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "kimi_k25": Wrapper(
             "deepseek_v3", tied=True, left_out={"vision_tower.": "the image part", "mm_projector.": "the image part"}
         ),
+        "gemma4": Wrapper(
+            "gemma4_text",
+            "model.language_model.",
+            "lm_head",
+            tied=True,
+            left_out={"model.vision_tower.": "the image part", "model.embed_vision.": "the image part"},
+        ),
         "mistral3": Wrapper("mistral", tied=True),
         "glm5_next": replace(QWEN, text="glm5_next_text"),
         "qwen3_5": replace(QWEN, text="qwen3_5_text"),

@@ -32,9 +32,10 @@ PUBLISHED = {
     "qwen3.5-397b-a17b": 397,
     "minimax-m2": 229,
     "llama-4-maverick": 400,
+    "gemma-4-26b-a4b": 25.2,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
-BUFFERS = ("e_score_correction_bias", "tid2eid")  # of the choice of experts
+BUFFERS = ("e_score_correction_bias", "tid2eid", "layer_scalar")  # of the choice of experts, and factors of layers
 # whose makers round too far: "48B" are 49.1
 ROUNDED = ["kimi-linear-48b-a3b"]
 

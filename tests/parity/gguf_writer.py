@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from . import gguf_deepseek_v4, gguf_hybrids, glm5_next
+from . import gguf_deepseek_v4, gguf_hybrids, gguf_windows, glm5_next
 
 Layout = Literal["split", "fused", "both"]
 """Of latent attention: k_b and v_b (new files), kv_b (old files), all three with the split ones folded to 2-D."""
@@ -43,6 +43,7 @@ ARCHITECTURES = {
     "deepseek_v32": gguf.MODEL_ARCH.GLM_DSA,
     "glm_moe_dsa": gguf.MODEL_ARCH.GLM_DSA,
     **gguf_hybrids.ARCHITECTURES,
+    **gguf_windows.ARCHITECTURES,
 }
 
 
@@ -80,17 +81,20 @@ def write_gguf(
     arch = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, NAMES.get(config.model_type, gguf.MODEL_ARCH_NAMES[arch]))
     _common(writer, config)
-    if hasattr(config, "rope_parameters"):
+    by_layer = config.model_type in gguf_windows.ARCHITECTURES
+    if by_layer:
+        gguf_windows.add_keys(writer, config)
+    elif hasattr(config, "rope_parameters"):
         _rope(writer, config)
     if hasattr(config, "kv_lora_rank"):
         _latent(writer, config, layout)
         if hasattr(config, "indexer_types") and not sharing_unsaid:
             _sharing(writer, config)
-    else:
+    elif not by_layer:
         _grouped(writer, config)
     if config.model_type in gguf_hybrids.ARCHITECTURES:
         gguf_hybrids.add_keys(writer, config)
-    elif hasattr(config, "num_experts_per_tok"):
+    elif hasattr(config, "num_experts_per_tok") and not by_layer:
         _experts(writer, config)
     tensors = dict(_tensors(model, arch, layout))
     if fuse_qkv:
@@ -234,9 +238,10 @@ def _rope(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 
 def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
     c = model.config
+    yield from gguf_windows.extra_tensors(c)
     known = (arch, gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.GLM_DSA)
     maps = [gguf.get_tensor_name_map(a, c.num_hidden_layers) for a in known]
-    if hasattr(c, "rope_parameters") and c.rope_parameters["rope_type"] == "llama3":
+    if hasattr(c, "rope_parameters") and c.rope_parameters.get("rope_type") == "llama3":
         theta, d = c.rope_parameters["rope_theta"], c.head_dim
         yield "rope_freqs.weight", theta ** -(torch.arange(0, d, 2) / d) / model.model.rotary_emb.inv_freq
     for name, value in model.state_dict().items():
@@ -281,6 +286,8 @@ def _converted(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     if c.model_type in gguf_hybrids.ARCHITECTURES:
         yield from gguf_hybrids.converted(c, name, value)
+    elif c.model_type in gguf_windows.ARCHITECTURES:
+        yield from gguf_windows.converted(c, name, value)
     elif c.model_type in ("llama", "mistral", "mixtral") and (".q_proj." in name or ".k_proj." in name):
         heads = c.num_attention_heads if ".q_proj." in name else c.num_key_value_heads
         yield (

@@ -19,7 +19,7 @@ _SCRIPT = """
 import json, sys
 import llama_cpp
 model = llama_cpp.Llama(sys.argv[1], logits_all=True, n_ctx=256, n_batch=128, n_ubatch=128, n_threads=1, verbose=False,
-                        yarn_beta_fast=-1.0, yarn_beta_slow=-1.0, yarn_attn_factor=-1.0)
+                        yarn_beta_fast=-1.0, yarn_beta_slow=-1.0, yarn_attn_factor=-1.0, **json.loads(sys.argv[4]))
 model.eval(json.loads(sys.argv[2]))
 json.dump(model.scores[: model.n_tokens].tolist(), open(sys.argv[3], "w"))
 """
@@ -32,13 +32,21 @@ def interpreter() -> str | None:
     return sys.executable if importlib.util.find_spec("llama_cpp") else None
 
 
-def logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    """float32 [tokens, vocab] of one sequence."""
+def logits(path: Path, ids: torch.Tensor, *, float32_cache: bool = False) -> torch.Tensor:
+    """float32 [tokens, vocab] of one sequence.
+
+    Args:
+        float32_cache: keys and values stay float32, where it would otherwise round them to float16.
+    """
     python = interpreter()
     assert python is not None
     answer = path.with_suffix(".json")
+    more = {"type_k": 0, "type_v": 0} if float32_cache else {}
     done = subprocess.run(
-        [python, "-c", _SCRIPT, path, json.dumps(ids.tolist()), answer], capture_output=True, text=True, check=False
+        [python, "-c", _SCRIPT, path, json.dumps(ids.tolist()), answer, json.dumps(more)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.tensor(json.loads(answer.read_text()))

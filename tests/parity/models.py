@@ -16,6 +16,7 @@ from transformers import (
     DeepseekV32Config,
     Dots1Config,
     Ernie4_5_MoeConfig,
+    Gemma4TextConfig,
     Glm4Config,
     Glm4MoeConfig,
     Glm4MoeLiteConfig,
@@ -439,6 +440,31 @@ def _llama(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**(settings | changes))
 
 
+def _gemma4(**changes: Any) -> Gemma4TextConfig:
+    settings = dict(
+        GQA,
+        head_dim=16,
+        global_head_dim=32,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        sliding_window=20,
+        intermediate_size=96,
+        enable_moe_block=True,
+        moe_intermediate_size=32,
+        num_experts=16,
+        top_k_experts=4,
+        hidden_size_per_layer_input=0,
+        final_logit_softcapping=3.0,
+        rope_parameters={
+            "sliding_attention": plain_rope(1e4),
+            "full_attention": {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        },
+    )
+    return Gemma4TextConfig(**(settings | changes))
+
+
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _llama,
     "llama-bias": lambda: _llama(attention_bias=True, mlp_bias=True),
@@ -528,6 +554,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     # what GGUF files are read as having
     "llama4-gguf": lambda: _llama4(num_local_experts=16, attention_chunk_size=8192, floor_scale=8192),
     "llama4-two": lambda: _llama4(num_experts_per_tok=2, moe_layers=[0, 3], attn_temperature_tuning=False),
+    "gemma4": _gemma4,
+    # of experts that are all chosen, none can be chosen otherwise by llama.cpp's 16-bit table of GELU
+    "gemma4-all": lambda: _gemma4(num_experts=4),
+    "gemma4-dense": lambda: _gemma4(enable_moe_block=False, attention_k_eq_v=False, final_logit_softcapping=None),
     "gpt-oss": _gpt_oss,
     "gpt-oss-gguf": lambda: _gpt_oss(swiglu_limit=7.0),
     "gpt-oss-full": lambda: _gpt_oss(layer_types=["full_attention"] * 3 + ["sliding_attention"]),

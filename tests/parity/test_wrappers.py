@@ -29,6 +29,7 @@ QWEN = ("model.language_model.", "lm_head.")
 WRAPPED: dict[str, tuple[str, tuple[str, str], tuple[str, ...]]] = {
     "llama4": ("llama4-scout", LLAVA, ("vision_model.class_embedding", "multi_modal_projector.linear_1.weight")),
     "kimi_k25": ("kimi-k2", LLAVA, ("vision_tower.patch_embed.proj.weight", "mm_projector.proj.0.weight")),
+    "gemma4": ("gemma4", QWEN, ("model.vision_tower.std_bias", "model.embed_vision.embedding_projection.weight")),
     "mistral3": ("mistral4", LLAVA, ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")),
     "glm5_next": ("glm5-next", QWEN, ("model.visual.pos_embed.weight", "model.language_model.layers.6.eh_proj.weight")),
     "qwen3_5": ("qwen3.5", QWEN, ("model.visual.pos_embed.weight", "mtp.fc.weight")),
