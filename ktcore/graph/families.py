@@ -28,6 +28,7 @@ from ktcore.graph.architectures.hy_v3 import build_hy_v3
 from ktcore.graph.architectures.kimi_linear import build_kimi_linear
 from ktcore.graph.architectures.llama import build_llama, build_mistral, build_phi3, build_qwen2, build_qwen3
 from ktcore.graph.architectures.llama4 import build_llama4
+from ktcore.graph.architectures.mimo_v2_flash import build_mimo_v2_flash
 from ktcore.graph.architectures.minimax_m2 import build_minimax_m2
 from ktcore.graph.architectures.mistral4 import build_mistral4
 from ktcore.graph.architectures.mixtral import build_mixtral
@@ -75,6 +76,7 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "qwen3_5_moe_text": build_qwen3_5_moe,
     "llama4_text": build_llama4,
     "gemma4_text": build_gemma4,
+    "mimo_v2_flash": build_mimo_v2_flash,
     "gpt_oss": build_gpt_oss,
     "smallthinker": build_smallthinker,
 }
@@ -105,6 +107,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "qwen35moe": build_qwen3_5_moe,
     "llama4": build_llama4,
     "gemma4": build_gemma4,
+    "mimo2": build_mimo_v2_flash,
     "gpt-oss": build_gpt_oss,
     "smallthinker": build_smallthinker,
 }

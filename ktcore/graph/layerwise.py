@@ -1,4 +1,4 @@
-"""Settings that config.json holds layer by layer: `per_layer_config`, as transformers 5 writes it."""
+"""Settings that config.json holds layer by layer: the kinds of layers, and `per_layer_config` of transformers 5."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from ktcore.graph.settings import Settings
 
 KEY = "per_layer_config"
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def own_settings(s: Settings, layer: int, known: Collection[str]) -> Mapping[str, Any] | None:
@@ -37,3 +38,16 @@ def own_count(s: Settings, own: Mapping[str, Any], key: str, usual: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise s.error(f"{key} of {KEY} is {value!r}, a whole number of at least 1 is needed")
     return value
+
+
+def kind_of(s: Settings, layer: int, usual: str) -> str:
+    """What `layer_types` says of a layer, SLIDING or FULL; `usual` where it is absent or empty.
+
+    Raises:
+        ArchitectureError: another word, or none for the layer.
+    """
+    kinds = s.sequence("layer_types")
+    kind = usual if not kinds else kinds[layer] if layer < len(kinds) else None
+    if kind not in (SLIDING, FULL):
+        raise s.error(f"layer_types says {kind!r} of layer {layer}", f"known: {SLIDING}, {FULL}")
+    return str(kind)

@@ -33,6 +33,7 @@ PUBLISHED = {
     "minimax-m2": 229,
     "llama-4-maverick": 400,
     "gemma-4-26b-a4b": 25.2,
+    "mimo-v2-flash": 309,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
 BUFFERS = ("e_score_correction_bias", "tid2eid", "layer_scalar")  # of the choice of experts, and factors of layers

@@ -9,14 +9,14 @@ import gguf
 import torch
 from transformers import PreTrainedConfig
 
-ARCHITECTURES = {"gemma4_text": gguf.MODEL_ARCH.GEMMA4}
+ARCHITECTURES = {"gemma4_text": gguf.MODEL_ARCH.GEMMA4, "mimo_v2_flash": gguf.MODEL_ARCH.MIMO2}
 Tensors = Iterator[tuple[str, torch.Tensor]]
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def add_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     """The keys beyond those that all files have."""
-    {"gemma4_text": _gemma4_keys}[c.model_type](w, c)
+    {"gemma4_text": _gemma4_keys, "mimo_v2_flash": _mimo_keys}[c.model_type](w, c)
 
 
 def extra_tensors(c: PreTrainedConfig) -> Tensors:
@@ -29,7 +29,7 @@ def extra_tensors(c: PreTrainedConfig) -> Tensors:
 
 def converted(c: PreTrainedConfig, name: str, value: torch.Tensor) -> Tensors:
     """Tensors as they are stored, under names that the gguf package's tables know, or GGUF's own."""
-    convert: dict[str, Callable[[str, torch.Tensor], Tensors]] = {"gemma4_text": _gemma4}
+    convert: dict[str, Callable[[str, torch.Tensor], Tensors]] = {"gemma4_text": _gemma4, "mimo_v2_flash": _experts}
     yield from convert[c.model_type](name, value)
 
 
@@ -75,3 +75,29 @@ def _gemma4(name: str, value: torch.Tensor) -> Tensors:
         yield f"{name}.weight", value
     else:
         yield name, value
+
+
+def _mimo_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_sliding_window(c.sliding_window)
+    w.add_sliding_window_pattern(_sliding(c))
+    w.add_head_count_kv([c.num_key_value_heads * (2 if slides else 1) for slides in _sliding(c)])
+    w.add_key_length(c.head_dim)
+    w.add_value_length(c.v_head_dim)
+    w.add_rope_dimension_count(int(c.head_dim * c.rope_parameters[FULL]["partial_rotary_factor"]))
+    w.add_rope_freq_base(c.rope_parameters[FULL]["rope_theta"])
+    w.add_rope_freq_base_swa(c.rope_parameters[SLIDING]["rope_theta"])
+    w.add_float32(f"{w.arch}.attention.value_scale", c.attention_value_scale)
+    w.add_expert_count(c.n_routed_experts)
+    w.add_expert_used_count(c.num_experts_per_tok)
+    w.add_expert_feed_forward_length(c.moe_intermediate_size)
+
+
+def _experts(name: str, value: torch.Tensor) -> Tensors:
+    if name.endswith("experts.gate_up_proj"):
+        gate, up = value.chunk(2, 1)
+        yield name.replace("gate_up_proj", "gate_proj.weight"), gate
+        yield name.replace("gate_up_proj", "up_proj.weight"), up
+    elif name.endswith(("experts.down_proj", ".sinks")):
+        yield f"{name}.weight", value
+    else:
+        yield name.replace("e_score_correction_bias", "e_score_correction.bias"), value

@@ -27,6 +27,7 @@ from transformers import (
     KimiLinearConfig,
     Llama4TextConfig,
     LlamaConfig,
+    MiMoV2FlashConfig,
     MiniMaxM2Config,
     Mistral4Config,
     Mistral4ForCausalLM,
@@ -465,6 +466,23 @@ def _gemma4(**changes: Any) -> Gemma4TextConfig:
     return Gemma4TextConfig(**(settings | changes))
 
 
+def _mimo(**changes: Any) -> MiMoV2FlashConfig:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        v_head_dim=24,
+        num_key_value_heads=1,
+        num_hidden_layers=4,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        sliding_window_size=20,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        n_routed_experts=16,
+        num_experts_per_tok=4,
+    )
+    return MiMoV2FlashConfig(**(settings | changes))
+
+
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _llama,
     "llama-bias": lambda: _llama(attention_bias=True, mlp_bias=True),
@@ -558,6 +576,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     # of experts that are all chosen, none can be chosen otherwise by llama.cpp's 16-bit table of GELU
     "gemma4-all": lambda: _gemma4(num_experts=4),
     "gemma4-dense": lambda: _gemma4(enable_moe_block=False, attention_k_eq_v=False, final_logit_softcapping=None),
+    "mimo": _mimo,
     "gpt-oss": _gpt_oss,
     "gpt-oss-gguf": lambda: _gpt_oss(swiglu_limit=7.0),
     "gpt-oss-full": lambda: _gpt_oss(layer_types=["full_attention"] * 3 + ["sliding_attention"]),

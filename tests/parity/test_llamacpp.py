@@ -54,11 +54,11 @@ FAMILIES = [
 ]
 # in these, a token whose 16-bit activations choose another expert moves many later ones, so the files are float32
 IN_32_BITS = ["qwen3-next", "qwen3.5", "qwen3.5-moe", "gpt-oss-gguf", "v32", "glm-dsa", "glm5-next", "v4-released"]
-IN_32_BITS += ["gemma4-all", "gemma4-dense"]
+IN_32_BITS += ["gemma4-all", "gemma4-dense", "mimo"]
 # llama.cpp keeps index keys in 16 bits: where two score nearly the same it attends to another token
 BEGINNINGS = {"glm-dsa": 48}
-# scores that no root divides, so that rounded keys weigh more
-SHARP = ("gemma4-all", "gemma4-dense")
+# where llama.cpp's keys in 16 bits move more: scores that no root divides, or a choice of experts by a hair
+SHARP = ("gemma4-all", "gemma4-dense", "mimo")
 # llama.cpp lets YaRN's ramp begin and end at whole pairs, which gpt-oss's own code does not
 # and does without the temperature of queries, of which its converter writes nothing
 THEIRS: dict[str, dict[type[Spec], Callable[[Any], Spec]]] = {

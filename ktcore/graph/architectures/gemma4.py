@@ -8,7 +8,7 @@ from ktcore.graph.attention import HEADS, KV_HEADS, Heads, attention_node, check
 from ktcore.graph.decoder import decoder_graph, rms_eps
 from ktcore.graph.defaults import Defaults
 from ktcore.graph.experts import Experts, Routing, experts_node, router_node
-from ktcore.graph.layerwise import own_count, own_settings
+from ktcore.graph.layerwise import FULL, SLIDING, kind_of, own_count, own_settings
 from ktcore.graph.maker import NodeMaker
 from ktcore.graph.names import ATTENTION, MOE, NameTable
 from ktcore.graph.node import Graph, Node
@@ -41,7 +41,6 @@ BESIDE: NameTable = {
     "ffn.shared.post_norm": ("post_feedforward_layernorm_1", "post_ffw_norm_1"),
 }
 """Of layers that have experts beside their dense part."""
-SLIDING, FULL = "sliding_attention", "full_attention"
 ACTIVATION = "gelu_tanh"
 
 DEFAULTS = Defaults(
@@ -182,13 +181,9 @@ def _layer(s: Settings, layer: int) -> _Layer:
 
 def _slides(s: Settings, layer: int) -> bool:
     """Five of six, and never the last."""
-    kinds = s.sequence("layer_types")
     if layer == s.layers() - 1:
         return False
-    kind = SLIDING if not kinds and (layer + 1) % 6 else FULL if not kinds else dict(enumerate(kinds)).get(layer)
-    if kind not in (SLIDING, FULL):
-        raise s.error(f"layer_types says {kind!r} of layer {layer}", f"known: {SLIDING}, {FULL}")
-    return bool(kind == SLIDING)
+    return kind_of(s, layer, SLIDING if (layer + 1) % 6 else FULL) == SLIDING
 
 
 def _rope(make: NodeMaker, name: str, kind: _Layer) -> Node:
