@@ -30,7 +30,11 @@ class Configuration:
 
 def configurations(full: bool) -> list[Configuration]:
     """All of them, or those that represent their kernel."""
-    return [c for c in (*_linear(), *_rows(), *_attention(), *_experts(), *_delta(), *_float8()) if full or not c.full]
+    return [
+        c
+        for c in (*_linear(), *_rows(), *_attention(), *_index(), *_experts(), *_delta(), *_float8())
+        if full or not c.full
+    ]
 
 
 def _linear() -> list[Configuration]:
@@ -124,6 +128,52 @@ def _attention() -> list[Configuration]:
         out.append(Configuration(f"merge-{width}", "attention:merge_kernel", {**merge, "splits": "i32"}, constants,
                                  full=width == 128))  # fmt: skip
     return out
+
+
+def _index() -> list[Configuration]:
+    places = {"q_start": "*i32", "context_lens": "*i32", "table": "*i32"}
+    scores = {
+        "q": "*fp32",
+        "weights": "*fp32",
+        "keys": "*bf16",
+        "out": "*fp32",
+        **places,
+        **dict.fromkeys(("first", "last", "table_stride", "page_rows", "out_stride", "pool", "few"), "i32"),
+    }
+    choose = {
+        "scores": "*fp32",
+        "positions": "*i64",
+        "out": "*i32",
+        **dict.fromkeys(("first", "stride", "top", "width", "local"), "i32"),
+    }
+    pools = {"keys": "*bf16", "gates": "*bf16", "pooled": "*bf16", "means": "*fp32", "slots": "*i64",
+             "positions": "*i64"}  # fmt: skip
+    # the shapes of DeepSeek-V3.2 and of GLM-5.3-Flash
+    heads = {"HEADS": 64, "DIM": 128, "BLOCK_H": 64, "BLOCK_D": 128, "BLOCK_N": 64, "WEIGHED": True}
+    return [
+        *(Configuration(f"index-scores-{few}", "index:scores_kernel", scores, {**heads, "QUERIES": few}, 8, 1,
+                        full=few == 1, compute={"COMPUTE": "bf16"}) for few in (1, 16)),
+        *(Configuration(f"index-choose-{pool}", "index:choose_kernel", choose,
+                        {"ROWS": 1, "POOL": pool, "BLOCK_P": pool, "BLOCK": 2048 // pool, "TAIL": True}, 8,
+                        full=pool == 4) for pool in (1, 4)),
+        Configuration("index-pools", "index:pools_kernel", pools,
+                      {"DIM": 128, "POOL": 4, "BLOCK_P": 4, "BLOCK_D": 128, "GATED": True}),
+        *(_chosen(*shape) for shape in (("latent", 128, 576, 512, True), ("grouped", 8, 128, 128, False))),
+    ]  # fmt: skip
+
+
+def _chosen(name: str, group: int, key: int, value: int, latent: bool) -> Configuration:
+    integers = ("heads", "kv_heads", "key_stride", "value_stride", "table_stride", "page_size", "window", "chunk",
+                "splits", "tokens", "width", "chosen_heads")  # fmt: skip
+    types = {**dict.fromkeys(("q", "keys", "values"), "*bf16"), "sinks": "*fp32", "out": "*fp32", "lse": "*fp32",
+             "chosen": "*i32", "positions": "*i64", "sequences": "*i32", "table": "*i32", "scale": "fp32",
+             **dict.fromkeys(integers, "i32")}  # fmt: skip
+    main = value if latent else key
+    constants = {"GROUP": group, "KEY_DIM": key, "MAIN": main, "REST": 64 if latent else 16, "VALUE_DIM": value,
+                 "BLOCK_V": value, "BLOCK_M": 16, "BLOCK_N": 16, "PART": main, "LATENT": latent, "HAS_SINKS": False,
+                 "SPLIT": True}  # fmt: skip
+    return Configuration(f"attention-chosen-{name}", "chosen:chosen_kernel", types, constants, 8, 1,
+                         compute={"COMPUTE": "bf16"})  # fmt: skip
 
 
 def _experts() -> list[Configuration]:

@@ -23,7 +23,9 @@ SPILL = 16
 KNOWN_SPILLS = {
     ("gfx1100", "attention-latent"): 1024,
     ("gfx1100", "attention-prefill-192"): 512,
+    ("gfx1100", "attention-chosen-latent"): 1024,
     ("gfx1201", "attention-latent"): 64,
+    ("gfx1201", "attention-chosen-latent"): 64,
 }
 """Where the default launch shape takes more: a backend for such a chip brings a shape of its own."""
 

@@ -45,6 +45,7 @@ def shapes(tuning: Tuning) -> dict[str, LinearTiles | AttentionTiles | DeltaTile
         "attention-prefill": tuning.attention(2048, 128),
         "attention-prefill-192": tuning.attention(2048, 128),
         "attention-latent": tuning.attention(128, 512),
+        "attention-chosen-latent": tuning.attention(128, 512),
         "experts-up": tuning.experts(1),
         "delta-chunks": tuning.delta(512, 128),
     }

@@ -76,9 +76,9 @@ def test_each_chip_opens_with_its_own_capabilities(chip: str, install: Install) 
 # keys and values in float16 turn the odd token of a random model: these are compared by their logits
 @pytest.mark.parametrize(
     ("backend", "name"),
-    [(b, n) for b in BACKENDS for n in ("qwen3-moe", "qwen3-next", "v3")]
+    [(b, n) for b in BACKENDS for n in ("qwen3-moe", "qwen3-next", "v3", "v32")]
     if FULL
-    else [("cuda", "v3"), ("rocm", "qwen3-next"), ("xpu", "v3")],
+    else [("cuda", "v3"), ("cuda", "v32"), ("rocm", "qwen3-next"), ("xpu", "v3")],
 )
 def test_a_tiny_model_with_experts_on_the_host(
     name: str,

@@ -142,11 +142,13 @@ def merge_kernel(
     column = tl.arange(0, BLOCK_V)
     sums = tl.load(lse + split * rows + row, mask=split < splits, other=float("-inf"))
     top = tl.max(sums, 0)
+    # a row may have seen no key: its result is 0
+    top = tl.where(top == float("-inf"), 0.0, top)
     weight = tl.exp(sums - top)
     denominator = tl.sum(weight, 0)
     if HAS_SINKS:
         denominator += tl.exp(tl.load(sinks + row % heads).to(tl.float32) - top)
     at = (split.to(tl.int64)[:, None] * rows + row) * VALUE_DIM + column[None, :]
     some = tl.load(parts + at, mask=(split < splits)[:, None] & (column < VALUE_DIM)[None, :], other=0.0)
-    total = tl.sum(some * weight[:, None], 0) / denominator
+    total = tl.sum(some * weight[:, None], 0) / tl.maximum(denominator, 1e-38)
     tl.store(out + row * VALUE_DIM + column, total.to(out.dtype.element_ty), mask=column < VALUE_DIM)

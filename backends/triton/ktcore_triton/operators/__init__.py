@@ -15,6 +15,7 @@ def implementations(backend: str, tuning: Tuned | None = None) -> list[Implement
     from ktcore_triton.operators.cache import TritonKVCache
     from ktcore_triton.operators.delta import TritonGatedDeltaNet, TritonStateCache
     from ktcore_triton.operators.float8 import TritonFloat8Linear
+    from ktcore_triton.operators.index import TritonIndexCache, TritonTokenIndexer
     from ktcore_triton.operators.linear import TritonLinear
     from ktcore_triton.operators.moe import TritonExperts, TritonMoE, TritonRouter
     from ktcore_triton.operators.simple import TritonEmbedding, TritonMLP, TritonRMSNorm, TritonRope
@@ -27,6 +28,8 @@ def implementations(backend: str, tuning: Tuned | None = None) -> list[Implement
         TritonKVCache,
         TritonAttention,
         TritonMLA,
+        TritonIndexCache,
+        TritonTokenIndexer,
         TritonMLP,
         TritonRouter,
         TritonExperts,

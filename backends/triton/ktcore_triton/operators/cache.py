@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Module, Supported, Unsupported
+from ktcore.backend.branches import step_positions
 from ktcore.backend.loading import compute_dtype
 from ktcore.backend.mirror import mirrored
 from ktcore.backend.pages import check_pages
 from ktcore.backend.runtime import DeviceRuntime
+from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.kv_cache import KVCacheSpec
 from ktcore_triton.operators.base import HALF_BYTES, TritonImplementation
 from ktcore_triton.tuning import Tuning
 
+if TYPE_CHECKING:
+    from ktcore_triton.attention import Pages
+
 PAGE_SIZES = (64, 32, 16, 128)
 
 
 class TritonKVCache(TritonImplementation):
-    """Grouped queries with window, chunk and sinks; latents of MLA with a rank that is a power of two."""
+    """Grouped queries with window, chunk and sinks; latents of MLA with a rank that is a power of two; choices."""
 
     spec_type = KVCacheSpec
-    handles = frozenset({"window", "chunk", "sinks"})
+    handles = frozenset({"window", "chunk", "sinks", "chosen"})
     options = frozenset({"compute"})
 
     def supports(self, spec: KVCacheSpec, device: Capabilities) -> Supported | Unsupported:
@@ -91,17 +96,33 @@ class TritonKVCacheModule:
             second.contiguous(), slots, self._first if latent else self._second, self.spec.value_dim if latent else 0
         )
 
-    def attend(self, step: StepBatch, q: torch.Tensor, scale: float, sinks: torch.Tensor | None = None) -> torch.Tensor:
-        """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
-        from ktcore_triton.attention import Pages, Sight, latent_attention, paged_attention
+    def attend(
+        self,
+        step: StepBatch,
+        q: torch.Tensor,
+        scale: float,
+        sinks: torch.Tensor | None = None,
+        chosen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Causal attention of the step's queries over what their sequences have cached -> [T, heads, value_dim]."""
+        from ktcore_triton.attention import Sight, latent_attention, paged_attention
+        from ktcore_triton.chosen import Chosen, chosen_attention
 
         self._check(step)
         spec = self.spec
-        most = max((b - a for a, b in zip(step.q_start, step.q_start[1:], strict=False)), default=0)
-        pages = Pages(*_mirrors(self._runtime, step), step.page_size, most)
+        pages = step_pages(self._runtime, step)
         group = spec.heads if spec.kind == "mla" else spec.heads // spec.kv_heads
-        tiles = self._tuning.attention(most * group, spec.value_dim)
+        tiles = self._tuning.attention(pages.most_queries * group, spec.value_dim)
         q = q.contiguous()
+        if spec.chosen:
+            if chosen is None:
+                raise BackendError(f"{self._name}: attention over chosen tokens is not told which ones")
+            seen = Chosen(chosen, step_positions(self._runtime, step), owners(self._runtime, step))
+            values = None if spec.kind == "mla" else self._second
+            return chosen_attention(
+                q, self._first, values, seen, pages, scale, spec.value_dim, sight=Sight(spec.window, spec.chunk),
+                sinks=sinks, tiles=tiles, compute=self._compute,
+            )  # fmt: skip
         if spec.kind == "mla":
             return latent_attention(q, self._first, pages, scale, spec.value_dim, tiles=tiles, compute=self._compute)
         return paged_attention(
@@ -120,9 +141,24 @@ class TritonKVCacheModule:
         check_pages(self._name, step, self._pages, self._page_size)
 
 
-def _mirrors(runtime: DeviceRuntime, step: StepBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return (
+def step_pages(runtime: DeviceRuntime, step: StepBatch) -> Pages:
+    """The step's sequences on the device."""
+    from ktcore_triton.attention import Pages
+
+    return Pages(
         mirrored(runtime, step, "q_start", lambda s: torch.tensor(s.q_start, dtype=torch.int32)),
         mirrored(runtime, step, "context_lens", lambda s: torch.tensor(s.context_lens, dtype=torch.int32)),
         mirrored(runtime, step, "block_table", lambda s: s.block_table),
+        step.page_size,
+        max((b - a for a, b in zip(step.q_start, step.q_start[1:], strict=False)), default=0),
     )
+
+
+def owners(runtime: DeviceRuntime, step: StepBatch) -> torch.Tensor:
+    """int32 [T] on the device: which of the step's sequences a token is of."""
+    return mirrored(runtime, step, "owners", _owners)
+
+
+def _owners(step: StepBatch) -> torch.Tensor:
+    lengths = torch.tensor(step.q_start).diff()
+    return torch.arange(step.sequences, dtype=torch.int32).repeat_interleave(lengths)

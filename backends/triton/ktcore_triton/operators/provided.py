@@ -86,10 +86,17 @@ class ProvidedLatentCacheModule(TritonKVCacheModule):
         super().__init__(request, tuning)
         self._provider = provider
 
-    def attend(self, step: StepBatch, q: torch.Tensor, scale: float, sinks: torch.Tensor | None = None) -> torch.Tensor:
+    def attend(
+        self,
+        step: StepBatch,
+        q: torch.Tensor,
+        scale: float,
+        sinks: torch.Tensor | None = None,
+        chosen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
         if step.tokens != step.sequences:
-            return super().attend(step, q, scale, sinks)
+            return super().attend(step, q, scale, sinks, chosen)
         self._check(step)
         out = self._provider.decode(self._runtime, step, q.to(self._compute).contiguous(), self._first, scale)
         return out.float()
