@@ -21,7 +21,7 @@ void check_length(const Vector& v, int64_t expected, const char* what) {
 bool needs_float(const PackedView& w, bool exact) { return exact || info(w.format).kind == Kind::Float; }
 
 bool takes_rounded(const Engine& e, const PackedView& w, bool exact) {
-    return !exact && e.kernels.round_rows && (w.format == Format::BF16 || w.format == Format::F8_E4M3_G128);
+    return !exact && e.kernels.round_rows && (w.format == Format::BF16 || is_fp8(w.format));
 }
 
 int padded_k(int cols) { return (cols + 31) / 32 * 32; }

@@ -106,10 +106,10 @@ void dequantize_float(Format f, const uint8_t* row, int cols, float* out) {
             for (int i = 0; i < cols; i++) out[i] = bf16_to_float(u16(row + 2 * i));
             return;
         default:
-            for (int i = 0; i < cols; i += 128, row += 132) {
+            for (int i = 0; i < cols; i += info(f).block, row += info(f).block_bytes) {
                 float d;
                 std::memcpy(&d, row, 4);
-                for (int k = 0; k < 128; k++) out[i + k] = e4m3_to_float(row[4 + k]) * d;
+                for (int k = 0; k < info(f).block; k++) out[i + k] = e4m3_to_float(row[4 + k]) * d;
             }
     }
 }

@@ -187,12 +187,13 @@ int interleave_fours(const RawRows& rows, int skip, int dwords, uint8_t* out, Of
 // F16, F32: [k][32 rows]. BF16: pairs of neighbouring k, [k / 2][32 rows][2], as dot products take them. FP8: header of
 // scales, then quads [k / 4][32 rows][4] in the order k, k + 2, k + 1, k + 3: even and odd bytes are pairs.
 void pack_float(Format f, const RawRows& rows, uint8_t* out) {
-    if (f == Format::F8_E4M3_G128) {
+    if (is_fp8(f)) {
+        const int dwords = info(f).packed_k / 4;
         for (int r = 0; r < rows.count; r++) std::memcpy(out + r * 4, rows[r], 4);
         uint8_t* codes = out + info(f).header;
         const auto of = [](auto v) { return (v & 0xff0000ff) | (v >> 8 & 0xff00) | (v & 0xff00) << 8; };
-        for (int r = interleave_fours(rows, 4, 32, codes, of); r < rows.count; r++)
-            for (int i = 0; i < 32; i++) {
+        for (int r = interleave_fours(rows, 4, dwords, codes, of); r < rows.count; r++)
+            for (int i = 0; i < dwords; i++) {
                 const uint32_t v = of(load<uint32_t>(rows[r] + 4 + i * 4));
                 std::memcpy(codes + i * kPanelRows * 4 + r * 4, &v, 4);
             }

@@ -16,7 +16,7 @@ enum class Format : uint8_t {
     INT4_G32, INT4_G64, INT4_G128, INT8_G32, INT8_G64, INT8_G128,
     NVFP4, NVFP4_G128, TQ2_0, Q1_0, Q2_0,
     IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M, TQ1_0,
-    F16, BF16, F32, F8_E4M3_G128,
+    F16, BF16, F32, F8_E4M3_G128, F8_E4M3_G32,
     IQ1_S_FAST, IQ1_M_FAST, IQ2_XXS_FAST, IQ2_XS_FAST, IQ2_S_FAST, IQ3_XXS_FAST, IQ3_S_FAST
 };
 
@@ -81,6 +81,7 @@ constexpr FormatInfo kFormats[] = {
     {"BF16", 1, 2, 32, 0, 16, 32, false, -1, Kind::Float},
     {"F32", 1, 4, 32, 0, 32, 32, false, -1, Kind::Float},
     {"F8_E4M3_G128", 128, 132, 128, 128, 8, 128, false, -1, Kind::Float},
+    {"F8_E4M3_G32", 32, 36, 32, 128, 8, 32, false, -1, Kind::Float},
     // Lattice points as a code for each value, in bit planes: larger than their file's blocks, quicker to take apart.
     {"IQ1_S_FAST", 256, 50, 256, 192, 2, 32, true, -1, Kind::Affine},
     {"IQ1_M_FAST", 256, 56, 256, 320, 3, 16, false, 4, Kind::Table, 2},
@@ -110,6 +111,8 @@ constexpr Format stored_format(Format f) {
                                   Format::IQ2_S, Format::IQ3_XXS, Format::IQ3_S};
     return kStored[static_cast<int>(f) - static_cast<int>(Format::IQ1_S_FAST)];
 }
+// 8-bit floats in groups of packed_k values, each with a float32 scale.
+constexpr bool is_fp8(Format f) { return f == Format::F8_E4M3_G128 || f == Format::F8_E4M3_G32; }
 constexpr bool coded_points(Format f) { return stored_format(f) != f; }
 constexpr int packed_block_bytes(const FormatInfo& i) {
     if (i.kind == Kind::Ternary || i.kind == Kind::Grid) return kPanelRows * (i.block_bytes + i.more);

@@ -67,11 +67,11 @@ void group_bf16(Tiles& tiles, const uint8_t* p, int cols, const float* x, size_t
     if (!whole) __builtin_memcpy(acc, to, static_cast<size_t>(tokens) * kPanelRows * sizeof(float));
 }
 
-// FP8 weights: each block of 128 k is multiplied as it is, then scaled.
-template <int kTokenTiles>
+// FP8 weights: each group of k is multiplied as it is, then scaled.
+template <int kTokenTiles, int kGroup>
 void group_fp8(Tiles& tiles, const uint8_t* pairs, const float* scale, int k, int cols, const float* x, size_t ldx, int tokens,
                float* acc, float* sums, uint8_t* rounded) {
-    const int n = cols - k < 128 ? cols - k : 128;
+    const int n = cols - k < kGroup ? cols - k : kGroup;
     round_tokens(x + k, ldx, tokens, kTokenTiles * 16, n, rounded);
     clear_sums<kTokenTiles>(tiles);
     multiply_steps<kTokenTiles>(tiles, rounded, pairs, (n + 31) / 32, false);
@@ -98,17 +98,17 @@ void tiled_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, i
             (n > 16 ? group_bf16<2> : group_bf16<1>)(tiles, p, w.cols, x + t * ldx, ldx, n, t == 0, acc + t * 32, scratch);
         }
     } else {
-        static_assert(F == Format::F8_E4M3_G128, "a float format without a tile kernel");
-        constexpr int kBytes = packed_block_bytes(kFormats[static_cast<int>(F)]);
-        uint8_t *pairs = scratch, *rounded = scratch + 128 * kPanelRows * 2;
-        float* sums = reinterpret_cast<float*>(rounded + 128 * kTokenGroup * 2);
-        for (int k = 0; k < w.cols; k += 128, p += kBytes) {
+        static_assert(is_fp8(F), "a float format without a tile kernel");
+        constexpr int kBytes = packed_block_bytes(kFormats[static_cast<int>(F)]), kGroup = kFormats[static_cast<int>(F)].packed_k;
+        uint8_t *pairs = scratch, *rounded = scratch + kGroup * kPanelRows * 2;
+        float* sums = reinterpret_cast<float*>(rounded + kGroup * kTokenGroup * 2);
+        for (int k = 0; k < w.cols; k += kGroup, p += kBytes) {
             for (int i = 0; i < kBytes; i += 64) touch(p + kReadAhead + i);
-            unpack_fp8(p, pairs);
+            unpack_fp8<kGroup>(p, pairs);
             const float* scale = reinterpret_cast<const float*>(p);
             for (int t = 0; t < tokens; t += kTokenGroup) {
                 const int n = tokens - t < kTokenGroup ? tokens - t : kTokenGroup;
-                (n > 16 ? group_fp8<2> : group_fp8<1>)(tiles, pairs, scale, k, w.cols, x + t * ldx, ldx, n, acc + t * 32, sums,
+                (n > 16 ? group_fp8<2, kGroup> : group_fp8<1, kGroup>)(tiles, pairs, scale, k, w.cols, x + t * ldx, ldx, n, acc + t * 32, sums,
                                                        rounded);
             }
         }

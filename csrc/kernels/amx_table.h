@@ -28,6 +28,7 @@ inline void panel_mixed_tiled(const PackedView& w, int panel, const FloatRows& r
                               uint8_t* scratch) {
     const auto kernel = w.format == Format::BF16          ? tiled_bf16<Format::BF16>
                         : w.format == Format::F8_E4M3_G128 ? tiled_bf16<Format::F8_E4M3_G128>
+                        : w.format == Format::F8_E4M3_G32  ? tiled_bf16<Format::F8_E4M3_G32>
                                                            : base().panel_mixed;
     kernel(w, panel, rows, t0, t1, acc, scratch);
 }

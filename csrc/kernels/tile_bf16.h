@@ -63,9 +63,10 @@ void tile_bf16(const uint8_t* w, const float* scale, int n, const uint16_t* x, s
         dot_pairs<T, kStream>(w, n / 2, x, ldx, sum);
         UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) stf(acc + t * 32 + h * 16, sum[t][h]);
     } else {
-        for (int k = 0; k < n; k += 128, w += 8192, x += 128, scale += kPanelRows, first = false) {
+        constexpr int kGroup = kFormats[static_cast<int>(F)].packed_k;
+        for (int k = 0; k < n; k += kGroup, w += kGroup * 64, x += kGroup, scale += kPanelRows, first = false) {
             UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
-            dot_pairs<T, false>(w, 64, x, ldx, sum);
+            dot_pairs<T, false>(w, kGroup / 2, x, ldx, sum);
             UNR for (int t = 0; t < T; t++) UNR for (int h = 0; h < 2; h++) {
                 float* to = acc + t * 32 + h * 16;
                 stf(to, fma(sum[t][h], ldf(scale + h * 16), first ? setf(0.f) : ldf(to)));
@@ -107,10 +108,11 @@ AI void e4m3_pairs(VI v, VI& even, VI& odd) {
     }
 }
 
-// Scales and codes of an FP8 block of 128 values as bfloat16 pairs [64][2][64].
+// Codes of an FP8 block of so many values, behind its scales, as bfloat16 pairs [kGroup / 2][2][64].
+template <int kGroup>
 AI void unpack_fp8(const uint8_t* block, uint8_t* out) {
-    block += 128;
-    for (int q = 0; q < 64; q++, block += 64) {
+    block += kPanelRows * sizeof(float);
+    for (int q = 0; q < kGroup / 2; q++, block += 64) {
         VI even, odd;
         e4m3_pairs(ldi(block), even, odd);
         uint8_t* to = out + (q / 2) * 256 + (q % 2) * 64;
@@ -119,27 +121,28 @@ AI void unpack_fp8(const uint8_t* block, uint8_t* out) {
     }
 }
 
-// Few tokens straight from FP8 blocks, which hold quads [32][2][64] behind their scales.
-template <int T>
+// Few tokens straight from FP8 blocks, which hold quads [group / 4][2][64] behind their scales.
+template <Format F, int T>
 void gemv_fp8(const uint8_t* p, int blocks, const float* x, size_t ldx, float* acc) {
-    constexpr int kBytes = packed_block_bytes(kFormats[static_cast<int>(Format::F8_E4M3_G128)]);
-    uint16_t in[T * 128];
+    constexpr int kBytes = packed_block_bytes(kFormats[static_cast<int>(F)]);
+    constexpr int kGroup = kFormats[static_cast<int>(F)].packed_k;
+    uint16_t in[T * kGroup];
     VF total[T][2];
     UNR for (int t = 0; t < T; t++) total[t][0] = total[t][1] = setf(0.f);
-    for (int b = 0; b < blocks; b++, p += kBytes, x += 128) {
-        round_rows(x, ldx, T, 128, in, 128);
+    for (int b = 0; b < blocks; b++, p += kBytes, x += kGroup) {
+        round_rows(x, ldx, T, kGroup, in, kGroup);
         VF sum[T][2];
         UNR for (int t = 0; t < T; t++) sum[t][0] = sum[t][1] = setf(0.f);
         touch(p + kReadAhead);
         touch(p + kReadAhead + 64);
-        for (int q = 0; q < 32; q++) {
+        for (int q = 0; q < kGroup / 4; q++) {
             const uint8_t* codes = p + 128 + q * 128;
             touch(codes + kReadAhead);
             touch(codes + kReadAhead + 64);
             VI w[2][2];
             UNR for (int h = 0; h < 2; h++) e4m3_pairs(ldi(codes + h * 64), w[0][h], w[1][h]);
             UNR for (int i = 0; i < 2; i++) UNR for (int t = 0; t < T; t++) {
-                const VI a = bci(in + t * 128 + q * 4 + i * 2);
+                const VI a = bci(in + t * kGroup + q * 4 + i * 2);
                 UNR for (int h = 0; h < 2; h++) sum[t][h] = dotbf(sum[t][h], w[i][h], a);
             }
         }
@@ -156,11 +159,11 @@ void panel_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, i
     constexpr const FormatInfo& I = kFormats[static_cast<int>(F)];
     constexpr int kStepBytes = packed_block_bytes(I) * kBfStep / I.packed_k;
     const uint8_t* p = w.data + panel * w.panel_bytes;
-    if constexpr (F == Format::F8_E4M3_G128) switch (tokens) {
-            case 1: return gemv_fp8<1>(p, w.kblocks, x, ldx, acc);
-            case 2: return gemv_fp8<2>(p, w.kblocks, x, ldx, acc);
-            case 3: return gemv_fp8<3>(p, w.kblocks, x, ldx, acc);
-            case 4: return gemv_fp8<4>(p, w.kblocks, x, ldx, acc);
+    if constexpr (is_fp8(F)) switch (tokens) {
+            case 1: return gemv_fp8<F, 1>(p, w.kblocks, x, ldx, acc);
+            case 2: return gemv_fp8<F, 2>(p, w.kblocks, x, ldx, acc);
+            case 3: return gemv_fp8<F, 3>(p, w.kblocks, x, ldx, acc);
+            case 4: return gemv_fp8<F, 4>(p, w.kblocks, x, ldx, acc);
             default: break;
         }
     uint16_t* in = reinterpret_cast<uint16_t*>(scratch);
@@ -170,10 +173,10 @@ void panel_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, i
     for (int k = 0; k < w.cols; k += kBfStep, p += kStepBytes) {
         const int left = w.cols - k < kBfStep ? w.cols - k : kBfStep, n = (left + 31) / 32 * 32;
         const uint8_t* pair = p;
-        if constexpr (F == Format::F8_E4M3_G128) {
-            for (int g = 0; g * 128 < n; g++) {
+        if constexpr (is_fp8(F)) {
+            for (int g = 0; g * I.packed_k < n; g++) {
                 const uint8_t* block = p + g * packed_block_bytes(I);
-                unpack_fp8(block, pairs + g * 8192);
+                unpack_fp8<I.packed_k>(block, pairs + g * I.packed_k * 64);
                 __builtin_memcpy(scale + g * kPanelRows, block, 128);
             }
             pair = pairs;
@@ -197,7 +200,7 @@ void panel_bf16(const PackedView& w, int panel, const FloatRows& rows, int t0, i
 
 template <Format F>
 void panel_mixed(const PackedView& w, int panel, const FloatRows& rows, int t0, int t1, float* acc, uint8_t* scratch) {
-    if constexpr (kHasBf16 && (F == Format::BF16 || F == Format::F8_E4M3_G128))
+    if constexpr (kHasBf16 && (F == Format::BF16 || is_fp8(F)))
         panel_bf16<F>(w, panel, rows, t0, t1 - t0, acc, scratch);
     else
         panel_float<F>(w, panel, rows.x, rows.ldx, t0, t1, acc, scratch);

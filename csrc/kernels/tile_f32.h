@@ -68,11 +68,11 @@ AI void quad_f32(const uint8_t* panel, int k4, VF (*w)[2]) {
                 w[j + 1][h] = castf(andi(v, seti(INT32_MIN >> 15)));
             }
         } else {
-            static_assert(F == Format::F8_E4M3_G128, "a float format without a kernel");
-            constexpr int kBytes = packed_block_bytes(kFormats[static_cast<int>(F)]);
-            const uint8_t* p = panel + static_cast<size_t>(k4 / 32) * kBytes;
+            static_assert(is_fp8(F), "a float format without a kernel");
+            constexpr int kBytes = packed_block_bytes(kFormats[static_cast<int>(F)]), kQuads = kFormats[static_cast<int>(F)].packed_k / 4;
+            const uint8_t* p = panel + static_cast<size_t>(k4 / kQuads) * kBytes;
             const VF scale = ldf(reinterpret_cast<const float*>(p) + h * 16);
-            const VI v = ldi(p + 128 + (k4 % 32) * 128 + h * 64);
+            const VI v = ldi(p + 128 + (k4 % kQuads) * 128 + h * 64);
             UNR for (int j = 0; j < 4; j++) {
                 const int byte = j == 0 || j == 3 ? j : 3 - j;
                 w[j][h] = mulf(e4m3_f32(srl(v, 8 * byte)), scale);

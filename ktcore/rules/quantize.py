@@ -12,7 +12,7 @@ from ktcore.ops.moe import ExpertsSpec
 from ktcore.weights.formats import get_format
 
 OPTION = "quantize"
-FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3_G128"})
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3_G128", "F8_E4M3_G32"})
 """Formats that are quantised, with those whose columns are out of order; others are already, and stay."""
 _FIELDS: Mapping[type[Spec], Mapping[str, str]] = {
     LinearSpec: {"weight": "weight_format"},

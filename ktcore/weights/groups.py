@@ -2,7 +2,7 @@
 
 INT4_G*, INT8_G*: [u16 scale][u16 zero][codes]; two 4-bit codes a byte, the earlier value in the low bits. Bit 15 of
 `zero` says that the scale is bfloat16, else it is float16; the rest is the zero point, 0 to 256.
-value = float32(code - zero) * float32(scale). F8_E4M3_G128: [f32 scale][128 e4m3 codes], value = code * scale.
+value = float32(code - zero) * float32(scale). F8_E4M3_G128 and G32: [f32 scale][e4m3 codes], value = code * scale.
 NVFP4_G128: [f32 factor][two of GGUF's NVFP4 blocks: four e4m3 scales, then for each of them 8 bytes, value i in the low
 bits of byte i and value 8 + i in the high ones], value = e2m1 code * (scale * factor), both products rounded.
 """
@@ -22,6 +22,8 @@ ZERO_MASK = 0x7FFF
 ORDERED = "_ORDERED"
 """Suffix of formats whose columns are stored in another order than the input's (`Weight.input_order`)."""
 FP8_GROUP = 128
+FP8_GROUPS = (FP8_GROUP, 32)
+"""Values that share a scale: of FP8 in blocks, and of MXFP8."""
 NVFP4_GROUP = 128
 NVFP4_SCALED = 16
 """Values of a scale."""
@@ -58,9 +60,9 @@ def group_formats() -> dict[str, GroupFormat]:
     """All of them by name."""
     plain = [GroupFormat(f"INT{bits}_G{group}", "int", bits, group) for bits in (4, 8) for group in sorted(GROUPS)]
     ordered = [GroupFormat(f.name + ORDERED, f.kind, f.bits, f.group, True) for f in plain]
-    fp8 = GroupFormat(f"F8_E4M3_G{FP8_GROUP}", "f8", 8, FP8_GROUP)
+    fp8 = [GroupFormat(f"F8_E4M3_G{group}", "f8", 8, group) for group in FP8_GROUPS]
     nvfp4 = GroupFormat(f"NVFP4_G{NVFP4_GROUP}", "nvfp4", 4, NVFP4_GROUP)
-    return {f.name: f for f in (*plain, fp8, nvfp4, *ordered)}
+    return {f.name: f for f in (*plain, *fp8, nvfp4, *ordered)}
 
 
 def common_group(*sizes: int) -> int | None:
@@ -91,11 +93,12 @@ def pack_int(
 
 
 def pack_f8(codes: Bytes, scales: Floats) -> Bytes:
-    """Rows of F8_E4M3_G128 from codes [rows, cols] and scales [rows, cols / 128]."""
+    """Rows of F8_E4M3_G128 or G32 from codes [rows, cols] and scales [rows, cols / group]."""
     rows, blocks = scales.shape
-    out = np.empty((rows, blocks, 4 + FP8_GROUP), dtype=np.uint8)
+    group = codes.shape[1] // blocks
+    out = np.empty((rows, blocks, 4 + group), dtype=np.uint8)
     out[..., :4] = np.ascontiguousarray(scales, dtype="<f4").view(np.uint8).reshape(rows, blocks, 4)
-    out[..., 4:] = codes.reshape(rows, blocks, FP8_GROUP)
+    out[..., 4:] = codes.reshape(rows, blocks, group)
     return out.reshape(rows, -1)
 
 

@@ -10,7 +10,7 @@ from ktcore_cpu.bench_parts import random_blocks
 from ktcore.weights.formats import dequantize
 
 EXPERTS, HIDDEN, WIDTH, TOP_K, TOKENS = 3, 1024, 512, 2, 24
-FLOATS = {"F32", "F16", "BF16", "F8_E4M3_G128"}
+FLOATS = {"F32", "F16", "BF16", "F8_E4M3_G128", "F8_E4M3_G32"}
 # those of `packing: fast` hold the same values in another order
 FORMATS = sorted(name for name in set(_native.formats()) - FLOATS if not name.endswith("_FAST"))
 BY_32 = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"}

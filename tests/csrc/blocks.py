@@ -70,7 +70,7 @@ def random_blocks(format: str, rows: int, cols: int, seed: int = 0) -> NDArray[n
         zero = rng.integers(0, 257 if format.startswith("INT8") else 16, len(raw)).astype(np.uint16)
         raw[:, :2] = np.where(bfloat[:, None], as_bfloat, scale.view(np.uint16)).view(np.uint8)
         raw[:, 2:4] = (zero | bfloat << 15)[:, None].view(np.uint8)
-    if format == "F8_E4M3_G128":
+    if format.startswith("F8_E4M3_G"):
         raw[(raw & 0x7F) == 0x7F] = 0x7E  # no NaN
         raw[:, :4] = scale.astype(np.float32).view(np.uint8)
     return raw.reshape(rows, -1)
@@ -87,8 +87,8 @@ def reference(format: str, raw: NDArray[np.uint8], rows: int, cols: int) -> F32:
         as_bfloat = (word.astype(np.uint32) << 16).view(np.float32)
         scale = np.where(zero >> 15, as_bfloat, word.view(np.float16).astype(np.float32))
         return ((codes.astype(np.int32) - (zero & 0x7FFF)).astype(np.float32) * scale).reshape(rows, cols)
-    if format == "F8_E4M3_G128":
-        b = raw.reshape(-1, 132)
+    if format.startswith("F8_E4M3_G"):
+        b = raw.reshape(-1, _native.formats()[format][1])
         values = torch.from_numpy(b[:, 4:].copy()).view(torch.float8_e4m3fn).float().numpy()
         return (values * b[:, :4].copy().view(np.float32)).reshape(rows, cols)
     if format == "NVFP4_G128":  # every scale times the factor before it, rounded; then the code

@@ -52,7 +52,7 @@ def test_tokens_of_several_items_agree(pool_of: PoolOf) -> None:
     np.testing.assert_array_equal(run_linear(tiled, w, x), run_linear(plain, w, x))
 
 
-@pytest.mark.parametrize("format", ["BF16", "F8_E4M3_G128"])
+@pytest.mark.parametrize("format", ["BF16", "F8_E4M3_G128", "F8_E4M3_G32"])
 @pytest.mark.parametrize("cols", [128, 1152])
 def test_bf16_products_are_fp64_math_on_rounded_inputs(pool_of: PoolOf, format: str, cols: int) -> None:
     pool = pool_of("amx_emulated", 2)

@@ -18,7 +18,7 @@ from ktcore_cpu import _native
 
 from .blocks import F32, HALF_FIELDS, random_blocks, reference, run_linear
 
-FLOATS = {"F16", "BF16", "F32", "F8_E4M3_G128"}
+FLOATS = {"F16", "BF16", "F32", "F8_E4M3_G128", "F8_E4M3_G32"}
 INTEGER = [f for f in _native.formats() if f not in FLOATS]
 GROUP = 16
 

@@ -12,7 +12,7 @@ from ktcore_cpu import _native
 from .blocks import F32, HALF_FIELDS, random_blocks, reference, run_linear
 
 FORMATS = list(_native.formats())
-BFLOAT = ["BF16", "F8_E4M3_G128"]  # whose inputs are rounded to bfloat16 where the CPU multiplies that
+BFLOAT = ["BF16", "F8_E4M3_G128", "F8_E4M3_G32"]  # whose inputs are rounded to bfloat16 where the CPU multiplies that
 INTEGER = [f for f, (block, _) in _native.formats().items() if block > 1 and f not in BFLOAT]
 TOKENS = (1, 2, 5, 6, 7, 13, 33)
 GROUP = 16
@@ -73,7 +73,7 @@ def test_int8_mode_equals_fp64_math_on_rounded_activations(pool: _native.Pool, f
     assert np.abs(run_linear(pool, w, x) - want).max() <= 1e-5 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("format", [*INTEGER, "F8_E4M3_G128"])
+@pytest.mark.parametrize("format", [*INTEGER, "F8_E4M3_G128", "F8_E4M3_G32"])
 def test_extreme_codes_do_not_saturate(pool: _native.Pool, format: str) -> None:
     size = _native.formats()[format][1]
     sane = random_blocks(format, 32, 256).reshape(-1, size)

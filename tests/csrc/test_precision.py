@@ -15,7 +15,7 @@ from .test_experts import error, expected, make_bank, run
 
 FORMATS = list(_native.formats())
 FLOATS = ("F32", "F16")  # multiplied as they are
-BFLOATS = ("BF16", "F8_E4M3_G128")  # whose inputs are rounded to bfloat16 where the CPU multiplies that
+BFLOATS = ("BF16", "F8_E4M3_G128", "F8_E4M3_G32")  # whose inputs are rounded to bfloat16 where the CPU multiplies that
 TOKENS, HIDDEN, WIDTH, EXPERTS, TOP_K = 24, 768, 512, 3, 2
 MIXED = (
     ("IQ1_S", "IQ1_S", "IQ2_XXS"),

@@ -34,9 +34,9 @@ def taken(folder: Path, config: dict[str, Any], name: str, shape: tuple[int, ...
         (FP8, "a.q_proj.weight", (64, 192), "BF16"),  # a row that is no whole number of 128
         (FP8, "a.norm.weight", (256,), "BF16"),
         (TALL, "a.q_proj.weight", (64, 256), "F8_E4M3_G128"),
-        (SMALL, "a.q_proj.weight", (64, 256), "F32"),
-        (SMALL | {"scale_fmt": "ue8m0"}, "a.q_proj.weight", (64, 256), "BF16"),
-        ({"quant_method": "mxfp8"}, "a.q_proj.weight", (64, 256), "BF16"),
+        (SMALL, "a.q_proj.weight", (64, 256), "F8_E4M3_G32"),
+        (SMALL | {"weight_block_size": [16, 16], "scale_fmt": "ue8m0"}, "a.q_proj.weight", (64, 256), "BF16"),
+        ({"quant_method": "mxfp8"}, "a.q_proj.weight", (64, 256), "F8_E4M3_G32"),
         (FP8, "a.gate.weight", (64, 256), "BF16"),
         (GPTQ, "a.o_proj.weight", (64, 256), "INT4_G64"),
         (GPTQ, "embed_tokens.weight", (64, 256), "BF16"),

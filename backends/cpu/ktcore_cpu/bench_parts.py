@@ -120,7 +120,7 @@ def random_blocks(fmt: str, shape: tuple[int, int], rng: np.random.Generator) ->
 
         values = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
         return quantize_rows(values, fmt, Loss(), "the random weights").reshape(-1)
-    if fmt == "F8_E4M3_G128":
+    if fmt.startswith("F8_E4M3_G"):
         raw = rng.integers(0, 0x70, (shape[0] * shape[1] // block, size), dtype=np.uint8)  # 0x70 is 128
         raw[:, 4:] |= rng.integers(0, 2, raw[:, 4:].shape, dtype=np.uint8) << np.uint8(7)
         raw[:, :4] = np.array([std / 30], np.float32).view(np.uint8)

@@ -6,7 +6,7 @@ from ktcore.conformance import Expectations, Mode, Precision
 
 _PLAIN = ("F32", "F16")
 """Weights that are multiplied with float32 activations."""
-_ROUNDED = ("BF16", "F8_E4M3_G128")
+_ROUNDED = ("BF16", "F8_E4M3_G128", "F8_E4M3_G32")
 """Weights that are multiplied with bfloat16 activations where the CPU has products of them; all others with 8-bit ones
 in groups of 16."""
 

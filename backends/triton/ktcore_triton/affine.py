@@ -20,7 +20,7 @@ import torch
 from ktcore.errors import BackendError
 from ktcore.weights import get_format, row_bytes
 from ktcore.weights.ref import Weight
-from ktcore_triton.codes import FLOAT8, FORMATS, Codes, Levels, unpack
+from ktcore_triton.codes import FLOATS8, FORMATS, Codes, Levels, unpack
 
 SPANS = (64, 32)
 BLOCK = 256
@@ -151,7 +151,7 @@ def affine_bytes(weight_format: str, rows: int, cols: int, *, dense: bool = Fals
     """Device bytes of a matrix in the layout; float scales of K-quants are products, which float16 seldom holds."""
     found = unpack(weight_format, np.zeros((1, row_bytes(weight_format, cols)), np.uint8))
     sample = _packed(found, "cpu", dense)
-    wide = weight_format == FLOAT8 or (found.levels is not None and not dense)
+    wide = weight_format in FLOATS8 or (found.levels is not None and not dense)
     scales = sample.nbytes - sample.codes.numel()
     return rows * (sample.codes.numel() + scales * (2 if wide else 1))
 

@@ -19,6 +19,8 @@ from ktcore.weights.groups import BFLOAT16, FP8_GROUP, ZERO_MASK, group_formats,
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 FLOAT8 = f"F8_E4M3_G{FP8_GROUP}"
+FLOATS8 = tuple(f.name for f in group_formats().values() if f.kind == "f8")
+"""8-bit floats with scales in groups, that of 128 among them."""
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -61,7 +63,7 @@ def unpack(name: str, raw: Bytes) -> Codes:
     """Codes of stored rows uint8 [rows, bytes]; `name` is one of `FORMATS`."""
     blocks = raw.reshape(raw.shape[0], -1, get_format(name).block_bytes)
     groups = group_formats()
-    if name == FLOAT8:
+    if name in FLOATS8:
         return Codes(
             _rows(blocks[..., 4:]), np.ascontiguousarray(blocks[..., :4]).view("<f4")[..., 0], None, 0, 8, True
         )
@@ -177,5 +179,5 @@ _GGML: dict[str, Callable[[Bytes], Codes]] = {
     "Q5_K": lambda b: _q45_k(b, True),
     "Q6_K": _q6_k,
 }
-FORMATS = (*_GGML, *(f.name for f in group_formats().values() if f.kind == "int"), FLOAT8)
+FORMATS = (*_GGML, *(f.name for f in group_formats().values() if f.kind == "int"), *FLOATS8)
 """Weight formats with an affine group layout."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ktcore.errors import CheckpointError
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.converted import Bytes, LogicalWeight, Stored, logical_info
-from ktcore.weights.groups import FP8_GROUP, e4m3_values, pack_f8
+from ktcore.weights.groups import FP8_GROUPS, e4m3_values, group_formats, pack_f8
 from ktcore.weights.methods.mxfp4 import PackedMxfp4Weight
 
 SCALE_SUFFIXES = ("_scale_inv", "_scale")
@@ -69,7 +69,7 @@ def block_size(checkpoint: Checkpoint, value: Any) -> tuple[int, int] | None:
 
 
 class Fp8Weight(LogicalWeight):
-    """F8_E4M3_G128; where rows or blocks are no whole number of 128 values wide, a type that holds the same values.
+    """F8_E4M3_G128 or G32; where rows or blocks are no whole number of 32 values wide, a type that holds the same values.
 
     That is bfloat16 where scales are exponents, for they leave a code's four bits as they are, else float32.
     """
@@ -91,7 +91,7 @@ class Fp8Weight(LogicalWeight):
         codes = np.asarray(self._codes.read(start, stop), dtype=np.uint8)
         cols = codes.shape[1]
         if self.info.format not in ("BF16", "F32"):
-            return pack_f8(codes, self._scales(start, stop, FP8_GROUP, cols))
+            return pack_f8(codes, self._scales(start, stop, group_formats()[self.info.format].group, cols))
         values = (e4m3_values()[codes] * self._scales(start, stop, 1, cols)).astype("<f4")
         if self.info.format == "F32":
             return values.view(np.uint8)
@@ -112,8 +112,9 @@ class Fp8Weight(LogicalWeight):
 
 def block_format(cols: int, width: int, exponents: bool) -> str:
     """The format of rows of `cols` codes of which `width` share a scale."""
-    if cols % FP8_GROUP == 0 and (width >= cols or width % FP8_GROUP == 0):
-        return f"F8_E4M3_G{FP8_GROUP}"
+    for group in FP8_GROUPS:
+        if cols % group == 0 and (width >= cols or width % group == 0):
+            return f"F8_E4M3_G{group}"
     return "BF16" if exponents else "F32"
 
 

@@ -19,7 +19,7 @@ from ktcore.errors import BackendError
 from ktcore.ops.linear import LinearSpec
 from ktcore.weights import get_format
 from ktcore_triton.affine import affine_bytes, code_bits, supported
-from ktcore_triton.codes import FLOAT8, unpack
+from ktcore_triton.codes import FLOATS8, unpack
 from ktcore_triton.native.build import Build, Gemm
 from ktcore_triton.native.runtime import NativeRuntime
 from ktcore_triton.native.tiles import COLUMNS, DEPTH, TiledWeight, refusal, tiled
@@ -53,7 +53,7 @@ class TiledLinear(Implementation):
     def supports(self, spec: LinearSpec, device: Capabilities) -> Supported | Unsupported:
         """Where the library is built or can be, for formats of so many bits."""
         name = spec.weight_format
-        if not supported(name) or name == FLOAT8 or code_bits(name) != self._bits:
+        if not supported(name) or name in FLOATS8 or code_bits(name) != self._bits:
             return Unsupported(f"{name} has no integer codes of {self._bits} bits with scales in groups")
         if why := refusal(spec.in_features, DEPTH):
             return Unsupported(why)
