@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from ktcore_cpu import _native, packing
 
-PINNED = ("cpu.panels/3", "c2c1751b7808c43f")
+PINNED = ("cpu.panels/3", "0ef83500eb3068b7")
 PINNED_FAST = "c90185a5e2e1e572"
 """Of lattice points packed as codes (`packing: fast`)."""
 ROWS, COLS = 40, 512
