@@ -115,7 +115,14 @@ def test_exponents_that_bfloat16_cannot_hold_are_an_error(write_folder: Write) -
 
 
 @pytest.mark.parametrize(
-    ("block", "fmt"), [((32, 32), "F8_E4M3_G32"), ((128, 64), "F8_E4M3_G32"), ((16, 16), "F32"), ((1, 128), "F8_E4M3_G128"), ((64, 256), "F8_E4M3_G128")]
+    ("block", "fmt"),
+    [
+        ((32, 32), "F8_E4M3_G32"),
+        ((128, 64), "F8_E4M3_G32"),
+        ((16, 16), "F32"),
+        ((1, 128), "F8_E4M3_G128"),
+        ((64, 256), "F8_E4M3_G128"),
+    ],
 )
 def test_blocks_of_any_size(block: tuple[int, int], fmt: str, write_folder: Write) -> None:
     weight, scale = codes(256, 256), scales(256 // block[0], 256 // block[1])

@@ -69,7 +69,7 @@ def block_size(checkpoint: Checkpoint, value: Any) -> tuple[int, int] | None:
 
 
 class Fp8Weight(LogicalWeight):
-    """F8_E4M3_G128 or G32; where rows or blocks are no whole number of 32 values wide, a type that holds the same values.
+    """F8_E4M3_G128 or G32; where rows or blocks are no whole number of 32 values, a type that holds the same values.
 
     That is bfloat16 where scales are exponents, for they leave a code's four bits as they are, else float32.
     """
