@@ -3,6 +3,7 @@
 
     python benchmarks/synthetic_gguf.py --layers 8 out.gguf
     python benchmarks/synthetic_gguf.py --shape qwen3.5-35b-a3b --layers 8 out.gguf
+    python benchmarks/synthetic_gguf.py --shape qwen3.5-27b --layers 12 --further out.gguf
 
 Weights are random Q4_K and Q6_K blocks scaled to about 1/sqrt(fan-in), so that routing is close to uniform. The
 vocabulary is made up: models of this file are fed token ids.
@@ -26,6 +27,7 @@ class Shape:
     """Sizes of the model; the defaults are those of Qwen3-30B-A3B.
 
     Attributes:
+        experts: 0: a dense MLP in every layer.
         shared: width of the gated shared expert.
         key_heads, value_heads: of the gated delta net, whose heads are 128 wide; 0: attention in all layers. Else three
             layers in four have it, and attention has a gate and rotates a quarter of each head (Qwen3.5).
@@ -48,6 +50,9 @@ SHAPES = {
     "qwen3-30b-a3b": Shape(),
     "qwen3.5-35b-a3b": Shape(
         intermediate=512, experts=256, heads=16, kv_heads=2, head_dim=256, shared=512, key_heads=16, value_heads=32
+    ),
+    "qwen3.5-27b": Shape(
+        hidden=5120, intermediate=17408, experts=0, heads=24, kv_heads=4, head_dim=256, key_heads=16, value_heads=48
     ),
 }
 SMALL = Shape(hidden=256, intermediate=256, experts=8, top_k=2, heads=4, kv_heads=2, head_dim=64, vocab=1024)
@@ -79,7 +84,8 @@ class File:
 
     def __init__(self, path: Path, layers: int, shape: Shape) -> None:
         self.s, self.layers, self.rng = shape, layers, np.random.default_rng(0)
-        self.w = gguf.GGUFWriter(path, "qwen35moe" if shape.key_heads else "qwen3moe")
+        sparse = "moe" if shape.experts else ""
+        self.w = gguf.GGUFWriter(path, f"qwen35{sparse}" if shape.key_heads else "qwen3moe")
 
     def keys(self) -> None:
         """Sizes and a vocabulary."""
@@ -94,12 +100,14 @@ class File:
         w.add_value_length(s.head_dim)
         w.add_rope_freq_base(1e7 if s.key_heads else 1e6)
         w.add_layer_norm_rms_eps(1e-6)
-        w.add_expert_count(s.experts)
-        w.add_expert_used_count(s.top_k)
-        w.add_expert_feed_forward_length(s.intermediate)
+        if s.experts:
+            w.add_expert_count(s.experts)
+            w.add_expert_used_count(s.top_k)
+            w.add_expert_feed_forward_length(s.intermediate)
+        if s.shared:
+            w.add_expert_shared_feed_forward_length(s.shared)
         if s.key_heads:
             quarter = s.head_dim // 4
-            w.add_expert_shared_feed_forward_length(s.shared)
             w.add_rope_dimension_count(quarter)
             w.add_rope_dimension_sections([11, 11, 10, 0])
             w.add_full_attention_interval(INTERVAL)
@@ -153,9 +161,14 @@ class File:
         self.ones(f"{b}ssm_norm", STATE)
         self.matrix(f"{b}ssm_out", s.hidden, inner)
 
-    def experts(self, b: str) -> None:
-        """A layer's mixture of experts."""
+    def ffn(self, b: str) -> None:
+        """A layer's mixture of experts, or its MLP."""
         s = self.s
+        if not s.experts:
+            self.matrix(f"{b}ffn_gate", s.intermediate, s.hidden)
+            self.matrix(f"{b}ffn_up", s.intermediate, s.hidden)
+            self.matrix(f"{b}ffn_down", s.hidden, s.intermediate, Q.Q6_K)
+            return
         self.floats(f"{b}ffn_gate_inp.weight", s.experts, s.hidden)
         self.matrix(f"{b}ffn_gate_exps", s.intermediate, s.hidden, stack=s.experts)
         self.matrix(f"{b}ffn_up_exps", s.intermediate, s.hidden, stack=s.experts)
@@ -167,22 +180,29 @@ class File:
             self.matrix(f"{b}ffn_down_shexp", s.hidden, s.shared, Q.Q6_K)
 
 
-def write(path: Path, layers: int, shape: Shape = Shape()) -> None:
-    """Write the file."""
-    f, s = File(path, layers, shape), shape
+def write(path: Path, layers: int, shape: Shape = Shape(), further: bool = False) -> None:
+    """Write the file; with `further` there is one more layer, which predicts further tokens."""
+    f, s = File(path, layers + further, shape), shape
     f.keys()
+    if further:
+        f.w.add_nextn_predict_layers(1)
     f.matrix("token_embd", s.vocab, s.hidden)
     f.matrix("output", s.vocab, s.hidden, Q.Q6_K)
     f.ones("output_norm", s.hidden)
-    for i in range(layers):
+    for i in range(layers + further):
         b = f"blk.{i}."
         f.ones(f"{b}attn_norm", s.hidden)
         f.ones(f"{b}{'post_attention_norm' if s.key_heads else 'ffn_norm'}", s.hidden)
-        if s.key_heads and (i + 1) % INTERVAL:
+        if s.key_heads and (i + 1) % INTERVAL and i < layers:
             f.delta_net(b)
         else:
             f.attention(b)
-        f.experts(b)
+        f.ffn(b)
+    if further:
+        b = f"blk.{layers}.nextn."
+        f.matrix(f"{b}eh_proj", s.hidden, 2 * s.hidden)
+        for norm in ("enorm", "hnorm", "shared_head_norm"):
+            f.ones(f"{b}{norm}", s.hidden)
     f.w.write_header_to_file()
     f.w.write_kv_data_to_file()
     f.w.write_tensors_to_file()
@@ -196,8 +216,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-30b-a3b")
     parser.add_argument("--small", action="store_true", help="a toy of the first architecture")
+    parser.add_argument("--further", action="store_true", help="with a layer that predicts further tokens")
     a = parser.parse_args()
-    write(a.out, a.layers, SMALL if a.small else SHAPES[a.shape])
+    write(a.out, a.layers, SMALL if a.small else SHAPES[a.shape], a.further)
 
 
 if __name__ == "__main__":
