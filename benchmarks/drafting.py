@@ -4,13 +4,14 @@
     python benchmarks/drafting.py MODEL.gguf --draft mtp:1 --right 0.7
 
 A model of random weights drafts at random. So a first run notes the text, and the drafter, which does all of its work,
-has each proposal replaced: by the text's own token with the probability `--right`, by another one else. Rounds take
+has each proposal replaced: the share `--right` of them by the text's own tokens, the others by wrong ones. Rounds take
 turns, and each tells the ratio of its two figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import statistics
 import time
@@ -23,19 +24,22 @@ from ktcore.ops.sampling import SamplingParams
 
 
 def forced(model: ktcore.Model, text: list[int], right: float) -> None:
-    """Has proposals be right with that probability, place by place."""
-    drafter, draw = model.engine.drafter, random.Random(0)
+    """Has that share of proposals be right, place by place, evenly spread."""
+    drafter, places = model.engine.drafter, itertools.count()
     assert drafter is not None
     follow = drafter.follow
+
+    def is_right(place: int) -> bool:
+        return int((place + 1) * right) > int(place * right)
 
     def replaced(batch: Any, hidden: Any, ends: Any) -> None:
         follow(batch, hidden, ends)
         for sequence in batch.sequences:
-            if sequence.drafts is not None and sequence.drafts.ids:
-                begin = len(sequence.tokens)
-                known = text[begin : begin + len(sequence.drafts.ids)]
-                ids = [t if draw.random() < right else (t + 1) % model.plan.graph.vocab for t in known]
-                sequence.drafts.propose(ids, begin)
+            drafts, begin = sequence.drafts, len(sequence.tokens)
+            if drafts is not None and (made := drafts.guess(sequence.tokens, drafts.most)):
+                known = text[begin : begin + len(made)]
+                ids = [t if is_right(next(places)) else (t + 1) % model.plan.graph.vocab for t in known]
+                drafts.propose(ids, begin)
 
     drafter.follow = replaced  # type: ignore[method-assign]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 import ktcore
 from ktcore.engine.prefix.cache import PrefixOptions
 from ktcore.engine.schedule.sequence import Sequence
+from ktcore.engine.step.runner import LoadedModel
+from ktcore.ops.batch import StepBatch
 from ktcore.ops.sampling import SamplingParams
 
 from .further import Further, further_folder
@@ -84,6 +87,40 @@ def test_drafts_are_those_of_the_formula_with_transformers_layers(further: Make,
             model.engine.step()
             if len(drafted) > count:  # behind right and wrong guesses alike
                 torch.testing.assert_close(drafted[count], made.logits(sequence.tokens)[-1:], rtol=0, atol=1e-4)
+
+
+def _hidden_first(model: LoadedModel, normed: torch.Tensor, step: StepBatch) -> torch.Tensor:
+    further, project = model.further, model.further.project  # type: ignore[union-attr]
+    turned = replace(further, project=lambda x: project(torch.cat(x.chunk(2, -1)[::-1], -1)))  # type: ignore[type-var]
+    return LoadedModel.further_states(replace(model, further=turned), normed, step)
+
+
+def _model_norm_last(model: LoadedModel, normed: torch.Tensor, step: StepBatch) -> torch.Tensor:
+    turned = replace(model.further, norm=model.norm)  # type: ignore[type-var]
+    return LoadedModel.further_states(replace(model, further=turned), normed, step)
+
+
+def _unnormed(model: LoadedModel, normed: torch.Tensor, step: StepBatch) -> torch.Tensor:
+    turned = replace(model.further, hidden_norm=lambda x: x)  # type: ignore[type-var]
+    return LoadedModel.further_states(replace(model, further=turned), normed, step)
+
+
+def _own_token(model: LoadedModel, normed: torch.Tensor, step: StepBatch) -> torch.Tensor:
+    return LoadedModel.further_states(model, normed, replace(step, token_ids=torch.roll(step.token_ids, 1)))
+
+
+@pytest.mark.parametrize("wrong", [_hidden_first, _model_norm_last, _unnormed, _own_token])
+@pytest.mark.parametrize("name", ["v3", "qwen3.5"])
+def test_each_part_of_the_formula_moves_the_drafts(further: Make, name: str, wrong: Any) -> None:
+    made, prompt = further(name), _ids(1, 40)
+    with _open(made.folder, draft="mtp:1") as model:
+        drafted = _drafted(model)
+        loaded = model.engine.model
+        object.__setattr__(loaded, "further_states", lambda normed, step: wrong(loaded, normed, step))
+        sequence = Sequence(list(prompt), GREEDY, 4, drafts=model.engine.drafts(None))
+        model._run([sequence])
+        wanted = made.logits([*prompt, sequence.new_tokens[0]])[-1:]
+        assert (drafted[0] - wanted).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["v3", "glm4-moe"])

@@ -62,14 +62,15 @@ class FurtherDrafter:
             begin = int(batch.step.positions[row])
             # of an answer that failed there is no token behind
             end = min(ran, len(sequence.tokens) - 1)
-            if not sequence.all_logits and end > begin:
+            # what went back runs again with the next step, and so does this
+            if not sequence.all_logits and not sequence.rewound and end > begin:
                 spans.append(Span(sequence, sequence.tokens[begin + 1 : end + 1], begin))
                 rows += range(row, row + end - begin)
         return spans, rows
 
     def _room(self, sequence: Sequence) -> int:
         """Tokens to propose for a sequence; 0 where it draws none with the next step, or wants none."""
-        if sequence.drafts is None or sequence.finish is not None or not sequence.decodes or sequence.rewound:
+        if sequence.drafts is None or sequence.finish is not None or not sequence.decodes:
             return 0
         return self._scheduler.hold_guesses(sequence, sequence.drafts.most)
 
