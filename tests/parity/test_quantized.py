@@ -103,8 +103,8 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
 # method -> its configuration, encoder, format of the experts of qwen3-moe (64 wide)
 METHODS: dict[str, tuple[dict[str, Any], Encoder, str]] = {
-    "fp8": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, fp8, "F32"),
-    "fp8-rows": (compressed("float-quantized", num_bits=8, type="float", strategy="channel"), fp8_rows, "F32"),
+    "fp8": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, fp8, "F8_E4M3_G32"),
+    "fp8-rows": (compressed("float-quantized", num_bits=8, type="float", strategy="channel"), fp8_rows, "F8_E4M3_G32"),
     "gptq": (GPTQ, gptq, "INT4_G32"),
     "gptq-act-order": (GPTQ | {"desc_act": True}, gptq_act_order, "INT4_G32_ORDERED"),
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}, awq, "INT4_G32"),
@@ -184,7 +184,7 @@ def native(fmt: str) -> bool:
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "compressed", "fp8", "fp8-rows"])
 def test_native_kernels_run_them(method: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
-    needed = "F8_E4M3_G128" if "fp8" in method else METHODS[method][2]
+    needed = METHODS[method][2]
     if not native(needed):
         pytest.skip(f"no kernel for {needed} in this build")
     t = tiny("qwen3-moe")
