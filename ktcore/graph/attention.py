@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,6 +58,8 @@ def gqa_node(
     temperature: Temperature | None = None,
     truncate_yarn: bool = True,
     norm_after_rope: bool = False,
+    bare: bool = False,
+    indexer: Callable[[Node], Node] | None = None,
 ) -> Node:
     """One layer's attention branch.
 
@@ -73,6 +76,7 @@ def gqa_node(
         temperature: of the queries.
         truncate_yarn: YaRN's ramp of GGUF files, which do not say, begins and ends at whole pairs.
         norm_after_rope: norms of q and k come after the position embedding.
+        bare, indexer: as in `attention_node`.
 
     A tensor of sinks, where the family's table names one, makes the heads have them.
     """
@@ -103,6 +107,8 @@ def gqa_node(
         norm_after_rope=norm_after_rope or unit_norm,
         temperature=temperature,
         sinks=make.names.knows(f"{name}.sinks"),
+        bare=bare,
+        indexer=indexer,
     )
 
 
@@ -124,6 +130,8 @@ def attention_node(
     value_norm: bool = False,
     values_are_keys: bool = False,
     value_scale: float = 1.0,
+    bare: bool = False,
+    indexer: Callable[[Node], Node] | None = None,
 ) -> Node:
     """An attention branch of given sizes, whatever the configuration calls them.
 
@@ -136,6 +144,8 @@ def attention_node(
         value_norm: RMSNorm without weights over each value head.
         values_are_keys: values are what the key projection gives, before its norm and rotation.
         value_scale: multiplies the values.
+        bare: what stands around the branch norms its input and adds its result.
+        indexer: makes the part that chooses the tokens which a query sees, of the rotary part.
     """
     s = make.settings
     hidden, eps = s.integer("hidden_size", "embedding_length"), rms_eps(make)
@@ -150,7 +160,9 @@ def attention_node(
             gate_node = make.linear(f"{name}.gate", hidden, count * (1 if gate == "head" else value))
     weightless = RMSNormSpec(dim, eps, "")
     narrow = 0 if value == dim else value
-    cache = KVCacheSpec("gqa", count, keys, dim, value, window, chunk, sinks)
+    cache = KVCacheSpec("gqa", count, keys, dim, value, window, chunk, sinks, chosen=indexer is not None)
+    if indexer is not None and rope is None:
+        raise s.error("index heads rotate as those of attention do, and these do not")
     return make.composite(
         name,
         AttentionSpec,
@@ -160,7 +172,7 @@ def attention_node(
             "v": v,
             "o": make.linear(f"{name}.o", count * value, hidden),
             "cache": make.node(f"{name}.cache", cache),
-            "norm": make.norm(f"{name}.norm", hidden, eps),
+            "norm": None if bare else make.norm(f"{name}.norm", hidden, eps),
             **{
                 role: make.node(f"{name}.{role}", weightless)
                 if norms == "unit"
@@ -172,6 +184,7 @@ def attention_node(
             "rope": rope,
             "post_norm": make.norm(f"{name}.post_norm", hidden, eps) if post_norm else None,
             "gate": gate_node,
+            "indexer": indexer(rope) if indexer is not None and rope is not None else None,
         },
         {"sinks": make.ref(f"{name}.sinks", (count,), ".weight" if s.gguf else "")} if sinks else None,
         hidden=hidden,
@@ -186,6 +199,7 @@ def attention_node(
         value_dim=narrow,
         value_scale=value_scale,
         head_gate=gate == "head",
+        residual=not bare,
     )
 
 

@@ -54,6 +54,7 @@ def check_settings(settings: Settings) -> None:
 def check_tensors(settings: Settings, graph: Graph) -> None:
     """Raises ArchitectureError when the checkpoint holds tensors that no operator uses and no rule leaves out."""
     used = {source for root in graph.roots() for ref in root.all_weights().values() for source in ref.sources}
+    used.update(graph.read)
     unused = [
         name
         for name in settings.checkpoint.tensors

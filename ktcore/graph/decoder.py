@@ -12,6 +12,7 @@ from ktcore.graph.settings import Settings
 from ktcore.graph.streams import Streams
 from ktcore.ops.embedding import EmbeddingSpec
 from ktcore.ops.linear import LinearSpec
+from ktcore.ops.ngram import PrecededSpec
 from ktcore.ops.sampling import SamplingSpec
 
 Branch = Callable[[str, int], Node]
@@ -25,6 +26,7 @@ def decoder_graph(
     ffn: Branch,
     streams: Streams | None = None,
     *,
+    before: Callable[[int], Node | None] = lambda layer: None,
     context: str = "max_position_embeddings",
     further: tuple[Branch, Branch] | None = None,
     embed_scale: float = 1.0,
@@ -35,6 +37,7 @@ def decoder_graph(
     Layers beyond the configured number, which predict further tokens, are left out unless the settings want them.
 
     Args:
+        before: makes what stands in front of a layer, if anything does.
         context: key of config.json that says how many tokens the model was made for.
         embed_scale: multiplies the embeddings.
         softcap: that no logit grows beyond; 0 for none.
@@ -52,8 +55,13 @@ def decoder_graph(
 
     def layer(i: int) -> Layer:
         branches = attention(f"layers.{i}.attn", i), ffn(f"layers.{i}.ffn", i)
-        return Layer(*(streams.around(branch) if streams else branch for branch in branches))
+        attn, mlp = (streams.around(branch) if streams else branch for branch in branches)
+        first = before(i)
+        if first is not None:
+            attn = make.composite(f"layers.{i}.begin", PrecededSpec, {"before": first, "branch": attn})
+        return Layer(attn, mlp)
 
+    made = tuple(layer(i) for i in range(layers))
     norm = streams.end() if streams else make.norm("norm", hidden, rms_eps(make))
     drafts = further_layer(make, hidden, layers, norm, rms_eps(make), further) if settings.further else None
     return Graph(
@@ -63,11 +71,12 @@ def decoder_graph(
         vocab=vocab,
         context_length=settings.integer(context, "context_length"),
         embed=embed,
-        layers=tuple(layer(i) for i in range(layers)),
+        layers=made,
         norm=norm,
         head=_head(make, vocab, hidden, embed, softcap),
         sampler=make.node("sampler", SamplingSpec(vocab)),
         streams=streams.count if streams else 1,
+        read=tuple(make.read),
         left_out=_left_out(settings, drafts),
         further=drafts,
     )

@@ -32,11 +32,15 @@ SPLIT_DELTA_NET: NameTable = {
 KEY_HEADS = ("linear_num_key_heads", "ssm.group_count")
 
 
-def delta_net_node(make: NodeMaker, name: str, *, tiled: bool = False) -> Node:
+def delta_net_node(
+    make: NodeMaker, name: str, *, tiled: bool = False, sigmoid_gate: bool = False, bare: bool = False
+) -> Node:
     """One layer's branch.
 
     Args:
         tiled: value heads are stored in the order of `GatedDeltaNetSpec.tiled`.
+        sigmoid_gate: as in `GatedDeltaNetSpec`.
+        bare: what stands around the branch norms its input and adds its result.
     """
     s = make.settings
     hidden = s.integer("hidden_size", "embedding_length")
@@ -68,7 +72,7 @@ def delta_net_node(make: NodeMaker, name: str, *, tiled: bool = False) -> Node:
             "o": make.linear(f"{name}.out", inner, hidden),
             "out_norm": make.norm(f"{name}.out_norm", value, rms_eps(make), offset=0.0),
             "state": make.node(f"{name}.state", state),
-            "norm": make.norm(f"{name}.norm", hidden, rms_eps(make)),
+            "norm": None if bare else make.norm(f"{name}.norm", hidden, rms_eps(make)),
         },
         {"conv": conv, "decay": decay, "dt_bias": dt_bias},
         hidden=hidden,
@@ -83,6 +87,8 @@ def delta_net_node(make: NodeMaker, name: str, *, tiled: bool = False) -> Node:
         # converters to GGUF store the rates themselves
         decay_log=not s.gguf,
         tiled=tiled and value_heads > key_heads > 1,
+        sigmoid_gate=sigmoid_gate,
+        residual=not bare,
     )
 
 

@@ -65,7 +65,7 @@ def moe_node(
     name: str,
     hidden: int,
     intermediate: int,
-    eps: float,
+    eps: float | None,
     routing: Routing,
     shared: int = 0,
     *,
@@ -80,6 +80,7 @@ def moe_node(
 
     Args:
         intermediate: width of one expert.
+        eps: of the norm of its input; None where that is normed already.
         shared: width of the shared MLP, all shared experts together; 0 for none.
         shared_gate: a learnt gate scales the shared part.
         shared_clamped: of the shared MLP, as `kind` has its own for the experts.
@@ -95,8 +96,8 @@ def moe_node(
             "experts": experts_node(make, f"{name}.experts", hidden, intermediate, routing, kind),
             "shared": make.mlp(f"{name}.shared", hidden, shared, clamped=shared_clamped) if shared else None,
             "shared_gate": _shared_gate(make, f"{name}.shared_gate", hidden) if shared and shared_gate else None,
-            "norm": make.norm(f"{name}.norm", hidden, eps),
-            "post_norm": make.norm(f"{name}.post_norm", hidden, eps) if post_norm else None,
+            "norm": None if eps is None else make.norm(f"{name}.norm", hidden, eps),
+            "post_norm": make.norm(f"{name}.post_norm", hidden, eps) if post_norm and eps is not None else None,
         },
         hidden=hidden,
         early_router=early_router,

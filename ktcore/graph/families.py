@@ -37,6 +37,7 @@ from ktcore.graph.architectures.qwen2_moe import build_qwen2_moe
 from ktcore.graph.architectures.qwen3_5 import build_qwen3_5, build_qwen3_5_moe
 from ktcore.graph.architectures.qwen3_moe import build_qwen3_moe
 from ktcore.graph.architectures.qwen3_next import build_qwen3_next
+from ktcore.graph.architectures.qwen4_exp import build_qwen4_exp
 from ktcore.graph.architectures.smallthinker import build_smallthinker
 from ktcore.graph.architectures.solar_open import build_solar_open
 from ktcore.graph.node import Graph
@@ -74,6 +75,7 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "qwen3_next": build_qwen3_next,
     "qwen3_5_text": build_qwen3_5,
     "qwen3_5_moe_text": build_qwen3_5_moe,
+    "qwen4_exp_text": build_qwen4_exp,
     "llama4_text": build_llama4,
     "gemma4_text": build_gemma4,
     "mimo_v2_flash": build_mimo_v2_flash,
@@ -105,6 +107,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "qwen3next": build_qwen3_next,
     "qwen35": build_qwen3_5,
     "qwen35moe": build_qwen3_5_moe,
+    "qwen4exp": build_qwen4_exp,
     "llama4": build_llama4,
     "gemma4": build_gemma4,
     "mimo2": build_mimo_v2_flash,

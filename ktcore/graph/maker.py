@@ -34,6 +34,7 @@ class NodeMaker:
         where = (whole.model, whole.head) if whole else (model,)
         self.names = TensorNames(settings.gguf, {**FURTHER, **layer_table}, *where)
         self.norm_offset = norm_offset
+        self.read: list[str] = []
 
     @property
     def plain_suffix(self) -> str:
@@ -84,6 +85,20 @@ class NodeMaker:
         ref = WeightRef.of(self.settings.checkpoint, *names)
         self.check(names[0], ref.shape[1:], shape)
         return ref
+
+    def constants(self, name: str, count: int) -> tuple[int, ...]:
+        """Whole numbers that a checkpoint holds as a small tensor: they say what is computed, so they are read here.
+
+        Raises:
+            CheckpointError: the tensor is missing.
+            ArchitectureError: it has another length, or is not made of 64-bit integers.
+        """
+        tensor = self.names.of(name)
+        ref = self.ref(name, (count,), "")
+        if ref.format != "I64":
+            raise self.settings.error(f"tensor '{tensor}' is {ref.format}, 64-bit integers are needed")
+        self.read.append(tensor)
+        return tuple(self.settings.checkpoint.raw(tensor).view("<i8").tolist())
 
     def check(self, tensor: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         """ArchitectureError when a tensor's shape is not what the configuration says."""

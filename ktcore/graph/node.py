@@ -93,6 +93,7 @@ class Graph:
         architecture: the family's name as in the checkpoint ("llama", "deepseek2", "qwen3_moe" …).
         family: name of the base rule file ("llama", "qwen3_moe", "deepseek_v3").
         context_length: longest context the model was made for, in tokens.
+        read: tensors whose values are in specs already.
         left_out: beginnings of tensors' names -> the part of the checkpoint that they belong to and that is not run.
         further: the layer that predicts further tokens, where drafts are wanted of it; else such layers are left out.
     """
@@ -110,6 +111,7 @@ class Graph:
     left_out: Mapping[str, str] = field(default_factory=dict)
     streams: int = 1
     further: FurtherLayer | None = None
+    read: tuple[str, ...] = ()
 
     def roots(self) -> Iterator[Node]:
         """Top-level nodes in the order they run."""

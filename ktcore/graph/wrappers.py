@@ -62,6 +62,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "glm5_next": replace(QWEN, text="glm5_next_text"),
         "qwen3_5": replace(QWEN, text="qwen3_5_text"),
         "qwen3_5_moe": replace(QWEN, text="qwen3_5_moe_text"),
+        "qwen4_exp": replace(QWEN, text="qwen4_exp_text"),
     }
 )
 """By `model_type` of config.json."""

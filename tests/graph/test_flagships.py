@@ -37,8 +37,8 @@ PUBLISHED = {
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
 BUFFERS = ("e_score_correction_bias", "tid2eid", "layer_scalar")  # of the choice of experts, and factors of layers
-# whose makers round too far: "48B" are 49.1
-ROUNDED = ["kimi-linear-48b-a3b"]
+# whose makers round too far: "48B" are 49.1, "125B" 125.7 beside a table of 51.2
+ROUNDED = ["kimi-linear-48b-a3b", "qwen3.8-flash-next"]
 
 
 def _graph(name: str, weights: str | None = None) -> Graph:
@@ -88,6 +88,13 @@ def _same_count(graph: Graph, config: PreTrainedConfig) -> None:
         model = untrained(config)
     biases = sum(value.numel() for name, value in model.named_buffers() if name.endswith(BUFFERS))
     assert graph.parameters == sum(p.numel() for p in model.parameters()) + biases
+
+
+def test_a_table_of_n_grams_is_as_large_as_published() -> None:
+    graph = _graph("qwen3.8-flash-next")
+    table = torch.Size(graph.node("layers.1.ngram.table").weights["table"].shape).numel()
+    assert table / 1e9 == pytest.approx(51, rel=0.005)
+    assert (graph.parameters - table) / 1e9 == pytest.approx(125, rel=0.006)
 
 
 def test_an_assumed_format_is_that_of_all_matrices_that_can_have_it() -> None:

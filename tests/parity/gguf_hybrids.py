@@ -8,14 +8,17 @@ import gguf
 import torch
 from transformers import PreTrainedConfig
 
+from . import qwen4_exp
+
 ARCHITECTURES = {
     "qwen3_next": gguf.MODEL_ARCH.QWEN3NEXT,
     "qwen3_5_text": gguf.MODEL_ARCH.QWEN35,
     "qwen3_5_moe_text": gguf.MODEL_ARCH.QWEN35MOE,
+    "qwen4_exp_text": gguf.MODEL_ARCH.QWEN35MOE,
     "llama4_text": gguf.MODEL_ARCH.LLAMA4,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
 }
-QWEN = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+QWEN = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text")
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
@@ -36,6 +39,8 @@ def add_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
         w.add_ssm_time_step_rank(c.linear_num_value_heads)
         w.add_ssm_inner_size(c.linear_value_head_dim * c.linear_num_value_heads)
         w.add_full_attention_interval(4)
+        if c.model_type == "qwen4_exp_text":
+            qwen4_exp.add_keys(w, c)
         return
     w.add_expert_feed_forward_length(c.intermediate_size)
     if c.model_type == "gpt_oss":
@@ -46,6 +51,9 @@ def add_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 
 def converted(c: PreTrainedConfig, name: str, value: torch.Tensor) -> Tensors:
     """Tensors as they are stored, under names that the gguf package's tables know."""
+    if c.model_type == "qwen4_exp_text" and (own := list(qwen4_exp.converted(c, name, value))):
+        yield from (pair for pair in own if pair[0])
+        return
     convert = {"qwen3_next": _qwen3_next, "llama4_text": _llama4, "gpt_oss": _gpt_oss}.get(c.model_type, _qwen3_5)
     yield from convert(c, name, value)
 

@@ -47,9 +47,11 @@ ARCHITECTURES = {
 }
 
 
-NAMES = {"deepseek_v32": "deepseek32", "hy_v3": "hy_v3", "glm5_next_text": "glm5-next"}
+NAMES = {"deepseek_v32": "deepseek32", "hy_v3": "hy_v3", "glm5_next_text": "glm5-next", "qwen4_exp_text": "qwen4exp"}
 """Of architectures that the gguf package does not know; their tensors have the names of the one above."""
 DELTA = ("kimi_linear", "glm5_next_text")
+STORED = ("blk.", "output_hc_", "per_layer_token_embd.")
+"""Beginnings of names that are GGUF's already."""
 WITH_PREDICTION = ("glm4_moe", "glm_moe_dsa")
 
 
@@ -248,6 +250,9 @@ def _tensors(model: PreTrainedModel, arch: gguf.MODEL_ARCH, layout: Layout) -> I
         if name == "lm_head.weight" and c.tie_word_embeddings:
             continue
         for hf, out in _converted(c, name, value, layout):
+            if hf.startswith(STORED):
+                yield hf, out
+                continue
             names = (m.get_name(hf, try_suffixes=(".weight", ".bias")) for m in maps)
             found = next(n for n in names if n) if hf.startswith(("model.", "lm_head.")) else hf
             yield found.replace("exp_probs_b.bias", "exp_probs_b") if c.model_type == "hy_v3" else found, out

@@ -49,7 +49,7 @@ from transformers import (
 
 from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
 
-from . import deepseek_v4, glm5_next
+from . import deepseek_v4, glm5_next, qwen4_exp
 
 
 def _v3(**changes: Any) -> DeepseekV3Config:
@@ -612,6 +612,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         linear_attn_config={"head_dim": 24, "num_heads": 3, "short_conv_kernel_size": 3},
         num_hidden_layers=5,
     ),
+    "qwen4-exp": qwen4_exp.config,
     "v4": deepseek_v4.config,
     "v4-released": lambda: deepseek_v4.config(
         compress_rate_hca=128, num_hash_layers=1, sliding_window=20, max_position_embeddings=512, index_topk=16
@@ -633,11 +634,14 @@ def tiny_model(name: str) -> PreTrainedModel:
             module.limit = config.swiglu_limit  # older versions of transformers have it as a constant
     with torch.no_grad():
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
+            if not value.is_floating_point():
+                continue
             if (value.dim() == 1 or key.endswith("_bias")) and "inv_freq" not in key:
                 value.add_(torch.randn_like(value) * (0.2 if "norm" in key else 0.3))
         deepseek_v4.fill(model)
         if config.model_type == "glm5_next_text":
             glm5_next.fill(model)
+        qwen4_exp.fill(model)
     return model
 
 

@@ -32,6 +32,7 @@ FAMILIES = [
     "v4",
     "kimi-linear",
     "glm5-next",
+    "qwen4-exp",
     "llama4-gguf",
     "gpt-oss-gguf",
 ]

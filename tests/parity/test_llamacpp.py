@@ -96,6 +96,20 @@ def test_logits_behind_an_entry_of_128_tokens_are_llamacpps(tiny: Callable[[str]
         _check(model.logits(ids), llamacpp.logits(path, ids))
 
 
+def test_logits_of_flash_next_are_llamacpps_where_no_place_is_left(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    """It fills what the open tail leaves of a choice with tokens of the next best block, so choices agree where the
+    tail is full; the last layer alone chooses, and other tokens' choices do not reach these."""
+    t = tiny("qwen4-exp")
+    assert t.model.config.layer_types.index("indexed_attention") == len(t.model.config.layer_types) - 1
+    path = write_gguf(t.model, tmp_path / "tiny.gguf", no_vocabulary=True)
+    theirs = llamacpp.logits(path, t.ids)
+    with open_checkpoint(path) as checkpoint:
+        ours = Runner(checkpoint)(t.ids)
+    c = t.model.config
+    _check(ours[: c.indexer_budget + 3], theirs[: c.indexer_budget + 3])
+    _check(ours[2::4], theirs[2::4])
+
+
 # layouts that it takes for granted, as in the released models
 @pytest.mark.parametrize(
     "changes",

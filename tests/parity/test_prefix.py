@@ -119,7 +119,7 @@ def test_pages_that_had_to_go_come_back_from_memory(tiny: Make, name: str) -> No
         assert stats.asked == 180 + 250 + 180
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next", "kimi-linear", "v4", "glm5-next"])
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-next", "kimi-linear", "v4", "glm5-next", "qwen4-exp"])
 def test_pages_survive_a_restart_on_disk_unless_they_are_damaged(tiny: Make, name: str, tmp_path: Path) -> None:
     t = tiny(name)
     prompt = _ids(9, 200)
@@ -202,7 +202,7 @@ def test_a_killed_process_leaves_only_valid_pages(tiny: Make, tmp_path: Path) ->
         assert answer.tokens == _expected(t, prompt)
 
 
-@pytest.mark.parametrize("name", ["qwen3-next", "v4"])
+@pytest.mark.parametrize("name", ["qwen3-next", "v4", "qwen4-exp"])
 def test_recurrent_states_are_kept_behind_what_prompts_share(tiny: Make, name: str) -> None:
     t = tiny(name)
     shared = _ids(12, 150)
@@ -225,7 +225,14 @@ def test_recurrent_states_are_kept_behind_what_prompts_share(tiny: Make, name: s
 
 @pytest.mark.parametrize(
     ("name", "prefix"),
-    [("qwen3-moe", None), ("qwen3-moe", MEMORY), ("qwen3-next", MEMORY), ("v4", MEMORY), ("v32", MEMORY)],
+    [
+        ("qwen3-moe", None),
+        ("qwen3-moe", MEMORY),
+        ("qwen3-next", MEMORY),
+        ("qwen4-exp", MEMORY),
+        ("v4", MEMORY),
+        ("v32", MEMORY),
+    ],
 )
 def test_answers_that_outgrow_the_pages_make_room_and_come_back(
     tiny: Make, name: str, prefix: PrefixOptions | None

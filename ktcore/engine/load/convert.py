@@ -132,7 +132,7 @@ def _write(
             loaded.close()
             del loaded
             writer.flush()
-            names = {**log.read, **(_dense(plan, checkpoint) if keep_dense else {})}
+            names = {**log.read, **dict.fromkeys(plan.graph.read), **(_dense(plan, checkpoint) if keep_dense else {})}
             kept = keep_tensors(partial, checkpoint, names)
             body = manifest(partial, writer, plan, identity)
             body.update(describe_source(partial, checkpoint), kept=kept)

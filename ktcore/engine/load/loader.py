@@ -21,11 +21,12 @@ from ktcore.errors import BackendError, KtcoreError
 from ktcore.graph.node import FurtherLayer, Node
 from ktcore.ops.base import Spec
 from ktcore.ops.moe import ExpertsSpec, MoESpec, by_token
+from ktcore.ops.ngram import NGramTableSpec
 from ktcore.rules.plan import Plan
 from ktcore.weights.checkpoint import Checkpoint
 from ktcore.weights.packed.parts import PackedParts
 from ktcore.weights.quantize import Loss
-from ktcore.weights.ref import Weight
+from ktcore.weights.ref import Weight, WeightRef
 
 Progress = Callable[[str, int, int], None]
 """Called with a node's name, the stored bytes loaded so far and those in all."""
@@ -58,7 +59,7 @@ def load_modules(
     stored = packed is not None and packed.complete
     if packed is not None:
         packed.populate(room_for_weights())
-    wanted = [{} if stored or node is graph.embed else node.all_weights() for node in graph.roots()]
+    wanted = [{} if stored or node is graph.embed else _read_whole(node) for node in graph.roots()]
     with ReadAhead(checkpoint, wanted) as ahead:
         return _loaded_model(_Loader(plan, checkpoint, registry, threads, progress, most, packed, ahead, devices))
 
@@ -93,6 +94,12 @@ def _loaded_model(loader: _Loader) -> LoadedModel:
         if loader.owns_devices:
             loader.devices.close()
         raise
+
+
+def _read_whole(node: Node) -> dict[str, WeightRef]:
+    """What loading a node reads: of tables of n-grams, as of the embedding, single rows are read as tokens come."""
+    parts = [part for part in node.walk() if not isinstance(part.spec, NGramTableSpec)]
+    return {f"{part.name}.{role}": ref for part in parts for role, ref in part.weights.items()}
 
 
 def _in_streams(embed: Module, streams: int) -> Module:
