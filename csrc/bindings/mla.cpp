@@ -14,7 +14,7 @@ MLABlock::Config mla_config(Fields f) {
     c.latent = f.need<int>("latent");
     c.scale = f.need<float>("softmax_scale");
     c.interleaved = is_interleaved(f.need<std::string>("rope_pairing"));
-    c.inv_freq = to_vector(f.need<Floats>("inv_freq"));
+    c.inv_freq = f.vector("inv_freq");
     c.rope_scale = f.take("rope_scale", 1.f);
     c.norm = f.vector("norm");
     c.norm_eps = f.take("norm_eps", 0.f);
@@ -35,13 +35,15 @@ TokenIndexer::Config indexer_config(Fields f) {
     c.dim = f.need<int>("dim");
     c.rope = f.need<int>("rope");
     c.top_k = f.need<int>("top_k");
+    c.pool = f.take("pool_tokens", 0);
     c.interleaved = is_interleaved(f.need<std::string>("rope_pairing"));
-    c.inv_freq = to_vector(f.need<Floats>("inv_freq"));
+    c.inv_freq = f.vector("inv_freq");
     c.rope_scale = f.take("rope_scale", 1.f);
     c.k_norm = to_vector(f.need<Floats>("k_norm"));
     c.k_bias = to_vector(f.need<Floats>("k_bias"));
     c.eps = f.need<float>("eps");
     c.exact = f.take("exact", false);
+    if (c.pool) c.ape = f.flat("ape");
     f.end();
     return c;
 }
@@ -59,10 +61,12 @@ void bind_mla(py::module_& m) {
         },
         py::arg("scores"), py::arg("top_k"));
     py::class_<TokenIndexer>(m, "TokenIndexer")
-        .def(py::init([](EnginePtr pool, SharedMatrix q, SharedMatrix k, SharedMatrix weights, const py::kwargs& fields) {
-                 return std::make_unique<TokenIndexer>(pool, q, k, weights, indexer_config({"TokenIndexer", fields}));
+        .def(py::init([](EnginePtr pool, SharedMatrix q, SharedMatrix k, SharedMatrix weights, SharedMatrix gate,
+                         const py::kwargs& fields) {
+                 return std::make_unique<TokenIndexer>(pool, q, k, weights, indexer_config({"TokenIndexer", fields}), gate);
              }),
-             py::arg("pool").none(false), py::arg("q").none(false), py::arg("k").none(false), py::arg("weights").none(false));
+             py::arg("pool").none(false), py::arg("q").none(false), py::arg("k").none(false), py::arg("weights").none(false),
+             py::arg("gate") = nullptr);
     py::class_<MLABlock>(m, "MLABlock")
         .def(py::init([](EnginePtr pool, SharedMatrix q_a, SharedMatrix q, SharedMatrix kv_a, SharedMatrix k_absorb,
                          SharedMatrix k_expand, SharedMatrix v, SharedMatrix o, const py::kwargs& fields) {
@@ -88,11 +92,14 @@ void bind_mla(py::module_& m) {
         .def(
             "forward_sparse",
             [](MLABlock& self, uintptr_t x, uintptr_t out, Step& step, uintptr_t pages, int64_t num_pages, int page_size,
-               const std::string& kv_dtype, TokenIndexer* indexer, uintptr_t index_pages, uintptr_t chosen, int top_k) {
+               const std::string& kv_dtype, TokenIndexer* indexer, uintptr_t index_pages, uintptr_t chosen, int top_k,
+               uintptr_t index_rows) {
                 const Cache cache = to_cache(pages, pages, num_pages, page_size, kv_dtype);
                 if (check_tokens(step.tokens()) == 0) return;
-                check(top_k > 0 && (!indexer || indexer->top_k() == top_k), "top_k must be the indexer's");
-                const Cache keys = indexer ? to_cache(index_pages, index_pages, num_pages, page_size, kv_dtype) : Cache{};
+                check(top_k > 0 && (!indexer || indexer->width() == top_k), "top_k must be the indexer's width");
+                const uintptr_t rows = index_rows ? index_rows : index_pages;
+                check(!indexer || !indexer->config().pool || index_rows, "pooled keys need rows of tokens, too");
+                const Cache keys = indexer ? to_cache(index_pages, rows, num_pages, page_size, kv_dtype) : Cache{};
                 const MLABlock::Sparse sparse{indexer, keys, reinterpret_cast<int32_t*>(pointer(chosen, "chosen_ptr")), top_k};
                 const float* in = pointer(x, "x_ptr");
                 float* o = pointer(out, "out_ptr");
@@ -101,5 +108,5 @@ void bind_mla(py::module_& m) {
             },
             py::arg("x_ptr"), py::arg("out_ptr"), py::arg("step"), py::arg("pages_ptr"), py::arg("num_pages"),
             py::arg("page_size"), py::arg("kv_dtype"), py::arg("indexer"), py::arg("index_pages_ptr"), py::arg("chosen_ptr"),
-            py::arg("top_k"));
+            py::arg("top_k"), py::arg("index_rows_ptr") = uintptr_t{0});
 }

@@ -68,92 +68,153 @@ void choose_highest(const float* scores, int count, int top_k, int32_t* out) {
     std::fill(out + n, out + top_k, -1);
 }
 
-TokenIndexer::TokenIndexer(EnginePtr engine, Weight q, Weight k, Weight weights, Config config)
-    : engine_(std::move(engine)), q_(std::move(q)), k_(std::move(k)), weights_(std::move(weights)), c_(std::move(config)) {
+TokenIndexer::TokenIndexer(EnginePtr engine, Weight q, Weight k, Weight weights, Config config, Weight gate)
+    : engine_(std::move(engine)), q_(std::move(q)), k_(std::move(k)), weights_(std::move(weights)), gate_(std::move(gate)),
+      c_(std::move(config)) {
     check(c_.heads > 0 && c_.heads <= 1024 && c_.dim > 0 && c_.dim <= 1024 && c_.top_k > 0,
           "an indexer has 1 to 1024 heads of 1 to 1024 values, and chooses at least one token");
-    check(c_.rope > 0 && c_.rope % 2 == 0 && c_.rope <= c_.dim, "rope must be even, and no wider than a head");
+    check(c_.pool >= 0 && c_.pool <= 256 && c_.top_k % group() == 0, "pools have at most 256 tokens, of which top_k is a multiple");
+    const bool turned = !c_.inv_freq.empty();
+    check(c_.rope >= 0 && c_.rope % 2 == 0 && c_.rope <= c_.dim, "rope must be even, and no wider than a head");
+    check(static_cast<int>(2 * c_.inv_freq.size()) == (turned ? c_.rope : 0), "inv_freq must have rope / 2 values, or none");
     const PackedView &vq = q_->view(), &vk = k_->view(), &vw = weights_->view();
     check(vq.rows == int64_t{c_.heads} * c_.dim, "the indexer's q must have heads * dim rows");
     check(vk.rows == c_.dim && vw.rows == c_.heads && vw.cols == vk.cols, "k must be [dim, hidden], weights [heads, hidden]");
-    check(static_cast<int>(2 * c_.inv_freq.size()) == c_.rope, "inv_freq must have rope / 2 values");
     check(static_cast<int>(c_.k_norm.size()) == c_.dim && c_.k_bias.size() == c_.k_norm.size(),
           "k_norm and k_bias must have dim values");
+    check((gate_ != nullptr) == (c_.pool > 0) && static_cast<int>(c_.ape.size()) == c_.pool * c_.dim,
+          "pooled keys have gates and ape [pool, dim], others have neither");
+    check(!gate_ || (gate_->view().rows == c_.dim && gate_->view().cols == vk.cols), "gate must be [dim, hidden]");
 }
 
 void TokenIndexer::choose(const Rows& in, const Rows& low, Step& step, const Cache& keys, int32_t* chosen) {
     Engine& e = *engine_;
-    const int n = step.tokens();
+    const int n = step.tokens(), pool = group();
     step.check_pages(keys.num_pages, keys.page_size);
+    check(keys.page_size % pool == 0, "pages must hold whole pools");
     const size_t count = static_cast<size_t>(n), width = static_cast<size_t>(c_.heads) * static_cast<size_t>(c_.dim);
-    const size_t dim = static_cast<size_t>(c_.dim), heads = static_cast<size_t>(c_.heads);
-    const size_t need = sizeof(float) * count * (width + dim + heads);
+    const size_t dim = static_cast<size_t>(c_.dim), heads = static_cast<size_t>(c_.heads), row = gate_ ? 2 * dim : dim;
+    const size_t need = sizeof(float) * count * (width + row + heads);
     if (buffer_.size() < need) buffer_ = Memory(need);
     queries_ = reinterpret_cast<float*>(buffer_.data());
     keys_ = queries_ + count * width;
-    gains_ = keys_ + count * dim;
+    gains_ = keys_ + count * row;
     const Product up{&q_->view(), queries_, width, nullptr, nullptr, 0};
     run_products(e, low, n, c_.exact, &up, 1);
-    const Product both[2] = {{&k_->view(), keys_, dim, nullptr, nullptr, 0}, {&weights_->view(), gains_, heads, nullptr, nullptr, 0}};
-    run_products(e, in, n, c_.exact, both, 2);
+    const Product down[3] = {{&k_->view(), keys_, row, nullptr, nullptr, 0},
+                             {&weights_->view(), gains_, heads, nullptr, nullptr, 0},
+                             {gate_ ? &gate_->view() : nullptr, keys_ + dim, row, nullptr, nullptr, 0}};
+    run_products(e, in, n, c_.exact, down, gate_ ? 3 : 2);
     append(step, keys);
+    if (c_.pool) pool_keys(step, keys);
+    const size_t listed = static_cast<size_t>(this->width());
     for (int s = 0; s < step.sequences(); s++) {
         const int queries = step.queries(s), context = step.context(s), before = context - queries;
         // tokens that see no more than may be chosen need no scores
-        const int first = std::clamp(c_.top_k - before, 0, queries);
-        int32_t* to = chosen + static_cast<size_t>(step.q_start(s)) * static_cast<size_t>(c_.top_k);
-        each_token(e, first, [&](int t) {
-            choose_highest(nullptr, before + t + 1, c_.top_k, to + static_cast<size_t>(t) * static_cast<size_t>(c_.top_k));
-        });
-        const int at_once = static_cast<int>(std::max<size_t>(1, kScores / static_cast<size_t>(context)));
+        const int first = std::clamp(c_.top_k + pool - 1 - before, 0, queries);
+        int32_t* to = chosen + static_cast<size_t>(step.q_start(s)) * listed;
+        each_token(e, first, [&](int t) { list(nullptr, before + t + 1, to + static_cast<size_t>(t) * listed); });
+        const size_t stride = static_cast<size_t>(context / pool);
+        const int at_once = static_cast<int>(std::max<size_t>(1, kScores / std::max<size_t>(1, stride)));
         for (int t0 = first; t0 < queries; t0 += at_once) {
             const int some = std::min(at_once, queries - t0);
             score(step, s, t0, some, keys);
             const float* scores = reinterpret_cast<const float*>(scores_.data());
             e.pool.run(some, [&](int i, int) {
-                choose_highest(scores + static_cast<size_t>(i) * static_cast<size_t>(context), before + t0 + i + 1, c_.top_k,
-                               to + static_cast<size_t>(t0 + i) * static_cast<size_t>(c_.top_k));
+                list(scores + static_cast<size_t>(i) * stride, before + t0 + i + 1, to + static_cast<size_t>(t0 + i) * listed);
             });
         }
     }
 }
 
-// Rotates queries, norms and rotates keys, and writes those into the cache.
+// What a token chooses that sees `seen` tokens: the best pools token by token, and those behind the last whole one.
+void TokenIndexer::list(const float* scores, int seen, int32_t* out) const {
+    const int pool = group(), whole = seen / pool, top = c_.top_k / pool;
+    choose_highest(scores, whole, top, out);
+    if (pool == 1) return;
+    const int named = std::min(whole, top);
+    int n = named * pool;
+    // from behind: a pool's number lies no further than its first token
+    for (int i = named - 1; i >= 0; i--)
+        for (int j = pool - 1; j >= 0; j--) out[i * pool + j] = out[i] * pool + j;
+    for (int t = whole * pool; t < seen; t++) out[n++] = t;
+    std::fill(out + n, out + width(), -1);
+}
+
+// Rotates queries, norms and rotates keys, and writes those into the cache, with their gates where keys are pooled.
 void TokenIndexer::append(Step& step, const Cache& keys) {
     Engine& e = *engine_;
     const Kernels& kn = e.kernels;
-    const int half = c_.rope / 2, width = c_.heads * c_.dim;
+    const bool turned = !c_.inv_freq.empty();
+    const int half = c_.rope / 2, width = c_.heads * c_.dim, row = c_.pool ? 2 * c_.dim : c_.dim;
     const float scale = 1.f / std::sqrt(static_cast<float>(width));
-    const size_t row_bytes = cache_row_bytes(keys.type, c_.dim);
-    const float* turns = step.rotations(c_.inv_freq, c_.rope_scale);
+    const size_t row_bytes = cache_row_bytes(keys.type, row);
+    const float* turns = turned ? step.rotations(c_.inv_freq, c_.rope_scale) : nullptr;
     each_token(e, step.tokens(), [&](int t) {
         const size_t at = static_cast<size_t>(t);
-        const float* turn = turns + at * static_cast<size_t>(c_.rope);
-        float* q = queries_ + at * static_cast<size_t>(width);
-        for (int h = 0; h < c_.heads; h++) kn.rope(q + h * c_.dim, c_.rope, turn, turn + half, c_.interleaved);
+        float* key = keys_ + at * static_cast<size_t>(row);
         for (int h = 0; h < c_.heads; h++) gains_[at * static_cast<size_t>(c_.heads) + static_cast<size_t>(h)] *= scale;
-        float* key = keys_ + at * static_cast<size_t>(c_.dim);
         layer_norm(key, c_.dim, c_.k_norm, c_.k_bias, c_.eps);
-        kn.rope(key, c_.rope, turn, turn + half, c_.interleaved);
+        if (turned) {
+            const float* turn = turns + at * static_cast<size_t>(c_.rope);
+            float* q = queries_ + at * static_cast<size_t>(width);
+            for (int h = 0; h < c_.heads; h++) kn.rope(q + h * c_.dim, c_.rope, turn, turn + half, c_.interleaved);
+            kn.rope(key, c_.rope, turn, turn + half, c_.interleaved);
+        }
         const int seq = step.sequence_of(t), pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
+        if (c_.pool) {
+            const float* ape = c_.ape.data() + static_cast<size_t>(pos % c_.pool) * static_cast<size_t>(c_.dim);
+            for (int i = 0; i < c_.dim; i++) key[c_.dim + i] += ape[i];
+        }
         const size_t page = static_cast<size_t>(step.blocks(seq)[pos / keys.page_size]);
         const size_t slot = page * static_cast<size_t>(keys.page_size) + static_cast<size_t>(pos % keys.page_size);
-        kn.to_cache(key, c_.dim, c_.dim, static_cast<uint8_t*>(keys.k) + slot * row_bytes, keys.type);
+        void* rows = c_.pool ? keys.v : keys.k;
+        kn.to_cache(key, row, c_.dim, static_cast<uint8_t*>(rows) + slot * row_bytes, keys.type);
     });
 }
 
-// Scores [count][context] of the sequence's new tokens from `from` on, of keys that the item's last token sees.
+// Keys of the pools that end with one of the step's tokens, from the cached rows of their tokens: what steps they came in
+// does not matter.
+void TokenIndexer::pool_keys(const Step& step, const Cache& keys) {
+    Engine& e = *engine_;
+    const Kernels& kn = e.kernels;
+    const int dim = c_.dim, pool = c_.pool;
+    const size_t row_bytes = cache_row_bytes(keys.type, 2 * dim), key_bytes = cache_row_bytes(keys.type, dim);
+    each_token(e, step.tokens(), [&](int t) {
+        const int seq = step.sequence_of(t), pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
+        if (pos % pool != pool - 1) return;
+        const size_t page = static_cast<size_t>(step.blocks(seq)[pos / keys.page_size]);
+        const size_t last = page * static_cast<size_t>(keys.page_size) + static_cast<size_t>(pos % keys.page_size);
+        std::vector<float> rows(static_cast<size_t>(pool * 2 * dim)), key(static_cast<size_t>(dim));
+        for (int j = 0; j < pool; j++)
+            kn.from_cache(static_cast<const uint8_t*>(keys.v) + (last - static_cast<size_t>(pool - 1 - j)) * row_bytes, 2 * dim, dim,
+                          rows.data() + j * 2 * dim, keys.type);
+        for (int i = 0; i < dim; i++) {
+            float top = rows[static_cast<size_t>(dim + i)], sum = 0.f, total = 0.f;
+            for (int j = 1; j < pool; j++) top = std::max(top, rows[static_cast<size_t>(j * 2 * dim + dim + i)]);
+            for (int j = 0; j < pool; j++) {
+                const float weight = std::exp(rows[static_cast<size_t>(j * 2 * dim + dim + i)] - top);
+                sum += weight;
+                total += weight * rows[static_cast<size_t>(j * 2 * dim + i)];
+            }
+            key[static_cast<size_t>(i)] = total / sum;
+        }
+        kn.to_cache(key.data(), dim, dim, static_cast<uint8_t*>(keys.k) + last / static_cast<size_t>(pool) * key_bytes, keys.type);
+    });
+}
+
+// Scores [count][context / pool] of the sequence's new tokens from `from` on, of keys that the item's last token sees.
 void TokenIndexer::score(const Step& step, int sequence, int from, int count, const Cache& keys) {
     Engine& e = *engine_;
-    const int context = step.context(sequence), before = context - step.queries(sequence);
-    const size_t stride = static_cast<size_t>(context), need = sizeof(float) * stride * static_cast<size_t>(count);
+    const int pool = group(), context = step.context(sequence), before = context - step.queries(sequence);
+    const size_t stride = static_cast<size_t>(context / pool), need = sizeof(float) * stride * static_cast<size_t>(count);
     if (scores_.size() < need) scores_ = Memory(need);
     float* scores = reinterpret_cast<float*>(scores_.data());
-    const int tiles = (count + kTokens - 1) / kTokens, parts = (before + from + count + kKeys - 1) / kKeys;
+    const int tiles = (count + kTokens - 1) / kTokens, parts = ((before + from + count) / pool + kKeys - 1) / kKeys;
     e.pool.reserve_local(index_scratch(c_.heads, c_.dim, kTokens));
     e.pool.run(tiles * parts, [&](int i, int thread) {
         const int t0 = i / parts * kTokens, key0 = i % parts * kKeys;
-        const int tokens = std::min(kTokens, count - t0), end = before + from + t0 + tokens;
+        const int tokens = std::min(kTokens, count - t0), end = (before + from + t0 + tokens) / pool;
         if (key0 >= end) return;
         const size_t token = static_cast<size_t>(step.q_start(sequence) + from + t0);
         const size_t width = static_cast<size_t>(c_.heads) * static_cast<size_t>(c_.dim), heads = static_cast<size_t>(c_.heads);
@@ -165,7 +226,7 @@ void TokenIndexer::score(const Step& step, int sequence, int from, int count, co
                              stride,
                              keys.k,
                              step.blocks(sequence),
-                             keys.page_size,
+                             keys.page_size / pool,
                              c_.heads,
                              c_.dim,
                              tokens,

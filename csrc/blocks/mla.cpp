@@ -36,7 +36,7 @@ struct MLABlock::Buffers {
 
 MLABlock::MLABlock(EnginePtr engine, Weights weights, Config config)
     : engine_(std::move(engine)), w_(std::move(weights)), c_(std::move(config)) {
-    check(c_.heads > 0 && c_.nope > 0 && c_.rope > 0 && c_.value > 0 && c_.latent > 0 && c_.rope % 2 == 0,
+    check(c_.heads > 0 && c_.nope > 0 && c_.rope >= 0 && c_.value > 0 && c_.latent > 0 && c_.rope % 2 == 0,
           "head counts and widths must be positive, rope even");
     check(c_.latent + c_.rope <= 1024 && c_.nope + c_.rope <= 1024 && c_.value <= 1024, "widths must be at most 1024");
     const int64_t heads = c_.heads;
@@ -54,7 +54,7 @@ MLABlock::MLABlock(EnginePtr engine, Weights weights, Config config)
     };
     check(fits(absorb_, c_.nope) && fits(expand_, c_.latent) && fits(v_, c_.latent),
           "k_absorb, k_expand and v must hold each head's rows padded to whole panels");
-    check(static_cast<int>(2 * c_.inv_freq.size()) == c_.rope, "inv_freq must have rope / 2 values");
+    check(c_.inv_freq.empty() || static_cast<int>(2 * c_.inv_freq.size()) == c_.rope, "inv_freq must have rope / 2 values, or none");
     check_length(c_.norm, kv.cols, "norm");
     check_length(c_.kv_norm, c_.latent, "kv norm");
     check_length(c_.q_norm, q_in, "q norm");
@@ -167,15 +167,18 @@ void MLABlock::append(Step& step, const Cache& cache, const Buffers& b) {
     const Kernels& kn = e.kernels;
     const int n = step.tokens(), half = c_.rope / 2, q_dim = c_.nope + c_.rope, row = c_.latent + c_.rope;
     const size_t row_bytes = cache_row_bytes(cache.type, row);
-    const float* turns = step.rotations(c_.inv_freq, c_.rope_scale);
+    const bool turned = !c_.inv_freq.empty();
+    const float* turns = turned ? step.rotations(c_.inv_freq, c_.rope_scale) : nullptr;
     const auto one = [&](int t) {
         const size_t at = static_cast<size_t>(t);
-        const float* turn = turns + at * static_cast<size_t>(c_.rope);
         float* q = b.q + at * static_cast<size_t>(c_.heads * q_dim);
-        for (int h = 0; h < c_.heads; h++) kn.rope(q + h * q_dim + c_.nope, c_.rope, turn, turn + half, c_.interleaved);
         float* kv = b.kv + at * static_cast<size_t>(row);
         kn.rms_norm(kv, c_.latent, c_.kv_norm.data(), c_.kv_eps, kv, c_.latent);
-        kn.rope(kv + c_.latent, c_.rope, turn, turn + half, c_.interleaved);
+        if (turned) {
+            const float* turn = turns + at * static_cast<size_t>(c_.rope);
+            for (int h = 0; h < c_.heads; h++) kn.rope(q + h * q_dim + c_.nope, c_.rope, turn, turn + half, c_.interleaved);
+            kn.rope(kv + c_.latent, c_.rope, turn, turn + half, c_.interleaved);
+        }
         const int seq = step.sequence_of(t), pos = step.context(seq) - step.queries(seq) + t - step.q_start(seq);
         c_.temperature.apply(q, static_cast<size_t>(c_.heads * q_dim), pos);
         const size_t page = static_cast<size_t>(step.blocks(seq)[pos / cache.page_size]);

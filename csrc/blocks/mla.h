@@ -18,7 +18,7 @@ class MLABlock {
         int heads, nope, rope, value, latent;
         float scale;
         bool interleaved;
-        Vector inv_freq;
+        Vector inv_freq;  // empty: nothing rotates
         float rope_scale;
         Vector norm, q_norm, kv_norm;
         float norm_eps, q_eps, kv_eps;
@@ -37,7 +37,7 @@ class MLABlock {
     struct Sparse {
         TokenIndexer* indexer;
         Cache keys;
-        int32_t* chosen;  // [tokens][top_k]
+        int32_t* chosen;  // [tokens][top_k]: the indexer's width
         int top_k;
     };
     MLABlock(EnginePtr engine, Weights weights, Config config);

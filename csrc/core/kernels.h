@@ -64,6 +64,7 @@ struct Kernels {
     // Scores of one sequence's index keys; scratch: index_scratch.
     void (*index_scores)(const IndexItem& item, uint8_t* scratch);
     void (*delta)(const DeltaItem& item, uint8_t* scratch);
+    void (*kda)(const KdaItem& item, uint8_t* scratch);
     // out[t][r] = row r of w . x[t], and the sum of squares of x[t] behind them; n a multiple of 16.
     void (*stream_rows)(const StreamRows& item);
     // out [hidden] = sum over streams of pre[s] x[s]; hidden a multiple of 16.
@@ -103,6 +104,10 @@ constexpr int kDeltaChunk = 16;
 constexpr int kDeltaSerial = 4;  // so many tokens of a sequence go one by one, more by chunks, which round differently
 constexpr size_t delta_scratch(int key_dim, int value_dim) {
     return 4 * kDeltaChunk * (size_t{3} * static_cast<size_t>(key_dim) + 3 * static_cast<size_t>(value_dim) + 2 * kDeltaChunk);
+}
+constexpr size_t kda_scratch(int key_dim, int value_dim) {
+    const size_t dk = static_cast<size_t>(key_dim), dv = static_cast<size_t>(value_dim), c = kDeltaChunk;
+    return 4 * (c * (5 * dk + 3 * dv + 2 * c) + dk);
 }
 
 const Kernels& kernels_scalar();

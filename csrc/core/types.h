@@ -221,6 +221,22 @@ struct DeltaItem {
     int tokens, key_dim, value_dim;
 };
 
+// The same with a decay a channel, made here from f + dt_bias: -rate softplus(.), or bound sigmoid(rate .) where bound is not 0.
+struct KdaItem {
+    const float *q, *k, *v;  // q and k normalised and scaled
+    size_t stride;
+    const float* f;  // [tokens][key_dim]
+    size_t f_stride;
+    const float* dt_bias;  // [key_dim]
+    float rate, bound;
+    const float* beta;
+    size_t beta_stride;
+    float* state;  // [key_dim][value_dim], read and written
+    float* out;
+    size_t out_stride;
+    int tokens, key_dim, value_dim;
+};
+
 constexpr int kMaxStreams = 8;  // residual streams of a model
 
 // Products of a few float32 rows with some columns of tokens' residual streams.

@@ -12,6 +12,7 @@
 #include "kernels/attend.h"
 #include "kernels/index.h"
 #include "kernels/delta.h"
+#include "kernels/kda.h"
 #include "kernels/streams.h"
 #include "kernels/limits.h"
 #include "kernels/table_int8.h"

@@ -58,6 +58,7 @@ constexpr Kernels make_table(const char* name) {
             conv_silu_row,
             index_item,
             delta_item,
+            kda_item,
             stream_rows,
             stream_enter,
             stream_leave,

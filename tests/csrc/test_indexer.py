@@ -16,7 +16,7 @@ from ktcore_cpu.mla import CpuMLA, CpuMLAModule
 from ktcore.backend import LoadRequest
 from ktcore.conformance.data.batches import batches, scattered
 from ktcore.conformance.data.memory import make_weights, values
-from ktcore.conformance.levels.specs import mla, token_indexer
+from ktcore.conformance.levels.specs import mla, token_indexer, without_positions
 from ktcore.conformance.truth import attention as truth
 from ktcore.conformance.truth import indexer as index_truth
 from ktcore.conformance.truth.arithmetic import EXACT
@@ -69,6 +69,21 @@ class Branch:
         return index_truth.indexer_scores(self.spec.indexer, self.known, n, low, EXACT, "indexer.")
 
 
+def _pooled(heads: int = HEADS, dim: int = DIM, pool: int = 4) -> MLASpec:
+    plain = without_positions(mla(4, "F32", latent=64))
+    cache = replace(plain.cache, chosen=True)
+    return replace(plain, cache=cache, indexer=token_indexer(heads, dim, TOP_K, plain, pool=pool))
+
+
+def _seen(branch: Branch, x: torch.Tensor, pool: int) -> torch.Tensor:
+    """bool [L, L]: what each token attends to, by float64 scores."""
+    scores, seen = branch.scores(x), torch.zeros(len(x), len(x), dtype=torch.bool)
+    for t in range(len(x)):
+        pools, tail = index_truth.pools_seen(scores, t, pool, TOP_K // pool)
+        seen[t, [p * pool + i for p in pools for i in range(pool)] + tail] = True
+    return seen
+
+
 def _inputs(steps: Sequence[Sequence[int]] = STEPS) -> list[torch.Tensor]:
     rng = np.random.default_rng(5)
     lengths = [sum(step[i] for step in steps) for i in range(len(steps[0]))]
@@ -83,6 +98,46 @@ def test_sparse_attention_is_what_float64_says(isa: str, shape: dict[str, int]) 
         torch.testing.assert_close(
             got.double(), truth.mla(branch.spec, branch.known, x, EXACT, best), atol=1e-4, rtol=0
         )
+
+
+@pytest.mark.parametrize("pool", [4, 8])
+@pytest.mark.parametrize("shape", [{}, ODD], ids=["even", "odd"])
+def test_attention_over_pools_is_what_float64_says(isa: str, shape: dict[str, int], pool: int) -> None:
+    branch, inputs = Branch(_pooled(**shape, pool=pool), EXACTLY), _inputs()
+    for got, chosen, x in zip(branch.run(inputs), branch.choices, inputs, strict=True):
+        seen = _seen(branch, x, pool)
+        assert [[s for s in row if s >= 0] for row in chosen.tolist()] == [row.nonzero()[:, 0].tolist() for row in seen]
+        torch.testing.assert_close(
+            got.double(), truth.mla(branch.spec, branch.known, x, EXACT, seen), atol=1e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("kind", ["i16", "f16", "bf16", "q8"])
+def test_pools_stay_close_in_every_cache(isa: str, kind: str) -> None:
+    branch, inputs = Branch(_pooled(32, 128), EXACTLY | {"kv_dtype": kind}), _inputs()
+    branch.run(inputs)
+    slack = {"i16": 1e-4, "f16": 2e-3, "bf16": 1e-2, "q8": 3e-2}[kind]
+    for x, chosen in zip(inputs, branch.choices, strict=True):
+        scores = branch.scores(x)
+        for t, row in enumerate(chosen.tolist()):
+            best, tail = index_truth.pools_seen(scores, t, 4, TOP_K // 4)
+            count = 4 * len(best)
+            pools = [s // 4 for s in row[:count:4]]
+            assert row[: count + len(tail)] == [4 * p + i for p in pools for i in range(4)] + tail
+            assert set(row[count + len(tail) :]) <= {-1}
+            if pools:
+                assert scores[t, best].min() - scores[t, pools].min() <= slack * scores.abs().max()
+
+
+def test_pools_depend_neither_on_threads_nor_on_company_nor_on_steps(isa: str) -> None:
+    inputs = _inputs()
+    one, three = (Branch(_pooled(), {}, threads) for threads in (1, 3))
+    for a, b in zip(one.run(inputs), three.run(inputs), strict=True):
+        assert torch.equal(a, b)
+    alone = Branch(_pooled(), {}, 2)
+    for i, x in enumerate(inputs):
+        alone.run([x], [(9,), (len(x) - 12,), (1,), (2,)])
+        assert torch.equal(alone.choices[0], one.choices[i])
 
 
 @pytest.mark.parametrize("kind", ["i16", "f16", "bf16", "q8"])

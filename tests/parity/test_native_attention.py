@@ -14,8 +14,17 @@ from .conftest import Tiny
 from .gguf_writer import write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FAMILIES = ["qwen3-next", "qwen3.5", "llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt-oss-full"]
-NATIVE = {"attention": ", kv_dtype: f32", "gated_delta_net": "", "linear": ""}
+FAMILIES = ["qwen3-next", "qwen3.5", "kimi-linear", "glm5-next"]
+FAMILIES += ["llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt-oss-full"]
+NATIVE = {
+    "attention": ", kv_dtype: f32",
+    "mla": ", kv_dtype: f32",
+    "gated_delta_net": "",
+    "kimi_delta_attention": "",
+    "linear": "",
+}
+DELTA = {"qwen3-next": "gated_delta_net", "qwen3.5": "gated_delta_net"}
+DELTA |= dict.fromkeys(("kimi-linear", "glm5-next"), "kimi_delta_attention")
 REFERENCE = ("moe", "router", "experts", "mlp")
 
 
@@ -39,9 +48,10 @@ def test_native_attention_matches_transformers(name: str, tiny: Callable[[str], 
     t = tiny(name)
     with ktcore.load(t.folder, backend="cpu", rules=rule_file(tmp_path, None), context=256, threads=2) as model:
         used = {c.implementation.id for c in model.plan.choices.values()}
-        assert "cpu.attention" in used
-        assert ("cpu.gated_delta_net" in used) == name.startswith(("qwen3-next", "qwen3.5"))
-        assert not used & {"reference.attention", "reference.gated_delta_net", "reference.kv_cache"}
+        delta = DELTA.get(name, "")
+        assert ("cpu.mla" if delta.startswith("kimi") else "cpu.attention") in used
+        assert not delta or f"cpu.{delta}" in used
+        assert not used & {f"reference.{op}" for op in (*NATIVE, "kv_cache", "token_indexer", "index_cache")}
         torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
         prompts = torch.stack((t.ids[:40], t.ids[40:80]))
         ours = model.generate(prompts, max_new_tokens=16, temperature=0)

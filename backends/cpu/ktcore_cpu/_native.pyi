@@ -329,6 +329,57 @@ class DeltaBlock:
         channels], state float32 [num_slots, value_heads, key_dim, value_dim]; a sequence that begins with the step
         starts from zeros."""
 
+class KimiDeltaBlock:
+    """out = (x +) o(out_norm(rule(...)) * sigmoid(g_b(g_a(n)))) with n = norm(x), and q = silu(conv(q(n))), likewise k
+    and v.
+
+    Args:
+        q, k, v: [heads * dim, hidden]; f_a, g_a: [rank, hidden]; f_b, g_b: [heads * dim, rank]; b: [heads, hidden].
+        conv: float32 [3 * heads * dim, width] of q, k and v, the oldest token's factor first.
+        rates: [heads], positive; dt_bias: [heads * dim]; bound: of the logarithm of a decay, negative; 0 for none.
+        out_norm: [dim]; norm: [hidden].
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        q: PackedMatrix,
+        k: PackedMatrix,
+        v: PackedMatrix,
+        f_a: PackedMatrix,
+        f_b: PackedMatrix,
+        b: PackedMatrix,
+        g_a: PackedMatrix,
+        g_b: PackedMatrix,
+        o: PackedMatrix,
+        *,
+        heads: int,
+        dim: int,
+        width: int,
+        conv: _F32,
+        rates: _F32,
+        dt_bias: _F32,
+        bound: float = 0.0,
+        out_norm: _F32 | None,
+        out_eps: float,
+        norm: _F32 | None = None,
+        norm_eps: float = 0.0,
+        residual: bool = True,
+        exact: bool = False,
+    ) -> None: ...
+    def forward(
+        self,
+        x_ptr: int,
+        out_ptr: int,
+        step: Step,
+        slots: Sequence[int],
+        conv_ptr: int,
+        state_ptr: int,
+        num_slots: int,
+    ) -> None:
+        """As of `DeltaBlock`, with conv float32 [num_slots, width - 1, 3 * heads * dim] and state float32 [num_slots,
+        heads, dim, dim]."""
+
 class MLABlock:
     """Latent attention: out = (x +) o(attend(...)); absorbed below 128 new tokens of a sequence, else expanded.
 
@@ -358,7 +409,7 @@ class MLABlock:
         latent: int,
         softmax_scale: float,
         rope_pairing: str,
-        inv_freq: _F32,
+        inv_freq: _F32 | None,
         rope_scale: float = 1.0,
         norm: _F32 | None = None,
         norm_eps: float = 0.0,
@@ -390,10 +441,12 @@ class MLABlock:
         index_pages_ptr: int,
         chosen_ptr: int,
         top_k: int,
+        index_rows_ptr: int = 0,
     ) -> None:
         """The same over chosen tokens: int32 [step.tokens, top_k] at chosen_ptr, positions in a token's sequence,
         rising, then -1. The indexer writes them, where there is one, and its keys into index_pages [num_pages,
-        page_size, dim].
+        page_size, dim]. Where it pools keys, top_k has pool - 1 more, index_pages is [num_pages, page_size / pool,
+        dim], and keys and gates of tokens go into index_rows [num_pages, page_size, 2 * dim].
 
         Raises:
             ValueError: a choice without an indexer names no token, or one later than its own.
@@ -406,6 +459,8 @@ class TokenIndexer:
         q, k, weights: [heads * dim, rank], [dim, hidden], [heads, hidden].
         rope: values at the beginning of a head that rotate.
         k_norm, k_bias: of the LayerNorm over keys, [dim].
+        inv_freq: None where nothing rotates.
+        pool_tokens: tokens whose keys are one; then there are `gate` [dim, hidden] and `ape` [pool, dim].
     """
 
     def __init__(
@@ -414,18 +469,21 @@ class TokenIndexer:
         q: PackedMatrix,
         k: PackedMatrix,
         weights: PackedMatrix,
+        gate: PackedMatrix | None = None,
         *,
         heads: int,
         dim: int,
         rope: int,
         top_k: int,
+        pool_tokens: int = 0,
         rope_pairing: str,
-        inv_freq: _F32,
+        inv_freq: _F32 | None,
         rope_scale: float = 1.0,
         k_norm: _F32,
         k_bias: _F32,
         eps: float,
         exact: bool = False,
+        ape: _F32 | None = None,
     ) -> None: ...
 
 def choose_highest(scores: _F32, top_k: int) -> _I32:

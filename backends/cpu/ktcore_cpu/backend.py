@@ -77,6 +77,7 @@ class CpuBackend(Backend):
         from ktcore_cpu.delta import CpuGatedDeltaNet
         from ktcore_cpu.embedding import CpuEmbedding
         from ktcore_cpu.experts import CpuExperts
+        from ktcore_cpu.kda import CpuKimiDelta
         from ktcore_cpu.linear import CpuLinear
         from ktcore_cpu.mla import CpuMLA
         from ktcore_cpu.mlp import CpuMLP
@@ -92,6 +93,7 @@ class CpuBackend(Backend):
             CpuAttention(),
             CpuMLA(),
             CpuGatedDeltaNet(),
+            CpuKimiDelta(),
             CpuMLP(),
             CpuRouter(),
             CpuExperts(),

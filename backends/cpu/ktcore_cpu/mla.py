@@ -15,7 +15,7 @@ from ktcore.errors import CheckpointError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.indexer import TokenIndexerSpec
 from ktcore.ops.mla import MLASpec
-from ktcore.ops.rope import inverse_frequencies
+from ktcore.ops.rope import RopeSpec, inverse_frequencies
 from ktcore.weights.ref import Weight
 from ktcore_cpu import packing
 from ktcore_cpu.attention import DEFAULT_KV_TYPE, empty_rows, kv_dtype, native_step, row_bytes, temperature_fields
@@ -24,6 +24,7 @@ from ktcore_cpu.packings import Packs
 if TYPE_CHECKING:
     from ktcore_cpu import _native
 
+PAGE_SIZES = (64, 32, 128, 256, 16)
 KEPT_BYTES = 2
 """Bytes a value of the second form of the key projection: float16, since requantising a transpose would lose more."""
 
@@ -37,7 +38,17 @@ class CpuMLA(Packs):
 
     id = "cpu.mla"
     spec_type = MLASpec
-    handles = MLA | nested("rope", FREQUENCIES) | nested("indexer.rope", FREQUENCIES) | {"cache.chosen", "indexer.rope"}
+    handles = (
+        MLA
+        | nested("rope", FREQUENCIES)
+        | nested("indexer.rope", FREQUENCIES)
+        | {
+            "cache.chosen",
+            "indexer.rope",
+            "indexer.gate",
+            "indexer.cache.pool",
+        }
+    )
     fused = True
     options = packing.OPTIONS | {"kv_dtype"}
     long_step = 2048  # each step expands all latents before it
@@ -46,8 +57,6 @@ class CpuMLA(Packs):
         """Every native weight format; widths up to 1024."""
         if max(spec.latent + spec.rope_dim, spec.nope_dim + spec.rope_dim, spec.value_dim) > 1024:
             return Unsupported("heads wider than 1024")
-        if spec.rope is None:
-            return Unsupported("latent attention without a rotary embedding")
         if spec.indexer and max(spec.indexer.heads, spec.indexer.head_dim) > 1024:
             return Unsupported("more than 1024 index heads, or wider ones")
         return packing.supports_formats(spec)
@@ -57,8 +66,9 @@ class CpuMLA(Packs):
         return stored_bytes + KEPT_BYTES * spec.heads * spec.nope_dim * spec.latent
 
     def page_sizes(self, spec: MLASpec) -> tuple[int, ...]:
-        """Any of these."""
-        return (64, 32, 128, 256, 16)
+        """Any of these that hold whole pools of index keys."""
+        pool = (spec.indexer.cache.pool if spec.indexer else 0) or 1
+        return tuple(size for size in PAGE_SIZES if size % pool == 0)
 
     def cache_bytes_per_token(self, spec: MLASpec) -> int:
         """In the default type."""
@@ -67,8 +77,7 @@ class CpuMLA(Packs):
     def cache_bytes(self, spec: MLASpec, options: Mapping[str, Any]) -> int:
         """In the type that option `kv_dtype` names."""
         kind = options.get("kv_dtype", DEFAULT_KV_TYPE)
-        keys = row_bytes(kind, spec.indexer.head_dim) if spec.indexer else 0
-        return row_bytes(kind, spec.latent + spec.rope_dim) + keys
+        return row_bytes(kind, spec.latent + spec.rope_dim) + (_index_bytes(kind, spec.indexer) if spec.indexer else 0)
 
     def load(self, request: LoadRequest) -> CpuMLAModule:
         """Pack the projections and both forms of the key's."""
@@ -85,15 +94,14 @@ class CpuMLAModule:
         self._hidden = spec.hidden
         self._row = spec.latent + spec.rope_dim
         self._kv_dtype = kv_dtype(request)
-        self._pages = self._keys = torch.empty(0)
+        self._pages = self._keys = self._rows = torch.empty(0)
         self._indexer = _indexer(request, spec.indexer) if spec.indexer else None
         self._index_width = spec.indexer.head_dim if spec.indexer else 0
-        self._top_k = spec.indexer.top_k if spec.indexer else 0
+        self._top_k = spec.indexer.cache.width if spec.indexer else 0
+        self._pool = spec.indexer.cache.pool if spec.indexer else 0
         self._sparse = spec.indexer is not None or spec.shared_index
-        assert spec.rope is not None, "supports has refused it"
-        divisors = request.weights["rope.freq_factors"].tensor() if spec.rope.freq_factors else None
-        freq, factor = inverse_frequencies(spec.rope, divisors)
         k_absorb, k_expand, v = _up_projections(request, spec)
+        more: dict[str, Any] = {**temperature_fields(spec.temperature), **_turns(request, spec.rope, "rope")}
         self._block = _native.MLABlock(
             request.runtime.pool,  # type: ignore[attr-defined]
             packing.pack(request, "q_a.weight") if spec.q_a is not None else None,
@@ -109,9 +117,6 @@ class CpuMLAModule:
             value=spec.value_dim,
             latent=spec.latent,
             softmax_scale=spec.scale,
-            rope_pairing=spec.rope.pairing,
-            inv_freq=freq.numpy(),
-            rope_scale=factor,
             norm=packing.norm_weight(request.weights, "norm.weight", spec.norm),
             norm_eps=spec.norm.eps if spec.norm else 0.0,
             q_norm=packing.norm_weight(request.weights, "q_a_norm.weight", spec.q_a_norm),
@@ -119,7 +124,7 @@ class CpuMLAModule:
             kv_norm=_required(request, "kv_a_norm.weight"),
             kv_eps=spec.kv_a_norm.eps,
             residual=spec.residual,
-            **temperature_fields(spec.temperature),
+            **more,
             exact=packing.exact(request),
         )
 
@@ -128,11 +133,15 @@ class CpuMLAModule:
         self._pages = empty_rows((pages, page_size), self._row, self._kv_dtype)
         self._count, self._page_size = pages, page_size
         if self._indexer is not None:
-            self._keys = empty_rows((pages, page_size), self._index_width, self._kv_dtype)
+            self._keys = empty_rows((pages, page_size // (self._pool or 1)), self._index_width, self._kv_dtype)
+        if self._pool:
+            self._rows = empty_rows((pages, page_size), 2 * self._index_width, self._kv_dtype)
 
     def page_tensors(self) -> tuple[torch.Tensor, ...]:
         """The latents, and the index keys where there are such."""
-        return (self._pages,) if self._indexer is None else (self._pages, self._keys)
+        if self._indexer is None:
+            return (self._pages,)
+        return (self._pages, self._keys, self._rows) if self._pool else (self._pages, self._keys)
 
     def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
         x = packing.rows(x, self._hidden)
@@ -154,33 +163,49 @@ class CpuMLAModule:
             self._keys.data_ptr(),
             chosen.data_ptr(),
             chosen.shape[1],
+            self._rows.data_ptr() if self._pool else 0,
         )
         return out
+
+
+def _index_bytes(kind: str, spec: TokenIndexerSpec) -> int:
+    """Of a token: its key, or its key and gates and the share of a pool's key."""
+    key, pool = row_bytes(kind, spec.head_dim), spec.cache.pool
+    return row_bytes(kind, 2 * spec.head_dim) + -(-key // pool) if pool else key
 
 
 def _indexer(request: LoadRequest, spec: TokenIndexerSpec) -> _native.TokenIndexer:
     from ktcore_cpu import _native
 
-    assert spec.rope is not None, "only pooled keys are not rotated, which are refused"
-    divisors = request.weights["indexer.rope.freq_factors"].tensor() if spec.rope.freq_factors else None
-    freq, factor = inverse_frequencies(spec.rope, divisors)
+    # Any: places stands beside arguments of other types
+    places: dict[str, Any] = {"ape": request.weights["indexer.ape"].tensor().float().numpy()} if spec.gate else {}
     return _native.TokenIndexer(
         request.runtime.pool,  # type: ignore[attr-defined]
         packing.pack(request, "indexer.q.weight"),
         packing.pack(request, "indexer.k.weight"),
         packing.pack(request, "indexer.weights.weight"),
+        packing.pack(request, "indexer.gate.weight") if spec.gate else None,
         heads=spec.heads,
         dim=spec.head_dim,
-        rope=spec.rope.dim,
+        rope=spec.rope.dim if spec.rope else 0,
         top_k=spec.top_k,
-        rope_pairing=spec.rope.pairing,
-        inv_freq=freq.numpy(),
-        rope_scale=factor,
+        pool_tokens=spec.cache.pool,
+        **_turns(request, spec.rope, "indexer.rope"),
         k_norm=_required(request, "indexer.k_norm"),
         k_bias=_required(request, "indexer.k_norm_bias"),
         eps=spec.eps,
         exact=packing.exact(request),
+        **places,
     )
+
+
+def _turns(request: LoadRequest, rope: RopeSpec | None, role: str) -> dict[str, Any]:
+    """The rotary embedding as native blocks take it; None: no frequencies, nothing rotates."""
+    if rope is None:
+        return {"rope_pairing": "half", "inv_freq": None, "rope_scale": 1.0}
+    divisors = request.weights[f"{role}.freq_factors"].tensor() if rope.freq_factors else None
+    freq, factor = inverse_frequencies(rope, divisors)
+    return {"rope_pairing": rope.pairing, "inv_freq": freq.numpy(), "rope_scale": factor}
 
 
 def _up_projections(
