@@ -70,7 +70,7 @@ def write(path: Path, experts: int, format: str) -> Path:
         if kind == "F32":
             w.add_tensor(name, np.full(shape, 0.5, np.float32))
         else:
-            w.add_tensor(name, _random(shape, kind), raw_dtype=GGMLQuantizationType[kind])
+            w.add_tensor(name, random_rows(shape, kind), raw_dtype=GGMLQuantizationType[kind])
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -111,7 +111,7 @@ def _tensors(experts: int, format: str) -> list[tuple[str, tuple[int, ...], str]
     return [*table, ("output_norm.weight", (HIDDEN,), "F32"), bias, *named]
 
 
-def _random(shape: tuple[int, ...], kind: str) -> np.ndarray:
+def random_rows(shape: tuple[int, ...], kind: str) -> np.ndarray:
     """Random blocks whose float16 factors are 1e-3; some thousands of them, again and again."""
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     fields = {"Q8_0": (0,), "Q4_K": (0, 2), "Q2_K": (80, 82)}[kind]
