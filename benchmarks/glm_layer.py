@@ -133,7 +133,7 @@ def memory(format: str, folder: str | None) -> int:
 
 
 def depth(format: str, threads: int) -> int:
-    """Time decode of both kinds of attention branch at `DEPTHS` in turn; 1 if latent attention grows by more than 1.3."""
+    """Time decode of both kinds of attention branch at `DEPTHS` in turn; 1 if latent attention grows by over 1.3."""
     from ktcore_cpu.backend import CpuRuntime
     from ktcore_cpu.kda import CpuKimiDelta
     from ktcore_cpu.mla import CpuMLA

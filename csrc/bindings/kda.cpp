@@ -38,7 +38,8 @@ void bind_kda(py::module_& m) {
         .def(
             "forward",
             [](KimiDeltaBlock& self, uintptr_t x, uintptr_t out, const Step& step, const std::vector<int32_t>& slots,
-               uintptr_t conv, uintptr_t state, int64_t num_slots) {
+               uintptr_t conv, uintptr_t state, int64_t num_slots, const std::vector<std::pair<int32_t, int32_t>>& kept) {
+                check(kept.empty(), "states behind some of a step's tokens are not kept");
                 if (check_tokens(step.tokens()) == 0) return;
                 const float* in = pointer(x, "x_ptr");
                 float* o = pointer(out, "out_ptr");
@@ -47,5 +48,5 @@ void bind_kda(py::module_& m) {
                 self.forward(in, o, step, slots, states);
             },
             py::arg("x_ptr"), py::arg("out_ptr"), py::arg("step"), py::arg("slots"), py::arg("conv_ptr"),
-            py::arg("state_ptr"), py::arg("num_slots"));
+            py::arg("state_ptr"), py::arg("num_slots"), py::arg("kept") = std::vector<std::pair<int32_t, int32_t>>());
 }

@@ -55,7 +55,12 @@ void DeltaBlock::forward(const float* x, float* out, const Step& step, const std
     const int n = step.tokens(), hidden = vq.cols;
     const size_t count = static_cast<size_t>(n), ldx = static_cast<size_t>(hidden), inner = static_cast<size_t>(vo.cols),
                  channels = static_cast<size_t>(vq.rows), heads = static_cast<size_t>(vb.rows);
-    check_slots(step, slots, states);
+    check(static_cast<int>(slots.size()) == step.sequences(), "there must be one state slot for each sequence");
+    std::vector<int32_t> sorted(slots);
+    std::sort(sorted.begin(), sorted.end());
+    for (size_t i = 0; i < sorted.size(); i++)
+        check(sorted[i] >= 0 && sorted[i] < states.slots && (i == 0 || sorted[i] != sorted[i - 1]),
+              "state slot " + std::to_string(sorted[i]) + " is used twice or not one of " + std::to_string(states.slots));
     bool any_float = false, any_int8 = false;
     for (const PackedView* w : {&vq, &vz, &vb, &va}) (needs_float(*w, c_.exact) ? any_float : any_int8) = true;
     const bool normed = any_float && !c_.norm.empty(), out_int8 = !needs_float(vo, c_.exact);
@@ -84,7 +89,7 @@ void DeltaBlock::forward(const float* x, float* out, const Step& step, const std
                                  {&vb, b.beta, heads, nullptr, nullptr, 0},
                                  {&va, b.g, heads, nullptr, nullptr, 0}};
     run_products(e, in, n, c_.exact, products, 4);
-    convolve_states(e, step, slots, states, taps_, c_.channels(), c_.width, b.mixed, b.conv);
+    convolve(step, slots, states, b);
     if (n <= kSerialTokens) {
         for (int t = 0; t < n; t++) prepare(t, b);
     } else {
@@ -97,27 +102,17 @@ void DeltaBlock::forward(const float* x, float* out, const Step& step, const std
     run_products(e, mid, n, c_.exact, &o, 1);
 }
 
-void check_slots(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states) {
-    check(static_cast<int>(slots.size()) == step.sequences(), "there must be one state slot for each sequence");
-    std::vector<int32_t> sorted(slots);
-    std::sort(sorted.begin(), sorted.end());
-    for (size_t i = 0; i < sorted.size(); i++)
-        check(sorted[i] >= 0 && sorted[i] < states.slots && (i == 0 || sorted[i] != sorted[i - 1]),
-              "state slot " + std::to_string(sorted[i]) + " is used twice or not one of " + std::to_string(states.slots));
-}
-
 // Channels are independent of each other: an item takes some of them through all tokens of a sequence.
-void convolve_states(Engine& e, const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states,
-                     const Vector& taps, int channels, int width, const float* mixed, float* out) {
-    check(width <= kMaxWidth, "the convolution must be at most 16 tokens wide");
-    const int keep = width - 1, blocks = (channels + kConvChannels - 1) / kConvChannels;
+void DeltaBlock::convolve(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b) {
+    Engine& e = *engine_;
+    const int channels = c_.channels(), keep = c_.width - 1, blocks = (channels + kConvChannels - 1) / kConvChannels;
     const size_t ld = static_cast<size_t>(channels);
     e.pool.run(step.sequences() * blocks, [&](int item, int) {
         const int seq = item / blocks, c0 = item % blocks * kConvChannels, cols = std::min(kConvChannels, channels - c0);
         const int n = step.queries(seq);
         if (n == 0) return;
         const size_t bytes = sizeof(float) * static_cast<size_t>(cols), first = static_cast<size_t>(step.q_start(seq)) * ld;
-        const float* x = mixed + first + c0;
+        const float* x = b.mixed + first + c0;
         float* before = states.conv + static_cast<size_t>(slots[static_cast<size_t>(seq)]) * static_cast<size_t>(keep) * ld + c0;
         if (step.context(seq) == n)
             for (int r = 0; r < keep; r++) std::memset(before + static_cast<size_t>(r) * ld, 0, bytes);
@@ -125,7 +120,7 @@ void convolve_states(Engine& e, const Step& step, const std::vector<int32_t>& sl
         for (int t = 0; t < n; t++) {
             const float* rows[kMaxWidth];
             for (int w = 0; w <= keep; w++) rows[w] = input(t - keep + w);
-            e.kernels.conv_silu(rows, width, taps.data() + c0, ld, cols, out + first + static_cast<size_t>(t) * ld + c0);
+            e.kernels.conv_silu(rows, c_.width, taps_.data() + c0, ld, cols, b.conv + first + static_cast<size_t>(t) * ld + c0);
         }
         // ascending: a row that is kept moves down, onto one that is not needed any more
         for (int r = 0; r < keep; r++) std::memmove(before + static_cast<size_t>(r) * ld, input(n - keep + r), bytes);

@@ -12,13 +12,6 @@ struct DeltaStates {
     int64_t slots;
 };
 
-// Fails unless each of the step's sequences has a slot of its own.
-void check_slots(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states);
-// Causal depthwise convolutions and their silu, mixed -> out, both [tokens][channels]; taps [width][channels]. The last inputs
-// stay in the slots.
-void convolve_states(Engine& e, const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states,
-                     const Vector& taps, int channels, int width, const float* mixed, float* out);
-
 // The recurrence alone: q, k [tokens][heads][dk] normalised and scaled, v [tokens][heads][dv], g, beta [tokens][heads].
 struct DeltaInputs {
     const float *q, *k, *v, *g, *beta;
@@ -50,6 +43,7 @@ class DeltaBlock {
 
   private:
     struct Buffers;
+    void convolve(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b);
     void prepare(int token, Buffers& b) const;
     void mix(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b);
 

@@ -376,9 +376,10 @@ class KimiDeltaBlock:
         conv_ptr: int,
         state_ptr: int,
         num_slots: int,
+        kept: Sequence[tuple[int, int]] = (),
     ) -> None:
         """As of `DeltaBlock`, with conv float32 [num_slots, width - 1, 3 * heads * dim] and state float32 [num_slots,
-        heads, dim, dim]."""
+        heads, dim, dim]. `kept` has to be empty."""
 
 class MLABlock:
     """Latent attention: out = (x +) o(attend(...)); absorbed below 128 new tokens of a sequence, else expanded.

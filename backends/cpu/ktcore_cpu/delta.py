@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,6 @@ from ktcore.ops.linear_attention import GatedDeltaNetSpec
 from ktcore_cpu import packing
 from ktcore_cpu.attention import native_step
 from ktcore_cpu.packings import Packs
-
-if TYPE_CHECKING:
-    from ktcore_cpu import _native
 
 LANES = 16
 """Values of a native vector: head widths are multiples of it."""
@@ -48,58 +44,47 @@ class CpuGatedDeltaNet(Packs):
         """As float32."""
         return FLOAT_BYTES * spec.state.values
 
-    def load(self, request: LoadRequest) -> CpuStates:
+    def load(self, request: LoadRequest) -> CpuGatedDeltaNetModule:
         """Pack the five projections."""
+        return CpuGatedDeltaNetModule(request)
+
+
+class CpuGatedDeltaNetModule:
+    """x float32 [T, hidden], step -> float32 [T, hidden]; owns the layer's states."""
+
+    def __init__(self, request: LoadRequest) -> None:
+        from ktcore_cpu import _native
+
         spec: GatedDeltaNetSpec = request.spec  # type: ignore[assignment]
-        return CpuStates(request, _block(request, spec), spec.state.shapes, spec.hidden)
-
-
-def _block(request: LoadRequest, spec: GatedDeltaNetSpec) -> _native.DeltaBlock:
-    from ktcore_cpu import _native
-
-    decay = vector(request, "decay")
-    return _native.DeltaBlock(
-        request.runtime.pool,  # type: ignore[attr-defined]
-        packing.pack(request, "qkv.weight"),
-        packing.pack(request, "z.weight"),
-        packing.pack(request, "b.weight"),
-        packing.pack(request, "a.weight"),
-        packing.pack(request, "o.weight"),
-        key_heads=spec.key_heads,
-        value_heads=spec.value_heads,
-        key_dim=spec.key_dim,
-        value_dim=spec.value_dim,
-        width=spec.conv_width,
-        conv=vector(request, "conv").reshape(spec.qkv.out_features, spec.conv_width),
-        decay=-np.exp(decay) if spec.decay_log else decay,
-        dt_bias=vector(request, "dt_bias"),
-        out_norm=packing.norm_weight(request.weights, "out_norm.weight", spec.out_norm),
-        out_eps=spec.out_norm.eps,
-        norm=packing.norm_weight(request.weights, "norm.weight", spec.norm),
-        norm_eps=spec.norm.eps if spec.norm else 0.0,
-        residual=spec.residual,
-        exact=packing.exact(request),
-        tiled=spec.tiled,
-    )
-
-
-class CpuStates:
-    """x float32 [T, hidden], step -> float32 [T, hidden]; owns the layer's states, which `block` works on.
-
-    Args:
-        shapes: of a sequence's convolution inputs and of its matrices.
-    """
-
-    def __init__(
-        self,
-        request: LoadRequest,
-        block: _native.DeltaBlock | _native.KimiDeltaBlock,
-        shapes: Sequence[tuple[int, ...]],
-        hidden: int,
-    ) -> None:
-        self._name, self._hidden, self._shapes, self._block = request.name, hidden, shapes, block
+        decay = _vector(request, "decay")
+        channels = spec.qkv.out_features
+        self._name, self._hidden = request.name, spec.hidden
+        self._shapes = spec.state.shapes
         self._conv = self._state = torch.empty(0)
         self._held = torch.empty(0, dtype=torch.int64)
+        self._block = _native.DeltaBlock(
+            request.runtime.pool,  # type: ignore[attr-defined]
+            packing.pack(request, "qkv.weight"),
+            packing.pack(request, "z.weight"),
+            packing.pack(request, "b.weight"),
+            packing.pack(request, "a.weight"),
+            packing.pack(request, "o.weight"),
+            key_heads=spec.key_heads,
+            value_heads=spec.value_heads,
+            key_dim=spec.key_dim,
+            value_dim=spec.value_dim,
+            width=spec.conv_width,
+            conv=_vector(request, "conv").reshape(channels, spec.conv_width),
+            decay=-np.exp(decay) if spec.decay_log else decay,
+            dt_bias=_vector(request, "dt_bias"),
+            out_norm=packing.norm_weight(request.weights, "out_norm.weight", spec.out_norm),
+            out_eps=spec.out_norm.eps,
+            norm=packing.norm_weight(request.weights, "norm.weight", spec.norm),
+            norm_eps=spec.norm.eps if spec.norm else 0.0,
+            residual=spec.residual,
+            exact=packing.exact(request),
+            tiled=spec.tiled,
+        )
 
     def allocate_states(self, slots: int) -> None:
         """Make room for `slots` sequences; earlier content is gone."""
@@ -147,6 +132,5 @@ class CpuStates:
                 )
 
 
-def vector(request: LoadRequest, role: str) -> np.ndarray:
-    """A weight as float32."""
+def _vector(request: LoadRequest, role: str) -> np.ndarray:
     return np.ascontiguousarray(request.weights[role].tensor().float().numpy())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.ops.kda import KimiDeltaSpec
 from ktcore_cpu import packing
-from ktcore_cpu.delta import FLOAT_BYTES, LANES, CpuStates, vector
+from ktcore_cpu.delta import FLOAT_BYTES, LANES, CpuGatedDeltaNetModule
 from ktcore_cpu.packings import Packs
 
 if TYPE_CHECKING:
@@ -42,16 +43,33 @@ class CpuKimiDelta(Packs):
         """As float32."""
         return FLOAT_BYTES * spec.state.values
 
-    def load(self, request: LoadRequest) -> CpuStates:
+    def load(self, request: LoadRequest) -> CpuKimiDeltaModule:
         """Pack the nine projections."""
+        return CpuKimiDeltaModule(request)
+
+
+class CpuKimiDeltaModule(CpuGatedDeltaNetModule):
+    """The same slots around another block; states behind some of a step's tokens are not kept."""
+
+    keeps_states = False
+
+    def __init__(self, request: LoadRequest) -> None:
         spec: KimiDeltaSpec = request.spec  # type: ignore[assignment]
-        return CpuStates(request, _block(request, spec), spec.state.shapes, spec.hidden)
+        self._name, self._hidden = request.name, spec.hidden
+        self._shapes = spec.state.shapes
+        self._conv = self._state = torch.empty(0)
+        self._held = torch.empty(0, dtype=torch.int64)
+        self._block = _block(request, spec)  # type: ignore[assignment]
+
+
+def _vector(request: LoadRequest, role: str) -> np.ndarray:
+    return np.ascontiguousarray(request.weights[role].tensor().float().numpy())
 
 
 def _block(request: LoadRequest, spec: KimiDeltaSpec) -> _native.KimiDeltaBlock:
     from ktcore_cpu import _native
 
-    decay = vector(request, "decay")
+    decay = _vector(request, "decay")
     rates = np.exp(decay) if spec.decay_log else -decay
     inner = spec.heads * spec.head_dim
     return _native.KimiDeltaBlock(
@@ -60,9 +78,9 @@ def _block(request: LoadRequest, spec: KimiDeltaSpec) -> _native.KimiDeltaBlock:
         heads=spec.heads,
         dim=spec.head_dim,
         width=spec.conv_width,
-        conv=np.concatenate([vector(request, f"conv_{role}").reshape(inner, spec.conv_width) for role in "qkv"]),
+        conv=np.concatenate([_vector(request, f"conv_{role}").reshape(inner, spec.conv_width) for role in "qkv"]),
         rates=rates.reshape(-1),
-        dt_bias=vector(request, "dt_bias"),
+        dt_bias=_vector(request, "dt_bias"),
         bound=spec.lower_bound or 0.0,
         out_norm=packing.norm_weight(request.weights, "out_norm.weight", spec.out_norm),
         out_eps=spec.out_norm.eps,
