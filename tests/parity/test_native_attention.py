@@ -74,8 +74,6 @@ def test_every_cache_type_stays_close_and_is_planned(name: str, tiny: Callable[[
     bytes_of = {}
     for cache in ("i16", "f16", "bf16", "q8"):
         rules = rule_file(tmp_path, cache)
-        if name == "v3":
-            rules.write_text(rules.read_text().replace("op: attention", "op: mla").replace("cpu.attention", "cpu.mla"))
         with ktcore.load(t.folder, backend="cpu", rules=rules, context=256, threads=2) as model:
             bytes_of[cache] = model.plan.cache_bytes_per_token
             logits = model.logits(t.ids)
