@@ -30,6 +30,7 @@ from ktcore.graph.architectures.llama import build_llama, build_mistral, build_p
 from ktcore.graph.architectures.llama4 import build_llama4
 from ktcore.graph.architectures.mimo_v2_flash import build_mimo_v2_flash
 from ktcore.graph.architectures.minimax_m2 import build_minimax_m2
+from ktcore.graph.architectures.minimax_m3 import build_minimax_m3
 from ktcore.graph.architectures.mistral4 import build_mistral4
 from ktcore.graph.architectures.mixtral import build_mixtral
 from ktcore.graph.architectures.olmoe import build_olmoe
@@ -62,6 +63,7 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "glm4_moe_lite": build_glm4_moe_lite,
     "mistral4": build_mistral4,
     "minimax_m2": build_minimax_m2,
+    "minimax_m3_vl_text": build_minimax_m3,
     "hy_v3": build_hy_v3,
     "olmoe": build_olmoe,
     "ernie4_5_moe": build_ernie4_5_moe,
@@ -95,6 +97,7 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "deepseek2": build_deepseek2,
     "mistral4": build_mistral4,
     "minimax-m2": build_minimax_m2,
+    "minimax-m3": build_minimax_m3,
     "hy_v3": build_hy_v3,
     "olmoe": build_olmoe,
     "ernie4_5-moe": build_ernie4_5_moe,

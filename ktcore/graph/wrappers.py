@@ -58,6 +58,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
             tied=True,
             left_out={"model.vision_tower.": "the image part", "model.embed_vision.": "the image part"},
         ),
+        "minimax_m3_vl": Wrapper("minimax_m3_vl_text", left_out={**LLAVA, "patch_merge_mlp.": "the image part"}),
         "mistral3": Wrapper("mistral", tied=True),
         "glm5_next": replace(QWEN, text="glm5_next_text"),
         "qwen3_5": replace(QWEN, text="qwen3_5_text"),

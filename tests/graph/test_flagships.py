@@ -31,6 +31,7 @@ PUBLISHED = {
     "qwen3-next-80b-a3b": 80,
     "qwen3.5-397b-a17b": 397,
     "minimax-m2": 229,
+    "minimax-m3": 428,
     "llama-4-maverick": 400,
     "gemma-4-26b-a4b": 25.2,
     "mimo-v2-flash": 309,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from . import gguf_deepseek_v4, gguf_hybrids, gguf_windows, glm5_next
+from . import gguf_deepseek_v4, gguf_hybrids, gguf_windows, glm5_next, minimax_m3
 
 Layout = Literal["split", "fused", "both"]
 """Of latent attention: k_b and v_b (new files), kv_b (old files), all three with the split ones folded to 2-D."""
@@ -34,6 +34,7 @@ ARCHITECTURES = {
     "glm4_moe_lite": gguf.MODEL_ARCH.DEEPSEEK2,
     "mistral4": gguf.MODEL_ARCH.MISTRAL4,
     "minimax_m2": gguf.MODEL_ARCH.MINIMAXM2,
+    "minimax_m3_vl_text": gguf.MODEL_ARCH.MINIMAXM2,
     "olmoe": gguf.MODEL_ARCH.OLMOE,
     "ernie4_5_moe": gguf.MODEL_ARCH.ERNIE4_5_MOE,
     "dots1": gguf.MODEL_ARCH.DOTS1,
@@ -47,7 +48,13 @@ ARCHITECTURES = {
 }
 
 
-NAMES = {"deepseek_v32": "deepseek32", "hy_v3": "hy_v3", "glm5_next_text": "glm5-next", "qwen4_exp_text": "qwen4exp"}
+NAMES = {
+    "deepseek_v32": "deepseek32",
+    "hy_v3": "hy_v3",
+    "glm5_next_text": "glm5-next",
+    "qwen4_exp_text": "qwen4exp",
+    "minimax_m3_vl_text": "minimax-m3",
+}
 """Of architectures that the gguf package does not know; their tensors have the names of the one above."""
 DELTA = ("kimi_linear", "glm5_next_text")
 STORED = ("blk.", "output_hc_", "per_layer_token_embd.")
@@ -127,7 +134,11 @@ def _common(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     w.add_context_length(c.max_position_embeddings)
     w.add_embedding_length(c.hidden_size)
     if not hasattr(c, "shared_expert_intermediate_size") or hasattr(c, "intermediate_size"):
-        w.add_feed_forward_length(getattr(c, "intermediate_size_mlp", None) or c.intermediate_size)
+        w.add_feed_forward_length(
+            getattr(c, "intermediate_size_mlp", None)
+            or getattr(c, "dense_intermediate_size", None)
+            or c.intermediate_size
+        )
     w.add_head_count(c.num_attention_heads)
     w.add_layer_norm_rms_eps(c.rms_norm_eps)
 
@@ -207,6 +218,8 @@ def _experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
         w.add_expert_shared_feed_forward_length(c.moe_intermediate_size * c.num_shared_experts)
         w.add_expert_weights_norm(True)
         w.add_expert_weights_scale(c.router_scaling_factor)
+    elif c.model_type == "minimax_m3_vl_text":
+        minimax_m3.add_keys(w, c)
     elif c.model_type == "minimax_m2":
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         w.add_expert_feed_forward_length(c.intermediate_size)
@@ -289,7 +302,9 @@ def _unstacked(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch
 def _converted(
     c: PreTrainedConfig, name: str, value: torch.Tensor, layout: Layout
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    if c.model_type in gguf_hybrids.ARCHITECTURES:
+    if c.model_type == "minimax_m3_vl_text":
+        yield from minimax_m3.converted(c, name, value)
+    elif c.model_type in gguf_hybrids.ARCHITECTURES:
         yield from gguf_hybrids.converted(c, name, value)
     elif c.model_type in gguf_windows.ARCHITECTURES:
         yield from gguf_windows.converted(c, name, value)

@@ -32,16 +32,18 @@ def interpreter() -> str | None:
     return sys.executable if importlib.util.find_spec("llama_cpp") else None
 
 
-def logits(path: Path, ids: torch.Tensor, *, float32_cache: bool = False) -> torch.Tensor:
+def logits(path: Path, ids: torch.Tensor, *, float32_cache: bool = False, flash: bool = False) -> torch.Tensor:
     """float32 [tokens, vocab] of one sequence.
 
     Args:
         float32_cache: keys and values stay float32, where it would otherwise round them to float16.
+        flash: its flash attention, without which it does not run MiniMax-M3's choice of blocks.
     """
     python = interpreter()
     assert python is not None
     answer = path.with_suffix(".json")
-    more = {"type_k": 0, "type_v": 0} if float32_cache else {}
+    more: dict[str, object] = {"type_k": 0, "type_v": 0} if float32_cache else {}
+    more |= {"flash_attn": True} if flash else {}
     done = subprocess.run(
         [python, "-c", _SCRIPT, path, json.dumps(ids.tolist()), answer, json.dumps(more)],
         capture_output=True,

@@ -49,7 +49,7 @@ from transformers import (
 
 from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
 
-from . import deepseek_v4, glm5_next, qwen4_exp
+from . import deepseek_v4, glm5_next, minimax_m3, qwen4_exp
 
 
 def _v3(**changes: Any) -> DeepseekV3Config:
@@ -581,6 +581,8 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt-oss-gguf": lambda: _gpt_oss(swiglu_limit=7.0),
     "gpt-oss-full": lambda: _gpt_oss(layer_types=["full_attention"] * 3 + ["sliding_attention"]),
     "minimax-m2": _minimax_m2,
+    "minimax-m3": minimax_m3.config,
+    "minimax-m3-limit": lambda: minimax_m3.limited(),
     "hy3": _hy_v3,
     "olmoe": _olmoe,
     "ernie": _ernie,
@@ -642,6 +644,8 @@ def tiny_model(name: str) -> PreTrainedModel:
         if config.model_type == "glm5_next_text":
             glm5_next.fill(model)
         qwen4_exp.fill(model)
+        if config.model_type == "minimax_m3_vl_text":
+            minimax_m3.fill(model)
     return model
 
 
@@ -659,6 +663,8 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
     """The model as transformers writes it: config.json and safetensors with hub names."""
     if model.config.model_type == "deepseek_v4":  # whose names and keys it does not write
         return deepseek_v4.save(model, folder)
+    if model.config.model_type == "minimax_m3_vl_text":
+        return minimax_m3.save(model, folder)
     model.save_pretrained(folder)
     if model.config.model_type == "kimi_linear":
         _dense_as_on_the_hub(folder / "model.safetensors")

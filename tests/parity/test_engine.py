@@ -33,6 +33,7 @@ FAMILIES = [
     "kimi-linear",
     "glm5-next",
     "qwen4-exp",
+    "minimax-m3",
     "llama4-gguf",
     "gpt-oss-gguf",
 ]

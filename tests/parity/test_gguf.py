@@ -28,6 +28,8 @@ NOT_IN_GGUF |= {"llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt
 NOT_IN_GGUF |= {"dots1-window", "solar-open"}
 # Kimi Linear whose delta attention has other heads than its latent one, and weights that are not renormalised
 NOT_IN_GGUF |= {"kimi-linear-wide"}
+# limits that llama.cpp takes for granted
+NOT_IN_GGUF |= {"minimax-m3-limit"}
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in NOT_IN_GGUF])

@@ -53,7 +53,16 @@ FAMILIES = [
     "llama4-gguf",
 ]
 # in these, a token whose 16-bit activations choose another expert moves many later ones, so the files are float32
-IN_32_BITS = ["qwen3-next", "qwen3.5", "qwen3.5-moe", "gpt-oss-gguf", "v32", "glm-dsa", "glm5-next", "v4-released"]
+IN_32_BITS = [
+    "qwen3-next",
+    "qwen3.5",
+    "qwen3.5-moe",
+    "gpt-oss-gguf",
+    "v32",
+    "glm-dsa",
+    "glm5-next",
+    "v4-released",
+]
 IN_32_BITS += ["gemma4-all", "gemma4-dense", "mimo"]
 # llama.cpp keeps index keys in 16 bits: where two score nearly the same it attends to another token
 BEGINNINGS = {"glm-dsa": 48}
@@ -86,6 +95,18 @@ def test_logits_of_float32_files_are_llamacpps(name: str, tiny: Callable[[str], 
     theirs = llamacpp.logits(path, ids, float32_cache=name in SHARP)
     with open_checkpoint(path) as checkpoint:
         ours = Runner(checkpoint, mutate=THEIR_RAMP if name.startswith("gpt-oss") else None)(ids)
+    _check(ours, theirs)
+
+
+def test_logits_of_minimax_m3_are_llamacpps_over_chosen_blocks(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    """Without flash attention it attends to all tokens."""
+    t = tiny("minimax-m3")
+    path = write_gguf(t.model, tmp_path / "tiny.gguf", no_vocabulary=True)
+    theirs = llamacpp.logits(path, t.ids, flash=True)
+    with open_checkpoint(path) as checkpoint:
+        ours = Runner(checkpoint)(t.ids)
+    budget = t.model.config.index_block_size * t.model.config.index_topk_blocks
+    assert (theirs - llamacpp.logits(path, t.ids)).abs().amax(-1)[budget:].min() > TOLERANCE
     _check(ours, theirs)
 
 

@@ -34,6 +34,7 @@ WRAPPED: dict[str, tuple[str, tuple[str, str], tuple[str, ...]]] = {
     "glm5_next": ("glm5-next", QWEN, ("model.visual.pos_embed.weight", "model.language_model.layers.6.eh_proj.weight")),
     "qwen3_5": ("qwen3.5", QWEN, ("model.visual.pos_embed.weight", "mtp.fc.weight")),
     "qwen3_5_moe": ("qwen3.5-moe", QWEN, ("model.visual.pos_embed.weight", "mtp.layers.0.mlp.gate.weight")),
+    "minimax_m3_vl": ("minimax-m3", LLAVA, ("vision_tower.pre_layrnorm.weight", "patch_merge_mlp.linear_1.weight")),
     "qwen4_exp": ("qwen4-exp", QWEN, ("model.visual.pos_embed.weight", "mtp.layers.0.mlp.gate.weight")),
 }
 
