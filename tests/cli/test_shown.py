@@ -76,6 +76,7 @@ BENCH: dict[str, Any] = {
     "rounds": ROUNDS,
     "prompt_tokens": 512,
     "new_tokens": 128,
+    "guesses": None,
     "load_s": 1.5,
     "peak_rss_bytes": 2**30,
     "read_gb_s": 20.0,
@@ -147,6 +148,8 @@ def test_a_narrow_terminal_folds_reasons_alone(
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     bench._show(BENCH)
     assert columns(shown(capsys)) == columns(SPEEDS + "4 threads, wood, median of 2\n")
+    bench._show({**BENCH, "guesses": {"share": 0.75, "tokens": 40, "by": "mtp"}})
+    assert "\nguesses right   75%      of 40 that mtp made\n" in shown(capsys)
     bench._show({**BENCH, "read_gb_s": None})
     assert "memory reads" not in shown(capsys)
     bench._show({**BENCH, "devices": ["a:0", "b:0"]})

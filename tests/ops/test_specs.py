@@ -20,6 +20,8 @@ NAMED = {
     ("MoESpec", "residual"): True,
     ("GatedDeltaNetSpec", "residual"): True,
     ("KimiDeltaSpec", "residual"): True,
+    ("CompressedAttentionSpec", "residual"): True,
+    ("HyperConnectionSpec", "leave"): "mixed",
 }
 """Neutral by what they mean: attention and experts are branches, a plain MLP is none."""
 

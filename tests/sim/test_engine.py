@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,7 @@ import torch
 from ktcore_sim.runtime import SimRuntime
 
 import ktcore
-
-_source = spec_from_file_location("tiny_models", Path(__file__).parents[1] / "parity" / "models.py")
-assert _source is not None
-assert _source.loader is not None
-tiny_models = module_from_spec(_source)
-_source.loader.exec_module(tiny_models)
+from tests.parity import models as tiny_models
 
 NEW = 8
 Expected = tuple[Path, torch.Tensor, torch.Tensor]
