@@ -61,14 +61,16 @@ void bind_delta(py::module_& m) {
         .def(
             "forward",
             [](DeltaBlock& self, uintptr_t x, uintptr_t out, const Step& step, const std::vector<int32_t>& slots,
-               uintptr_t conv, uintptr_t state, int64_t num_slots) {
+               uintptr_t conv, uintptr_t state, int64_t num_slots, const std::vector<std::pair<int32_t, int32_t>>& kept) {
                 if (check_tokens(step.tokens()) == 0) return;
                 const float* in = pointer(x, "x_ptr");
                 float* o = pointer(out, "out_ptr");
                 const DeltaStates states{pointer(conv, "conv_ptr"), pointer(state, "state_ptr"), num_slots};
+                std::vector<KeptState> keep;
+                for (const auto& [slot, tokens] : kept) keep.push_back({slot, tokens});
                 NoGil nogil;
-                self.forward(in, o, step, slots, states);
+                self.forward(in, o, step, slots, states, keep);
             },
             py::arg("x_ptr"), py::arg("out_ptr"), py::arg("step"), py::arg("slots"), py::arg("conv_ptr"),
-            py::arg("state_ptr"), py::arg("num_slots"));
+            py::arg("state_ptr"), py::arg("num_slots"), py::arg("kept") = std::vector<std::pair<int32_t, int32_t>>());
 }

@@ -17,6 +17,31 @@ struct DeltaBlock::Buffers {
     float *mixed = nullptr, *conv = nullptr, *z = nullptr, *beta = nullptr, *g = nullptr, *context = nullptr;
 };
 
+// Slots of a step's sequences: every one is used once.
+struct DeltaBlock::Slots {
+    const std::vector<int32_t>& own;
+    const std::vector<KeptState>& kept;
+
+    Slots(const Step& step, const std::vector<int32_t>& slots, const std::vector<KeptState>& keep, int64_t count)
+        : own(slots), kept(keep) {
+        check(static_cast<int>(own.size()) == step.sequences(), "there must be one state slot for each sequence");
+        check(kept.empty() || kept.size() == own.size(), "states are kept of each sequence, or of none");
+        std::vector<int32_t> sorted(own);
+        for (size_t i = 0; i < kept.size(); i++) {
+            if (kept[i].slot == -1) continue;
+            check(kept[i].tokens > 0 && kept[i].tokens <= step.queries(static_cast<int>(i)),
+                  "a state is kept after some of a sequence's tokens in the step");
+            sorted.push_back(kept[i].slot);
+        }
+        std::sort(sorted.begin(), sorted.end());
+        for (size_t i = 0; i < sorted.size(); i++)
+            check(sorted[i] >= 0 && sorted[i] < count && (i == 0 || sorted[i] != sorted[i - 1]),
+                  "state slot " + std::to_string(sorted[i]) + " is used twice or not one of " + std::to_string(count));
+    }
+    size_t of(int seq) const { return static_cast<size_t>(own[static_cast<size_t>(seq)]); }
+    KeptState keep(int seq) const { return kept.empty() ? KeptState{-1, 0} : kept[static_cast<size_t>(seq)]; }
+};
+
 DeltaBlock::DeltaBlock(EnginePtr engine, Weight qkv, Weight z, Weight b, Weight a, Weight o, Config config)
     : engine_(std::move(engine)), qkv_(std::move(qkv)), z_(std::move(z)), b_(std::move(b)), a_(std::move(a)),
       o_(std::move(o)), c_(std::move(config)) {
@@ -48,19 +73,14 @@ DeltaBlock::DeltaBlock(EnginePtr engine, Weight qkv, Weight z, Weight b, Weight 
     k_scale_.assign(d, 1.f / std::sqrt(static_cast<float>(d)));
 }
 
-void DeltaBlock::forward(const float* x, float* out, const Step& step, const std::vector<int32_t>& slots,
-                         const DeltaStates& states) {
+void DeltaBlock::forward(const float* x, float* out, const Step& step, const std::vector<int32_t>& own,
+                         const DeltaStates& states, const std::vector<KeptState>& kept) {
     Engine& e = *engine_;
     const PackedView &vq = qkv_->view(), &vz = z_->view(), &vb = b_->view(), &va = a_->view(), &vo = o_->view();
     const int n = step.tokens(), hidden = vq.cols;
     const size_t count = static_cast<size_t>(n), ldx = static_cast<size_t>(hidden), inner = static_cast<size_t>(vo.cols),
                  channels = static_cast<size_t>(vq.rows), heads = static_cast<size_t>(vb.rows);
-    check(static_cast<int>(slots.size()) == step.sequences(), "there must be one state slot for each sequence");
-    std::vector<int32_t> sorted(slots);
-    std::sort(sorted.begin(), sorted.end());
-    for (size_t i = 0; i < sorted.size(); i++)
-        check(sorted[i] >= 0 && sorted[i] < states.slots && (i == 0 || sorted[i] != sorted[i - 1]),
-              "state slot " + std::to_string(sorted[i]) + " is used twice or not one of " + std::to_string(states.slots));
+    const Slots slots(step, own, kept, states.slots);
     bool any_float = false, any_int8 = false;
     for (const PackedView* w : {&vq, &vz, &vb, &va}) (needs_float(*w, c_.exact) ? any_float : any_int8) = true;
     const bool normed = any_float && !c_.norm.empty(), out_int8 = !needs_float(vo, c_.exact);
@@ -103,7 +123,7 @@ void DeltaBlock::forward(const float* x, float* out, const Step& step, const std
 }
 
 // Channels are independent of each other: an item takes some of them through all tokens of a sequence.
-void DeltaBlock::convolve(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b) {
+void DeltaBlock::convolve(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b) {
     Engine& e = *engine_;
     const int channels = c_.channels(), keep = c_.width - 1, blocks = (channels + kConvChannels - 1) / kConvChannels;
     const size_t ld = static_cast<size_t>(channels);
@@ -113,7 +133,8 @@ void DeltaBlock::convolve(const Step& step, const std::vector<int32_t>& slots, c
         if (n == 0) return;
         const size_t bytes = sizeof(float) * static_cast<size_t>(cols), first = static_cast<size_t>(step.q_start(seq)) * ld;
         const float* x = b.mixed + first + c0;
-        float* before = states.conv + static_cast<size_t>(slots[static_cast<size_t>(seq)]) * static_cast<size_t>(keep) * ld + c0;
+        const size_t size = static_cast<size_t>(keep) * ld;  // of a slot
+        float* before = states.conv + slots.of(seq) * size + c0;
         if (step.context(seq) == n)
             for (int r = 0; r < keep; r++) std::memset(before + static_cast<size_t>(r) * ld, 0, bytes);
         const auto input = [&](int t) { return t < 0 ? before + static_cast<size_t>(keep + t) * ld : x + static_cast<size_t>(t) * ld; };
@@ -122,6 +143,10 @@ void DeltaBlock::convolve(const Step& step, const std::vector<int32_t>& slots, c
             for (int w = 0; w <= keep; w++) rows[w] = input(t - keep + w);
             e.kernels.conv_silu(rows, c_.width, taps_.data() + c0, ld, cols, b.conv + first + static_cast<size_t>(t) * ld + c0);
         }
+        if (const KeptState k = slots.keep(seq); k.slot >= 0)
+            for (int r = 0; r < keep; r++)
+                std::memcpy(states.conv + static_cast<size_t>(k.slot) * size + static_cast<size_t>(r) * ld + c0,
+                            input(k.tokens - keep + r), bytes);
         // ascending: a row that is kept moves down, onto one that is not needed any more
         for (int r = 0; r < keep; r++) std::memmove(before + static_cast<size_t>(r) * ld, input(n - keep + r), bytes);
     });
@@ -147,7 +172,7 @@ void DeltaBlock::prepare(int token, Buffers& b) const {
 }
 
 // The recurrence of each head, its norm and its gate.
-void DeltaBlock::mix(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b) {
+void DeltaBlock::mix(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b) {
     Engine& e = *engine_;
     const size_t channels = static_cast<size_t>(c_.channels()), heads = static_cast<size_t>(c_.value_heads),
                  dk = static_cast<size_t>(c_.key_dim), dv = static_cast<size_t>(c_.value_dim), inner = heads * dv;
@@ -157,14 +182,23 @@ void DeltaBlock::mix(const Step& step, const std::vector<int32_t>& slots, const 
         const int seq = item / c_.value_heads, h = item % c_.value_heads, n = step.queries(seq);
         if (n == 0) return;
         const size_t t0 = static_cast<size_t>(step.q_start(seq)), head = static_cast<size_t>(h);
-        float* state = states.state + (static_cast<size_t>(slots[static_cast<size_t>(seq)]) * heads + head) * dk * dv;
+        float* state = states.state + (slots.of(seq) * heads + head) * dk * dv;
         if (step.context(seq) == n) std::memset(state, 0, sizeof(float) * dk * dv);
-        const float* row = b.conv + t0 * channels + static_cast<size_t>(h / group % c_.key_heads) * dk;
+        const auto run = [&](int begin, int end) {
+            const size_t t = t0 + static_cast<size_t>(begin);
+            const float* row = b.conv + t * channels + static_cast<size_t>(h / group % c_.key_heads) * dk;
+            const DeltaItem work{row, row + keys, b.conv + t * channels + 2 * keys + head * dv, channels, channels,
+                                 b.g + t * heads + head, b.beta + t * heads + head, heads, state,
+                                 b.context + t * inner + head * dv, inner, end - begin, c_.key_dim, c_.value_dim};
+            e.kernels.delta(work, e.pool.local(thread));
+        };
+        const KeptState k = slots.keep(seq);
+        const int first = k.slot < 0 ? n : k.tokens;
+        run(0, first);
+        if (k.slot >= 0)
+            std::memcpy(states.state + (static_cast<size_t>(k.slot) * heads + head) * dk * dv, state, sizeof(float) * dk * dv);
+        if (first < n) run(first, n);
         float* out = b.context + t0 * inner + head * dv;
-        const DeltaItem work{row, row + keys, b.conv + t0 * channels + 2 * keys + head * dv, channels, channels,
-                             b.g + t0 * heads + head, b.beta + t0 * heads + head, heads, state, out, inner,
-                             n, c_.key_dim, c_.value_dim};
-        e.kernels.delta(work, e.pool.local(thread));
         for (int t = 0; t < n; t++) {
             float* y = out + static_cast<size_t>(t) * inner;
             const float* z = b.z + (t0 + static_cast<size_t>(t)) * inner + head * dv;

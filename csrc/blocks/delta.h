@@ -12,6 +12,12 @@ struct DeltaStates {
     int64_t slots;
 };
 
+// A slot that is given a sequence's state after its first `tokens` of a step, before the others; slot -1: none is.
+struct KeptState {
+    int32_t slot;
+    int32_t tokens;
+};
+
 // The recurrence alone: q, k [tokens][heads][dk] normalised and scaled, v [tokens][heads][dv], g, beta [tokens][heads].
 struct DeltaInputs {
     const float *q, *k, *v, *g, *beta;
@@ -38,14 +44,16 @@ class DeltaBlock {
     // o [hidden, value_heads * value_dim].
     DeltaBlock(EnginePtr engine, Weight qkv, Weight z, Weight b, Weight a, Weight o, Config config);
     // x, out [step.tokens()][hidden]; out may be x. slots: of each sequence; one that begins with this step starts from
-    // zeros, whatever its slot holds.
-    void forward(const float* x, float* out, const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states);
+    // zeros, whatever its slot holds. kept: of each sequence, or of none.
+    void forward(const float* x, float* out, const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states,
+                 const std::vector<KeptState>& kept = {});
 
   private:
     struct Buffers;
-    void convolve(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b);
+    struct Slots;
+    void convolve(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b);
     void prepare(int token, Buffers& b) const;
-    void mix(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b);
+    void mix(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b);
 
     EnginePtr engine_;
     Weight qkv_, z_, b_, a_, o_;

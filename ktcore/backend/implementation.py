@@ -141,6 +141,14 @@ class StateOwner(Protocol):
 
 
 @runtime_checkable
+class KeepsStates(Protocol):
+    """A `StateOwner` that leaves the state behind some of a step's tokens in a second slot, as `StepBatch.kept_states`
+    says; of others the engine copies states before a step that may have to be undone."""
+
+    keeps_states: bool
+
+
+@runtime_checkable
 class ExpertLoad(Protocol):
     """A module with routed experts that counts what they are given."""
 

@@ -28,6 +28,9 @@ class StepBatch:
         block_table: int32 [n, max_blocks] on the CPU: page of each block of a sequence, -1 where there is none.
         page_size: tokens a page.
         state_slots: n places in the recurrent states, one a sequence; empty for models without such states.
+        kept_states: (slot, tokens) of each sequence: the slot that is given its state after the first so many of its
+            tokens in the step, -1 for none; empty where nothing is kept, and for models whose modules do not all keep
+            states (`ktcore.backend.implementation.KeepsStates`).
         mirrors: keeps device copies of the step's data at fixed addresses (`ktcore.backend.mirror.Mirrors`), for steps
             that are captured; None: copies are the step's own.
     """
@@ -39,6 +42,7 @@ class StepBatch:
     block_table: torch.Tensor
     page_size: int
     state_slots: tuple[int, ...] = ()
+    kept_states: tuple[tuple[int, int], ...] = ()
     mirrors: object | None = field(default=None, repr=False)
     _derived: dict[str, object] = field(default_factory=dict, repr=False)
 

@@ -112,14 +112,22 @@ class Layer:
         self.conv = np.full((slots, self.width - 1, self.channels), np.nan, np.float32)
         self.state = np.full((slots, self.value_heads, self.key, self.value), np.nan, np.float32)
 
-    def run(self, x: F32, counts: list[int], contexts: list[int], slots: list[int]) -> F32:
+    def run(
+        self,
+        x: F32,
+        counts: list[int],
+        contexts: list[int],
+        slots: list[int],
+        kept: list[tuple[int, int]] | None = None,
+    ) -> F32:
         starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
         zeros = np.zeros((len(counts), 1), np.int32)
         step = _native.Step(np.zeros(len(x), np.int32), starts, np.array(contexts, np.int32), zeros)
         out = np.full_like(x, np.nan)
         self.block.forward(
-            x.ctypes.data, out.ctypes.data, step, slots, self.conv.ctypes.data, self.state.ctypes.data, self.slots
-        )
+            x.ctypes.data, out.ctypes.data, step, slots, self.conv.ctypes.data, self.state.ctypes.data, self.slots,
+            *([] if kept is None else [kept]),
+        )  # fmt: skip
         return out
 
     def expected(self, x: F32) -> np.ndarray:
@@ -167,6 +175,40 @@ def test_a_new_sequence_forgets_what_its_slot_held(pool: _native.Pool) -> None:
     layer.run(rows(30), [30], [30], [1])
     x = rows(9, 5)
     np.testing.assert_allclose(layer.run(x, [9], [9], [1]), layer.expected(x), atol=5e-5, rtol=0)
+
+
+def test_a_state_that_is_kept_is_that_of_the_tokens_before(pool: _native.Pool) -> None:
+    texts = [rows(40, 1), rows(40, 2), rows(40, 3)]
+    plain, keeping = Layer(pool, slots=6), Layer(pool, slots=6)
+    for layer in (plain, keeping):
+        layer.run(np.concatenate([t[:20] for t in texts]), [20] * 3, [20] * 3, [0, 1, 2])
+    # a token before two guesses, fewer before than the convolution is wide, nothing kept; and a state after all tokens
+    for counts, kept in (([3, 4, 2], [(4, 1), (5, 3), (-1, 0)]), ([1, 1, 4], [(-1, 0), (3, 1), (4, 2)])):
+        x = np.concatenate([t[20 : 20 + c] for t, c in zip(texts, counts, strict=True)])
+        contexts = [20 + c for c in counts]
+        before = keeping.conv.copy(), keeping.state.copy()
+        want = plain.run(x, counts, contexts, [0, 1, 2])
+        assert np.array_equal(keeping.run(x, counts, contexts, [0, 1, 2], kept), want)
+        np.testing.assert_array_equal(keeping.state[:3], plain.state[:3])
+        after = keeping.conv.copy(), keeping.state.copy()
+        keeping.conv, keeping.state = (b.copy() for b in before)
+        for i, (slot, count) in enumerate(kept):
+            if slot >= 0:
+                keeping.run(texts[i][20 : 20 + count], [count], [20 + count], [i])
+                assert np.array_equal(keeping.conv[i], after[0][slot])
+                assert np.array_equal(keeping.state[i], after[1][slot])
+        keeping.conv, keeping.state = after
+        for layer in (plain, keeping):  # the next case begins where the first did
+            layer.conv[:3], layer.state[:3] = (b[:3] for b in before)
+
+
+@pytest.mark.parametrize("kept", [[(0, 1)], [(4, 1)], [(1, 0)], [(1, 3)], [(1, 1), (2, 1)], [(-2, 1)]])
+def test_a_kept_state_needs_a_slot_of_its_own_and_tokens_of_the_step(
+    pool: _native.Pool, kept: list[tuple[int, int]]
+) -> None:
+    layer = Layer(pool)
+    with pytest.raises(ValueError, match="state"):
+        layer.run(rows(2), [2], [2], [0], kept)
 
 
 def test_quantised_weights_stay_close(pool: _native.Pool) -> None:

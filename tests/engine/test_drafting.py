@@ -19,7 +19,7 @@ from ktcore.engine.step.engine import Engine
 from ktcore.errors import RequestError
 from ktcore.ops.sampling import SamplingParams
 
-from .toy import VOCAB, Pages, States, answer, run, toy
+from .toy import VOCAB, KeptStates, Pages, States, answer, run, toy
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -66,7 +66,7 @@ def asked(made: Engine, prompt: list[int], new: int, most: int | None = None, **
 @pytest.mark.parametrize("most", [1, 2, 5])
 @pytest.mark.parametrize("chunk", [7, 64])
 @pytest.mark.parametrize("wrong", [0, 2, 3])
-@pytest.mark.parametrize("part", [Pages, States])
+@pytest.mark.parametrize("part", [Pages, States, KeptStates])
 def test_a_model_drafts_what_it_would_draw_itself(most: int, chunk: int, wrong: int, part: type) -> None:
     made = paired(most, part=part(), wrong=wrong, chunk=chunk, state_slots=12)
     prompts = [[i + 1, 7 * i, 90, *range(3 * i)] for i in range(5)]

@@ -12,7 +12,7 @@ from ktcore.engine.step.engine import Engine
 from ktcore.errors import ContextError, LogitsError, RequestError
 from ktcore.ops.sampling import SamplingParams
 
-from .toy import VOCAB, NoDevices, Pages, States, answer, engine, run, toy
+from .toy import VOCAB, KeptStates, NoDevices, Pages, States, answer, engine, run, toy
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -172,6 +172,7 @@ def test_no_guess_takes_a_page_that_another_answer_may_need(prompt: int, context
     assert [s.new_tokens for s in sequences] == [[0] * 3] * 2
 
 
+@pytest.mark.parametrize("part", [States, KeptStates])
 @pytest.mark.parametrize(
     ("prompt", "new", "steps"),
     [
@@ -180,8 +181,8 @@ def test_no_guess_takes_a_page_that_another_answer_may_need(prompt: int, context
         ([1, 10, 50, 75, 1], 8, 8),
     ],
 )
-def test_recurrent_states_go_back_behind_a_wrong_guess(prompt: list[int], new: int, steps: int) -> None:
-    made, sequence, seen = engine(States(), state_slots=2), asked(prompt, new, lookup=PromptLookup(4)), 0
+def test_recurrent_states_go_back_behind_a_wrong_guess(part: type, prompt: list[int], new: int, steps: int) -> None:
+    made, sequence, seen = engine(part(), state_slots=2), asked(prompt, new, lookup=PromptLookup(4)), 0
     made.add(sequence)
     while made.step():
         seen += 1

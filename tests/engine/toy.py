@@ -6,6 +6,7 @@ It reads what it adds up from its KV pages, or from its recurrent states, so a w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,6 +77,31 @@ class States:
 
 def _none(name: str) -> Any:
     raise AssertionError(f"{name} was opened")
+
+
+class KeptStates(States):
+    """Leaves the state behind some of a step's tokens in another slot, where it is asked to."""
+
+    keeps_states = True
+
+    def __call__(self, x: torch.Tensor, step: StepBatch) -> torch.Tensor:
+        found = []
+        for i, slot in enumerate(step.state_slots):
+            begin, end = step.q_start[i], step.q_start[i + 1]
+            other, count = step.kept_states[i] if step.kept_states else (-1, 0)
+            for a, b in ((begin, begin + count), (begin + count, end)):
+                one = replace(
+                    step,
+                    token_ids=step.token_ids[a:b],
+                    positions=step.positions[a:b],
+                    q_start=(0, b - a),
+                    context_lens=(0,),
+                    state_slots=(slot,),
+                )
+                found += [super().__call__(x, one)] if b > a else []
+                if other >= 0 and b == begin + count:
+                    self.memory[other] = self.memory[slot]
+        return torch.cat(found)
 
 
 class NoDevices(Devices):

@@ -324,6 +324,7 @@ class DeltaBlock:
         conv_ptr: int,
         state_ptr: int,
         num_slots: int,
+        kept: Sequence[tuple[int, int]] = (),
     ) -> None:
         """x, out: float32 [step.tokens, hidden]; out may be x. States of slots: conv float32 [num_slots, width - 1,
         channels], state float32 [num_slots, value_heads, key_dim, value_dim]; a sequence that begins with the step

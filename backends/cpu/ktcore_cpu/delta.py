@@ -52,6 +52,8 @@ class CpuGatedDeltaNet(Packs):
 class CpuGatedDeltaNetModule:
     """x float32 [T, hidden], step -> float32 [T, hidden]; owns the layer's states."""
 
+    keeps_states = True
+
     def __init__(self, request: LoadRequest) -> None:
         from ktcore_cpu import _native
 
@@ -114,11 +116,15 @@ class CpuGatedDeltaNetModule:
                 self._conv.data_ptr(),
                 self._state.data_ptr(),
                 len(self._held),
+                step.kept_states,
             )
         except ValueError as error:
             raise BackendError(f"{self._name}: {error}") from error
         for slot, tokens in zip(step.state_slots, step.context_lens, strict=True):
             self._held[slot] = tokens
+        for i, (slot, tokens) in enumerate(step.kept_states):
+            if slot >= 0:
+                self._held[slot] = step.context_lens[i] - (step.q_start[i + 1] - step.q_start[i]) + tokens
         return out
 
     def _check(self, step: StepBatch) -> None:

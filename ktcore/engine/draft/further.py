@@ -60,17 +60,16 @@ class FurtherDrafter:
         for i, (sequence, ran) in enumerate(zip(batch.sequences, ends, strict=True)):
             row = batch.step.q_start[i]
             begin = int(batch.step.positions[row])
-            # of an answer that failed there is no token behind
-            end = min(ran, len(sequence.tokens) - 1)
-            # what went back runs again with the next step, and so does this
-            if not sequence.all_logits and not sequence.rewound and end > begin:
+            # of an answer that failed there is no token behind; what went back runs again with the next step
+            end = min(ran, sequence.cached, len(sequence.tokens) - 1)
+            if not sequence.all_logits and end > begin:
                 spans.append(Span(sequence, sequence.tokens[begin + 1 : end + 1], begin))
                 rows += range(row, row + end - begin)
         return spans, rows
 
     def _room(self, sequence: Sequence) -> int:
         """Tokens to propose for a sequence; 0 where it draws none with the next step, or wants none."""
-        if sequence.drafts is None or sequence.finish is not None or not sequence.decodes:
+        if sequence.drafts is None or sequence.finish is not None or sequence.rewound or not sequence.decodes:
             return 0
         return self._scheduler.hold_guesses(sequence, sequence.drafts.most)
 

@@ -14,11 +14,16 @@ from ktcore.ops.batch import StepBatch
 
 @dataclass(frozen=True)
 class Span:
-    """Token ids that a sequence runs at positions from `start` on; it has the pages for them."""
+    """Token ids that a sequence runs at positions from `start` on; it has the pages for them.
+
+    Attributes:
+        keep: the state behind so many of them goes to the sequence's spare slot; 0: none does.
+    """
 
     sequence: Sequence
     ids: Seq[int]
     start: int
+    keep: int = 0
 
     @property
     def end(self) -> int:
@@ -48,4 +53,10 @@ def step_batch(spans: Seq[Span], page_size: int) -> StepBatch:
         block_table=torch.from_numpy(np.array(table, np.int32)),
         page_size=page_size,
         state_slots=tuple(s.sequence.state_slot for s in spans if s.sequence.state_slot is not None),
+        kept_states=tuple(map(_kept, spans)) if any(span.keep for span in spans) else (),
     )
+
+
+def _kept(span: Span) -> tuple[int, int]:
+    spare = span.sequence.spare_slot
+    return (spare, span.keep) if span.keep and spare is not None else (-1, 0)

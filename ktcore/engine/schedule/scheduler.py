@@ -14,6 +14,10 @@ from ktcore.engine.schedule.sequence import Finish, Sequence
 from ktcore.ops.batch import StepBatch
 from ktcore.placement.memory import LONG_SHARE
 
+STATE_GUESSES = 3
+"""Most guesses behind recurrent states: of more tokens than a few at once they are computed in chunks, which round
+otherwise than one after another does."""
+
 
 @dataclass(frozen=True)
 class Scheduled:
@@ -49,6 +53,8 @@ class Scheduler:
         chunk: most tokens of a step.
         slots: of the recurrent states, where the model has some: a sequence holds one as long as it runs.
         long_chunk: most tokens of a step that one long prompt has for itself, where that is more.
+        keeps_states: steps keep the states from before their guesses in spare slots; else those slots are copies from
+            before the step.
 
     Attributes:
         apart: the sequences of the batch of prompts that runs apart; empty when there is none, and when one of its
@@ -62,12 +68,14 @@ class Scheduler:
         chunk: int,
         slots: PageAllocator | None = None,
         long_chunk: int = 0,
+        keeps_states: bool = False,
     ) -> None:
         self.pages = pages
         self.prefix = prefix
         self.slots = slots
         self.chunk = chunk
         self.long_chunk = long_chunk
+        self.keeps_states = keeps_states
         self.waiting = FairQueue()
         self.running: list[Sequence] = []
         self.apart: tuple[Sequence, ...] = ()
@@ -156,7 +164,8 @@ class Scheduler:
                 self.prefix.passed(sequence)
             else:
                 sequence.state_slot, sequence.spare_slot = sequence.spare_slot, sequence.state_slot
-                sequence.cached, sequence.rewound = begin, True
+                sequence.cached = begin + count if self.keeps_states else begin
+                sequence.rewound = sequence.pending > 1
             self.slots.give_back([sequence.spare_slot])
             sequence.spare_slot = None
 
@@ -286,8 +295,10 @@ class Scheduler:
         Never at another's cost: only with free pages, and one is left for every sequence that runs.
         """
         count = min(most, sequence.longest - len(sequence.tokens) - 1)
+        if self.slots is not None:
+            count = min(count, STATE_GUESSES)
         if self.slots is not None and not self.prefix.off:  # states are kept for others where a page ends
-            count = min(count, -(len(sequence.tokens)) % self.pages.page_size)
+            count = min(count, -len(sequence.tokens) % self.pages.page_size)
         free = max(0, self.pages.free - len(self.running))
         count = min(count, (len(sequence.pages) + free) * self.pages.page_size - len(sequence.tokens))
         if count <= 0:
@@ -312,7 +323,7 @@ class Scheduler:
         self, sequences: tuple[Sequence, ...], counts: tuple[int, ...], guesses: Iterable[tuple[int, ...]]
     ) -> StepBatch:
         spans = [
-            Span(s, [*s.tokens[s.cached : s.cached + n], *g], s.cached)
+            Span(s, [*s.tokens[s.cached : s.cached + n], *g], s.cached, n if g and self.keeps_states else 0)
             for s, n, g in zip(sequences, counts, guesses, strict=True)
         ]
         return step_batch(spans, self.pages.page_size)

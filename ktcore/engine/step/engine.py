@@ -80,7 +80,7 @@ class Engine:
         self.prefix = PrefixCache(
             allocator, Transfer(model, small.caches if small else ()), prefix, slots is not None, identity
         )
-        self.scheduler = Scheduler(allocator, self.prefix, chunk, slots, long_chunk)
+        self.scheduler = Scheduler(allocator, self.prefix, chunk, slots, long_chunk, model.keeps_states)
         self.drafter = None if drafting is None else drafting.make(model, self.scheduler)
         self.guesses = {name: Tally() for name in (LOOKUP, *([self.drafter.name] if self.drafter else []))}
 
@@ -201,8 +201,9 @@ class Engine:
         return done
 
     def _run(self, batch: Scheduled) -> None:
-        spare = [(s.state_slot, s.spare_slot) for s in batch.sequences if s.state_slot is not None]
-        self.model.copy_states([(slot, copy) for slot, copy in spare if copy is not None])
+        if not self.scheduler.keeps_states:
+            slots = [(s.state_slot, s.spare_slot) for s in batch.sequences]
+            self.model.copy_states([(own, copy) for own, copy in slots if own is not None and copy is not None])
         captured = self._captured(batch)
         if captured is not None:
             hidden, scores = captured

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ktcore.backend.implementation import CacheOwner, ExpertLoad, StateOwner
+from ktcore.backend.implementation import CacheOwner, ExpertLoad, KeepsStates, StateOwner
 from ktcore.engine.experts.split import DeferralChain
 from ktcore.engine.step.devices import Devices
 from ktcore.engine.step.scores import Scores
@@ -136,6 +136,11 @@ class LoadedModel:
         with self.running():
             for state in self.states:
                 state.allocate_states(slots)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether every recurrent state can be kept behind some of a step's tokens (`StepBatch.kept_states`)."""
+        return all(isinstance(state, KeepsStates) and state.keeps_states for state in self.states)
 
     def copy_states(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy recurrent states from slot to slot, of every layer."""
