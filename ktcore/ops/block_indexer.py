@@ -120,22 +120,12 @@ def choose_blocks(
     scores = scores.masked_fill(block >= reach, float("-inf"))
     # stable: of equal scores the earlier block comes first
     order = scores.sort(stable=True, dim=-1, descending=True).indices[..., : spec.top]
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True) & (block < reach)
-    at = torch.arange(length, device=scores.device)
-    tokens = chosen.repeat_interleave(spec.block, -1)[..., :length]
-    tokens = torch.nn.functional.pad(tokens, (0, length - tokens.shape[-1]))
+    first = order.masked_fill(order >= reach, length) * spec.block
+    tokens = (first[..., None] + torch.arange(spec.block, device=first.device)).flatten(-2)
     if mean:
-        tokens = tokens | (at >= reach * spec.block)
-    tokens = tokens & (at <= positions[:, None, None])
-    listed = _listed(tokens, spec.width)
+        tail = reach * spec.block + torch.arange(spec.block - 1, device=first.device)
+        tokens = torch.cat((tokens, tail), -1)
+    tokens = tokens.masked_fill(tokens > positions[:, None, None], length).sort(-1).values
+    listed = torch.full((*tokens.shape[:-1], spec.width), NONE, dtype=torch.int32, device=tokens.device)
+    listed[..., : tokens.shape[-1]] = tokens.masked_fill(tokens == length, NONE).int()
     return listed[:, 0] if mean else listed
-
-
-def _listed(mask: torch.Tensor, width: int) -> torch.Tensor:
-    """The places of bool [..., L] that are set, rising, then -1: int32 [..., width]."""
-    length = mask.shape[-1]
-    place = torch.arange(length, device=mask.device).expand(mask.shape).masked_fill(~mask, length)
-    place = place.sort(-1).values[..., :width]
-    listed = torch.full((*mask.shape[:-1], width), NONE, dtype=torch.int32, device=mask.device)
-    listed[..., : place.shape[-1]] = place.masked_fill(place == length, NONE).int()
-    return listed

@@ -51,11 +51,13 @@ class PagedBlocks(Pages):
             return None
         self.store(step, torch.cat((keys, torch.zeros_like(keys)), 1))
         means = torch.zeros_like(keys, dtype=torch.float32)
-        for span, rows in self.gather(step):
-            at = step.positions[span]
+        for i in range(step.sequences):
+            first = step.q_start[i]
+            at = step.positions[first : step.q_start[i + 1]]
             ends = torch.nonzero(at % s.block == s.block - 1)[:, 0]
-            whole = block_means(rows[:, : s.dim], s.block)
-            means[(ends + span.start).to(keys.device)] = whole[(at[ends] // s.block).to(whole.device)]
+            tokens = (at[ends, None] + torch.arange(1 - s.block, 1)).flatten()
+            rows = self.rows_at(step, i, tokens, slice(0, s.dim))
+            means[(ends + first).to(keys.device)] = block_means(rows, s.block)
         return means
 
     def complete(self, step: StepBatch, keys: torch.Tensor) -> None:
@@ -69,11 +71,13 @@ class PagedBlocks(Pages):
         """As `BlockIndexCacheSpec` says."""
         s = self.spec
         out = []
-        for span, rows in self.gather(step):
+        for i, context in enumerate(step.context_lens):
+            span = slice(step.q_start[i], step.q_start[i + 1])
             at = step.positions[span]
             if s.pool == "mean":
-                scores = mean_scores(q[span], rows[s.block - 1 :: s.block, s.dim :])
+                ends = torch.arange(context)[s.block - 1 :: s.block]
+                scores = mean_scores(q[span], self.rows_at(step, i, ends, slice(s.dim, None)))
             else:
-                scores = max_scores(q[span], rows, at, s.block)
-            out.append(choose_blocks(scores, at, len(rows), s))
+                scores = max_scores(q[span], self.rows_at(step, i, torch.arange(context)), at, s.block)
+            out.append(choose_blocks(scores, at, context, s))
         return torch.cat(out)

@@ -14,7 +14,7 @@ from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation
 from ktcore.errors import BackendError
 from ktcore.ops.batch import StepBatch
 from ktcore.ops.indexer import IndexCacheSpec, choose_tokens, index_scores
-from ktcore.ops.kv_cache import KVCacheSpec, attend, sequence_slots
+from ktcore.ops.kv_cache import KVCacheSpec, attend
 from ktcore.ops.pooled_index import choose_pools, pooled_keys
 
 EMPTY = -1
@@ -79,15 +79,23 @@ class Pages:
 
     def gather(self, step: StepBatch) -> Iterator[tuple[slice, torch.Tensor]]:
         """For each sequence: the span of its query tokens, and its cached rows in order."""
-        for span, slots in sequence_slots(step):
-            slots = self._checked(step, slots)
-            stale = torch.nonzero(self._position[slots] != torch.arange(slots.shape[0]))
-            if stale.numel():
-                at = int(stale[0])
-                held = int(self._position[slots[at]])
-                what = "nothing was written there" if held == EMPTY else f"it holds position {held}"
-                raise BackendError(f"{self._name}: position {at} is read from slot {int(slots[at])}, but {what}")
-            yield span, self._rows[slots.to(self._device)]
+        for i in range(step.sequences):
+            span = slice(step.q_start[i], step.q_start[i + 1])
+            yield span, self.rows_at(step, i, torch.arange(step.context_lens[i]))
+
+    def rows_at(
+        self, step: StepBatch, sequence: int, positions: torch.Tensor, columns: slice = slice(None)
+    ) -> torch.Tensor:
+        """Rows of a sequence's cached tokens at `positions` int64 [n], or some columns of them."""
+        page = step.block_table[sequence].long()[positions // step.page_size]
+        slots = self._checked(step, page * step.page_size + positions % step.page_size)
+        stale = torch.nonzero(self._position[slots] != positions)
+        if stale.numel():
+            at, slot = int(positions[stale[0]]), int(slots[stale[0]])
+            held = int(self._position[slot])
+            what = "nothing was written there" if held == EMPTY else f"it holds position {held}"
+            raise BackendError(f"{self._name}: position {at} is read from slot {slot}, but {what}")
+        return self._rows[:, columns][slots.to(self._device)]
 
     def _checked(self, step: StepBatch, slots: torch.Tensor) -> torch.Tensor:
         check_page_size(self._name, step, self._page_size)
@@ -118,16 +126,38 @@ class PagedCache(Pages):
         """Causal attention of the step's queries over all that their sequences have cached -> [T, heads, value_dim]."""
         s = self.spec
         out = []
-        for span, rows in self.gather(step):
-            if s.kind == "mla":
-                k, v = rows[:, None, :], rows[:, None, : s.value_dim]
-            else:
-                keys = s.kv_heads * s.key_dim
-                k = rows[:, :keys].view(-1, s.kv_heads, s.key_dim)
-                v = rows[:, keys:].view(-1, s.kv_heads, s.value_dim)
+        for i, context in enumerate(step.context_lens):
+            span = slice(step.q_start[i], step.q_start[i + 1])
             seen = None if chosen is None else chosen[span]
+            if seen is not None and len(seen) == 1 and seen.shape[-1] < context and not (s.window or s.chunk):
+                out.append(self._attend_few(step, i, q[span], scale, sinks, seen[0]))
+                continue
+            k, v = self._keys_values(self.rows_at(step, i, torch.arange(context)))
             out.append(attend(q[span], k, v, scale, s.window, s.chunk, sinks, seen))
         return torch.cat(out)
+
+    def _keys_values(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        s = self.spec
+        if s.kind == "mla":
+            return rows[:, None, :], rows[:, None, : s.value_dim]
+        keys = s.kv_heads * s.key_dim
+        return rows[:, :keys].view(-1, s.kv_heads, s.key_dim), rows[:, keys:].view(-1, s.kv_heads, s.value_dim)
+
+    def _attend_few(
+        self, step: StepBatch, i: int, q: torch.Tensor, scale: float, sinks: torch.Tensor | None, seen: torch.Tensor
+    ) -> torch.Tensor:
+        """One token [1, heads, key_dim] of a long sequence: nothing is read but what it sees, [n] or [kv_heads, n]."""
+        rows, kv_heads = seen.cpu().long(), self.spec.kv_heads
+        group, out = q.shape[1] // kv_heads, []
+        read = None if rows.dim() > 1 else self._keys_values(self.rows_at(step, i, rows[rows >= 0]))
+        for g in range(kv_heads):
+            k, v = read or self._keys_values(self.rows_at(step, i, rows[g][rows[g] >= 0]))
+            own = slice(g * group, (g + 1) * group)
+            scores = q[0, own].float() @ k[:, g].T * scale
+            if sinks is not None:
+                scores = torch.cat((scores, sinks[own, None].float()), 1)
+            out.append(scores.softmax(-1)[:, : len(k)] @ v[:, g])
+        return torch.cat(out)[None]
 
 
 class ReferenceIndexCache(ReferenceImplementation):
