@@ -32,7 +32,7 @@ def configurations(full: bool) -> list[Configuration]:
     """All of them, or those that represent their kernel."""
     return [
         c
-        for c in (*_linear(), *_rows(), *_attention(), *_index(), *_experts(), *_delta(), *_float8())
+        for c in (*_linear(), *_rows(), *_attention(), *_index(), *_streams(), *_experts(), *_delta(), *_float8())
         if full or not c.full
     ]
 
@@ -174,6 +174,25 @@ def _chosen(name: str, group: int, key: int, value: int, latent: bool) -> Config
                  "SPLIT": True}  # fmt: skip
     return Configuration(f"attention-chosen-{name}", "chosen:chosen_kernel", types, constants, 8, 1,
                          compute={"COMPUTE": "bf16"})  # fmt: skip
+
+
+def _streams() -> list[Configuration]:
+    floats = {"eps": "fp32", "rms_eps": "fp32"}
+    connect = {**dict.fromkeys(("x", "z", "base", "scale", "out", "carry"), "*fp32"), "hidden": "i32", **floats,
+               "rounds": "i32"}  # fmt: skip
+    leave = {**dict.fromkeys(("x", "y", "carry", "out"), "*fp32"), "hidden": "i32"}
+    norm = {**dict.fromkeys(("x", "weight", "out"), "*fp32"), "hidden": "i32", "eps": "fp32"}
+    # DeepSeek-V4's four streams, Qwen3.8-Flash-Next's two
+    four = {"STREAMS": 4, "BLOCK_S": 4, "BLOCK": 512, "MIXED": True}
+    return [
+        Configuration("streams-connect", "streams:connect_kernel", connect, four, 8),
+        Configuration("streams-end", "streams:connect_kernel", connect, {**four, "MIXED": False}, 8, full=True),
+        Configuration("streams-leave", "streams:leave_kernel", leave, four),
+        Configuration("streams-norm", "streams:stream_norm_kernel", norm, {"STREAMS": 2, "BLOCK": 4096}, 8, full=True),
+        Configuration("streams-gate", "streams:gate_kernel",
+                      {**dict.fromkeys(("normed", "up", "out"), "*fp32"), "hidden": "i32"},
+                      {"STREAMS": 2, "BLOCK": 1024}, full=True),
+    ]  # fmt: skip
 
 
 def _experts() -> list[Configuration]:

@@ -61,6 +61,7 @@ CHOSEN = (
     "L3.gated_delta_net.one-token",
     "L3.mla.no-positions",
     "L3.mlp.*",
+    "L3.stream_*",
 )
 FULL = os.environ.get("KTCORE_TRITON_FULL") == "1"
 pytestmark = pytest.mark.usefixtures("one_thread")

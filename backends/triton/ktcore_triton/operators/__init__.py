@@ -19,6 +19,12 @@ def implementations(backend: str, tuning: Tuned | None = None) -> list[Implement
     from ktcore_triton.operators.linear import TritonLinear
     from ktcore_triton.operators.moe import TritonExperts, TritonMoE, TritonRouter
     from ktcore_triton.operators.simple import TritonEmbedding, TritonMLP, TritonRMSNorm, TritonRope
+    from ktcore_triton.operators.streams import (
+        TritonGatedStreams,
+        TritonHyperConnection,
+        TritonStreamBranch,
+        TritonStreamEnd,
+    )
 
     kinds = (
         TritonEmbedding,
@@ -36,6 +42,10 @@ def implementations(backend: str, tuning: Tuned | None = None) -> list[Implement
         TritonMoE,
         TritonStateCache,
         TritonGatedDeltaNet,
+        TritonHyperConnection,
+        TritonGatedStreams,
+        TritonStreamBranch,
+        TritonStreamEnd,
         TritonFloat8Linear,
     )
     return [kind(backend, tuning or Tuning()) for kind in kinds]
