@@ -77,6 +77,7 @@ inline bool is_interleaved(const std::string& pairing) {
 }
 
 void bind_delta(py::module_& m);
+void bind_entries(py::module_& m);
 void bind_kda(py::module_& m);
 void bind_experts(py::module_& m);
 void bind_limits(py::module_& m);

@@ -15,11 +15,11 @@ void check_top_k(int64_t tokens, int64_t top_k) {
     check(top_k > 0 && tokens * top_k < int64_t{1} << 31, "top_k must be positive, tokens * top_k below 2^31");
 }
 
-// (alpha, limit) of a clamped activation.
-using ClampArgs = std::optional<std::pair<float, float>>;
+// (alpha, limit, plus) of a clamped activation.
+using ClampArgs = std::optional<std::tuple<float, float, float>>;
 Clamp to_clamp(const ClampArgs& a) {
-    check(!a || a->second > 0.f, "a clamped activation needs a positive alpha and limit");
-    return a ? Clamp{a->first, a->second} : Clamp{};
+    check(!a || std::get<1>(*a) > 0.f, "a clamped activation needs a positive alpha and limit");
+    return a ? Clamp{std::get<0>(*a), std::get<1>(*a), std::get<2>(*a)} : Clamp{};
 }
 
 // Any number of dimensions, flat; empty where there is none.
@@ -42,7 +42,8 @@ RouterConfig router_config(const py::dict& d) {
             py::cast<float>(d["renorm_eps"]),
             py::cast<float>(d["scale"]),
             d.contains("logit_bias") ? to_vector(py::cast<std::optional<Floats>>(d["logit_bias"])) : Vector{},
-            d.contains("on_logits") && py::cast<bool>(d["on_logits"])};
+            d.contains("on_logits") && py::cast<bool>(d["on_logits"]),
+            d.contains("root_softplus") && py::cast<bool>(d["root_softplus"])};
 }
 
 void bind_bank(py::module_& m) {

@@ -267,6 +267,7 @@ PYBIND11_MODULE(_native, m) {
     bind_weights(m);
     bind_blocks(m);
     bind_delta(m);
+    bind_entries(m);
     bind_kda(m);
     bind_streams(m);
     bind_experts(m);

@@ -38,10 +38,10 @@ struct ExpertPlan {
     void add_group(const ExpertViews& w, int start, int count, bool exact);
 };
 
-// gpt-oss's activation in place of act(gate) * up; limit 0: not so. With g = min(gate, limit) and u = up clamped to
-// +-limit it is g * sigmoid(alpha * g) * (u + 1).
+// A limited activation in place of act(gate) * up; limit 0: not so. With g = min(gate, limit) and u = up clamped to
+// +-limit it is g * sigmoid(alpha * g) * (u + plus): gpt-oss's with 1, DeepSeek-V4's with 0.
 struct Clamp {
-    float alpha = 0.f, limit = 0.f;
+    float alpha = 0.f, limit = 0.f, plus = 1.f;
 };
 void check_clamp(const Clamp& c);  // throws std::invalid_argument
 

@@ -81,12 +81,12 @@ void add_bias(float* acc, int rows, const float* bias) {
         for (int r = 0; r < kPanelRows; r++) acc[i * kPanelRows + r] += bias[r];
 }
 
-// What makes silu(gate) * up the clamped activation: alpha * g of gate, (u + 1) / alpha of up. NaN stays.
+// What makes silu(gate) * up the clamped activation: alpha * g of gate, (u + plus) / alpha of up. NaN stays.
 void clamp_rows(float* gate, float* up, int rows, const Clamp& c) {
     const float inverse = 1.f / c.alpha;
     for (int i = 0; i < rows * kPanelRows; i++) {
         gate[i] = c.alpha * std::min(gate[i], c.limit);
-        up[i] = (std::min(std::max(up[i], -c.limit), c.limit) + 1.f) * inverse;
+        up[i] = (std::min(std::max(up[i], -c.limit), c.limit) + c.plus) * inverse;
     }
 }
 

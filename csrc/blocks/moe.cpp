@@ -25,7 +25,6 @@ MoEBlock::MoEBlock(EnginePtr engine, Bank bank, Weight router, Weight shared_gat
     check(!scale_ || (scale_->view().rows == 1 && scale_->view().cols == hidden), "the shared gate must be [1, hidden]");
     check(!c_.weight_on_input || !scale_, "weights on the input do not go with a shared gate");
     check_clamp(c_.clamp);
-    check(c_.clamp.limit == 0.f || !gate_, "a clamped activation does not go with shared experts");
     if (!gate_) return;
     const PackedView &g = gate_->view(), &u = up_->view(), &d = down_->view();
     check(g.cols == hidden && u.cols == hidden && d.rows == hidden && g.rows == u.rows && d.cols == g.rows,

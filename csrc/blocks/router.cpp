@@ -7,8 +7,13 @@
 
 namespace ktcore {
 namespace {
-void scores_of(bool sigmoid, float* logits, int n) {
-    if (sigmoid) {
+void scores_of(const RouterConfig& c, float* logits, int n) {
+    if (c.root_softplus) {
+        // without overflow, and exact where exp is small
+        for (int i = 0; i < n; i++) logits[i] = std::sqrt(std::max(logits[i], 0.f) + std::log1p(std::exp(-std::fabs(logits[i]))));
+        return;
+    }
+    if (c.sigmoid) {
         for (int i = 0; i < n; i++) logits[i] = 1.f / (1.f + std::exp(-logits[i]));
         return;
     }
@@ -62,13 +67,13 @@ void check_router(const RouterConfig& c) {
 
 void choose_experts(const RouterConfig& c, float* logits, float* scratch, int64_t* ids, float* weights) {
     for (size_t i = 0; i < c.logit_bias.size(); i++) logits[i] += c.logit_bias[i];
-    if (!c.on_logits) scores_of(c.sigmoid, logits, c.experts);
+    if (!c.on_logits) scores_of(c, logits, c.experts);
     float* choice = scratch;
     for (int i = 0; i < c.experts; i++) choice[i] = c.bias.empty() ? logits[i] : logits[i] + c.bias[static_cast<size_t>(i)];
     if (c.groups > 1) mask_groups(c, choice, scratch + c.experts);
     largest(choice, c.experts, c.top_k, ids);
     for (int k = 0; k < c.top_k; k++) weights[k] = logits[ids[k]];
-    if (c.on_logits) scores_of(c.sigmoid, weights, c.top_k);
+    if (c.on_logits) scores_of(c, weights, c.top_k);
     float sum = 0.f;
     for (int k = 0; k < c.top_k; k++) sum += weights[k];
     const float factor = (c.renormalise ? 1.f / (sum + c.renorm_eps) : 1.f) * c.scale;

@@ -13,7 +13,8 @@ struct RouterConfig {
     bool renormalise;
     float renorm_eps, scale;
     Vector logit_bias;  // added to the logits; empty: none
-    bool on_logits;     // chosen by logits, scores of the chosen alone; not with bias or groups
+    bool on_logits;      // chosen by logits, scores of the chosen alone; not with bias or groups
+    bool root_softplus;  // scores are sqrt(log(1 + exp(logit)))
 };
 // Throws std::invalid_argument on numbers that do not fit each other.
 void check_router(const RouterConfig& c);

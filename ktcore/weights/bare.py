@@ -27,6 +27,9 @@ INTEGERS = ("gptq", "awq", "auto-round")
 ROUTERS = (".gate.weight", ".router.weight")
 PROJECTIONS = ("_proj", ".w1.", ".w2.", ".w3.")
 ANY = ("",)
+DEEPSEEK_V4 = (".wq_", ".attn.wkv.", ".wo_", ".shared_experts.w")
+"""What is FP8 where `expert_dtype` says that experts are not; compressors, routers and the rest stay as they are."""
+EXPERTS = re.compile(r"\.experts\.\d+\.")
 
 
 class BareCheckpoint(Checkpoint):
@@ -60,6 +63,10 @@ class BareCheckpoint(Checkpoint):
         self._plain = DTYPES[dtype]
         name, self._parts = (weights, ANY) if weights else released or (self._plain, ANY)
         self._format = get_format(name)
+        self._experts: WeightFormat | None = None
+        experts = config.get("expert_dtype") or (section.get("expert_dtype") if isinstance(section, Mapping) else None)
+        if experts == "fp4" and released and not weights:
+            self._parts, self._experts = DEEPSEEK_V4, get_format("MXFP4")
         self._ignored = _ignored(section) if self._parts is not ANY and isinstance(section, Mapping) else []
         self._section = section if not weights and released and isinstance(section, Mapping) else {}
         self._overrides: Overrides | None = None
@@ -86,6 +93,8 @@ class BareCheckpoint(Checkpoint):
 
     def _wanted(self, name: str) -> WeightFormat | None:
         """The format of a matrix; None for that of `dtype`."""
+        if self._experts is not None and EXPERTS.search(name):
+            return self._experts
         module = name.removesuffix(".weight")
         ignored = any(pattern.match(module) for pattern in self._ignored)
         usual = self._format if not ignored and any(part in name for part in self._parts) else None

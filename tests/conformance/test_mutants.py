@@ -12,12 +12,13 @@ from ktcore.conformance.runner import run_case
 from ktcore.conformance.status import Status
 
 from .block_mutants import BLOCKS
+from .compressed_mutants import COMPRESSED
 from .leftover_mutants import LEFTOVERS
 from .mutants import MUTANTS, Mutant, expectations
 from .plain import plain_target
 from .sparse_mutants import SPARSE
 
-ALL = (*MUTANTS, *LEFTOVERS, *SPARSE, *BLOCKS)
+ALL = (*MUTANTS, *LEFTOVERS, *SPARSE, *BLOCKS, *COMPRESSED)
 
 
 @pytest.fixture(scope="module")

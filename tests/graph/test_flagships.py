@@ -23,6 +23,7 @@ PUBLISHED = {
     "deepseek-v3": 671,
     "deepseek-v3.2": 671,
     "glm-5": 744,
+    "deepseek-v4-flash": 284,
     "glm-5.3-flash": 320,
     "kimi-k2": 1026.5,
     "qwen3-235b-a22b": 235,
@@ -39,7 +40,7 @@ PUBLISHED = {
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
 BUFFERS = ("e_score_correction_bias", "tid2eid", "layer_scalar")  # of the choice of experts, and factors of layers
 # whose makers round too far: "48B" are 49.1, "125B" 125.7 beside a table of 51.2
-ROUNDED = ["kimi-linear-48b-a3b", "qwen3.8-flash-next"]
+ROUNDED = ["deepseek-v4-pro", "kimi-linear-48b-a3b", "qwen3.8-flash-next"]
 
 
 def _graph(name: str, weights: str | None = None) -> Graph:
@@ -112,6 +113,15 @@ def test_released_quantisation_is_planned_for() -> None:
     # a byte a weight and four for each 128 of a row; two tables have two bytes a weight
     expected = 671e9 * 132 / 128 + 2 * 129280 * 7168
     assert sum(root.nbytes for root in graph.roots()) == pytest.approx(expected, rel=0.005)
+
+
+def test_experts_in_four_bits_beside_projections_in_eight_are_planned_for() -> None:
+    graph = _graph("deepseek-v4-flash")
+    attention = graph.node("layers.3.attn").spec
+    assert graph.node("layers.3.ffn.experts").spec.formats() == ("MXFP4",)
+    assert graph.node("layers.3.attn.q_b").spec.formats() == attention.formats()[1:] == ("F8_E4M3_G128",)
+    for part in ("attn.pool_values", "ffn.router"):
+        assert graph.node(f"layers.3.{part}").spec.formats() == ("BF16",)
 
 
 def test_experts_of_other_names_are_quantised_likewise() -> None:

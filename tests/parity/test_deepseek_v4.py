@@ -31,16 +31,31 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 300  # the ratio of 128 closes twice
 
 
-@pytest.mark.parametrize("rules", ["reference", None])
+@pytest.fixture
+def exact_rules(tmp_path: Path) -> Path:
+    """Native operators with float32 activations and a float32 cache."""
+    lines = "version: 1\nrules:\n"
+    for op, more in {"linear": "", "moe": "", "experts": "", "compressed_attention": ", kv_dtype: f32"}.items():
+        lines += f"  - name: exact {op}\n    match: {{op: {op}}}\n    use: [cpu.{op}, reference.{op}]\n"
+        lines += f"    options: {{activations: f32{more}}}\n"
+    path = tmp_path / "exact.yaml"
+    path.write_text(lines)
+    return path
+
+
+@pytest.mark.parametrize("native", [False, True])
 def test_prompts_longer_than_two_long_windows_match_transformers(
-    rules: str | None, tiny: Callable[[str], Tiny], tmp_path: Path
+    native: bool, tiny: Callable[[str], Tiny], exact_rules: Path
 ) -> None:
     t = tiny("v4-released")
     ids = torch.randint(3, 256, (LONG,), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         want = t.model(ids[None]).logits[0]
-    with ktcore.load(t.folder, backend="cpu", rules=rules, context=512, threads=1) as model:
-        torch.testing.assert_close(model.logits(ids), want, atol=1e-4 if rules else 1e-2, rtol=0)
+    rules = exact_rules if native else "reference"
+    with ktcore.load(t.folder, backend="cpu", rules=rules, context=512, threads=2) as model:
+        used = {choice.implementation.id for choice in model.plan.choices.values()}
+        assert native == ({"cpu.compressed_attention", "cpu.moe", "cpu.experts"} <= used)
+        torch.testing.assert_close(model.logits(ids), want, atol=2e-4 if native else 1e-4, rtol=0)
         answer = model.generate(ids[None], max_new_tokens=32, temperature=0)
     # one by one the same as at once
     with torch.no_grad():
@@ -116,15 +131,15 @@ def test_what_no_release_has_is_refused_by_its_key(changes: dict[str, Any], word
 
 
 ATTENTION = "ktcore.backend.compressed"
-CACHES = "ktcore.backend.reference.compressed"
+WINDOWS = "ktcore.backend.open_windows"
 STREAMS = "ktcore.backend.reference.streams"
 QUIRKS: dict[str, tuple[str, Callable[..., Any]]] = {
     "queries are divided by their own size": (f"{ATTENTION}.rms_norm", lambda q, weight, eps: q),
     "what was attended to is rotated back": (f"{ATTENTION}.mirrored_pairs", lambda x, pairing: x),
     "sinks": (f"{ATTENTION}.merged", lambda parts, sinks: compressed.merged(parts, sinks - 100)),
-    "first halves count for the window behind": (f"{CACHES}._overlapping", lambda x, dim, nothing: _own_window(x, dim)),
-    "first halves": (f"{CACHES}._overlapping", lambda x, dim, nothing: x[..., dim:]),
-    "gates weigh channels by themselves": (f"{CACHES}.pooled", lambda v, g: compressed.pooled(v, g.mean(-1, True))),
+    "first halves count for the window behind": (f"{WINDOWS}.overlapping", lambda x, dim, nothing: _own_window(x, dim)),
+    "first halves": (f"{WINDOWS}.overlapping", lambda x, dim, nothing: x[..., dim:]),
+    "gates weigh channels by themselves": (f"{WINDOWS}.pooled", lambda v, g: compressed.pooled(v, g.mean(-1, True))),
     "streams are mixed by the transpose": (f"{STREAMS}.left", lambda x, y, post, mix: left(x, y, post, mix.mT)),
 }
 

@@ -296,7 +296,7 @@ def test_pages_go_to_a_device_and_come_back(tiny: Make, callback: str, monkeypat
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=0.8, top_p=0.9, seed=5)])
-@pytest.mark.parametrize("name", ["llama", "v3", "v32"])
+@pytest.mark.parametrize("name", ["llama", "v3", "v32", "v4"])
 def test_guesses_change_no_answer_and_save_steps(tiny: Make, name: str, params: SamplingParams) -> None:
     t = tiny(name)
     prompt = _ids(80, 40)

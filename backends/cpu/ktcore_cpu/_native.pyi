@@ -556,7 +556,7 @@ class ExpertsBlock:
     """Weighted sum of each token's experts; all of the bank must be packed.
 
     Args:
-        clamp: alpha and limit of `ktcore.ops.moe.ClampedGLU` in place of the activation.
+        clamp: alpha, limit and plus of `ktcore.ops.mlp.ClampedGLU` in place of the activation.
     """
 
     def __init__(
@@ -566,7 +566,7 @@ class ExpertsBlock:
         activation: str = "silu",
         weight_on_input: bool = False,
         exact: bool = False,
-        clamp: tuple[float, float] | None = None,
+        clamp: tuple[float, float, float] | None = None,
     ) -> None: ...
     def forward(self, x_ptr: int, ids_ptr: int, weights_ptr: int, out_ptr: int, tokens: int, top_k: int) -> None:
         """x float32 [tokens, hidden], ids int64 and weights float32 [tokens, top_k] -> out [tokens, hidden], not x.
@@ -593,7 +593,7 @@ class MoEBlock:
         weight_on_input: bool = False,
         residual: bool = True,
         exact: bool = False,
-        clamp: tuple[float, float] | None = None,
+        clamp: tuple[float, float, float] | None = None,
     ) -> None: ...
     def forward(self, x_ptr: int, out_ptr: int, tokens: int, before_ptr: int = 0) -> None:
         """x, out: float32 [tokens, hidden]; out may be x. before: what the router sees instead of the normed x."""
@@ -687,3 +687,72 @@ class Lane:
         owners: what the addresses belong to; the job keeps it as long as it lives.
         """
     def close(self) -> None: ...
+
+STAGED_ROWS: int
+"""Rows before all others in the memory of `EntryAttention`, for a step's own keys."""
+
+class EntryAttention:
+    """Attention over a window of keys and compressed entries, which are rows of one memory.
+
+    Args:
+        ratio: tokens an entry; 0: there are none.
+        sinks: [heads].
+    """
+
+    def __init__(
+        self, pool: Pool, *, heads: int, dim: int, window: int, ratio: int, scale: float, sinks: _F32
+    ) -> None: ...
+    def forward(
+        self,
+        step: Step,
+        slots: Sequence[int],
+        q_ptr: int,
+        k_ptr: int,
+        out_ptr: int,
+        base_ptr: int,
+        num_slots: int,
+        num_pages: int,
+        page_size: int,
+        kv_dtype: str,
+        chosen_ptr: int,
+        top_k: int,
+    ) -> None:
+        """out [T, heads * dim] of q and k [T, dim], rotated; rings of the slots then hold the last keys.
+
+        Args:
+            base_ptr: rows of the type: those staged, `window` a slot, entries a page.
+            chosen_ptr: int32 [T, top_k], entries that each token sees, then -1; 0: all that have closed.
+        """
+        ...
+
+def store_rows(
+    pool: Pool,
+    values_ptr: int,
+    count: int,
+    dim: int,
+    rows: Sequence[int],
+    base_ptr: int,
+    num_rows: int,
+    kv_dtype: str,
+) -> None:
+    """Write float32 values [count, dim] to rows of a memory."""
+
+def choose_entries(
+    pool: Pool,
+    step: Step,
+    q_ptr: int,
+    weights_ptr: int,
+    out_ptr: int,
+    heads: int,
+    dim: int,
+    ratio: int,
+    top_k: int,
+    pages_ptr: int,
+    num_pages: int,
+    page_size: int,
+    kv_dtype: str,
+) -> None:
+    """out int32 [T, top_k]: the entries that each token sees with the highest scores, rising, then -1.
+
+    q [T, heads, dim] and weights [T, heads], both float32; pages of `page_size` tokens hold whole entries.
+    """

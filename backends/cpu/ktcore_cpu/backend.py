@@ -74,6 +74,7 @@ class CpuBackend(Backend):
     def implementations(self) -> Sequence[Implementation]:
         """All of them; none needs more than the native module."""
         from ktcore_cpu.attention import CpuAttention
+        from ktcore_cpu.compressed import CpuCompressedAttention
         from ktcore_cpu.delta import CpuGatedDeltaNet
         from ktcore_cpu.embedding import CpuEmbedding
         from ktcore_cpu.experts import CpuExperts
@@ -94,6 +95,7 @@ class CpuBackend(Backend):
             CpuMLA(),
             CpuGatedDeltaNet(),
             CpuKimiDelta(),
+            CpuCompressedAttention(),
             CpuMLP(),
             CpuRouter(),
             CpuExperts(),

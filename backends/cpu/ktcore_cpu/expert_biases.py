@@ -20,6 +20,6 @@ def expert_biases(request: LoadRequest, spec: ExpertsSpec, prefix: str = "") -> 
     return gate, up, down
 
 
-def clamp_of(spec: ExpertsSpec) -> tuple[float, float] | None:
-    """Alpha and limit of a clamped activation."""
-    return None if spec.clamped is None else (spec.clamped.alpha, spec.clamped.limit)
+def clamp_of(spec: ExpertsSpec) -> tuple[float, float, float] | None:
+    """Alpha, limit and what is added to up, of a clamped activation."""
+    return None if spec.clamped is None else (spec.clamped.alpha, spec.clamped.limit, spec.clamped.plus)

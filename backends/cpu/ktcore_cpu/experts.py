@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 
-EXPERTS = frozenset({"weight_on_input", "bias", "clamped"})
+EXPERTS = frozenset({"weight_on_input", "bias", "clamped", "clamped.plus"})
 """Fields of the spec that the native experts compute."""
 
 

@@ -20,7 +20,18 @@ class CpuMoE(Packs):
     id = "cpu.moe"
     spec_type = MoESpec
     handles = (
-        frozenset({"shared", "shared_gate", "norm", "norm.offset", "residual", "early_router"})
+        frozenset(
+            {
+                "shared",
+                "shared.clamped",
+                "shared.clamped.plus",
+                "shared_gate",
+                "norm",
+                "norm.offset",
+                "residual",
+                "early_router",
+            }
+        )
         | nested("router", ROUTER)
         | nested("experts", EXPERTS)
     )
@@ -34,7 +45,8 @@ class CpuMoE(Packs):
             return unknown
         shared = spec.shared
         if shared is not None:
-            if spec.experts.clamped or shared.activation != spec.experts.activation:
+            same = spec.experts.clamped is not None or shared.activation == spec.experts.activation
+            if shared.clamped != spec.experts.clamped or not same:
                 return Unsupported("shared experts with another activation than the routed ones")
             if spec.experts.weight_on_input and spec.shared_gate is not None:
                 return Unsupported("a shared gate beside weights on the experts' input")

@@ -22,6 +22,7 @@ ROUTER = frozenset(
         "scale",
         "logit_bias",
         "on_logits",
+        "root_softplus",
     }
 )
 """Fields of the spec that the native router computes."""
@@ -93,4 +94,5 @@ def router_config(request: LoadRequest, spec: RouterSpec, prefix: str = "") -> d
         "scale": spec.scale,
         "logit_bias": packing.vector(request.weights, f"{prefix}logit_bias") if spec.logit_bias else None,
         "on_logits": spec.on_logits,
+        "root_softplus": spec.root_softplus,
     }

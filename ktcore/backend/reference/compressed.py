@@ -10,6 +10,7 @@ import torch
 from ktcore.backend.capabilities import Capabilities
 from ktcore.backend.compressed import COMPRESSED, compressed_branch, entry_indexer_branch
 from ktcore.backend.implementation import LoadRequest, Module, Support, Supported
+from ktcore.backend.open_windows import OpenWindows, closings, page_entries, places, spans
 from ktcore.backend.pages import check_page_size
 from ktcore.backend.reference.base import FLOAT_BYTES, ReferenceImplementation, loaded
 from ktcore.backend.reference.cache import EMPTY, PAGE_SIZES
@@ -22,16 +23,11 @@ from ktcore.ops.compressed import (
     EntryIndexerSpec,
     Seen,
     WindowCacheSpec,
-    closed,
-    pooled,
     weighed,
 )
 from ktcore.ops.indexer import choose_tokens, index_scores
 from ktcore.ops.kv_cache import among
 from ktcore.ops.linear_attention import StateCacheSpec
-
-FEW = 16
-"""Up to so many queries of a sequence gather what they have chosen; more of them mask what they have not."""
 
 
 class ReferenceCompressedAttention(ReferenceImplementation):
@@ -116,7 +112,7 @@ class WindowRing(StateSlots):
         window = self.spec.window
         (rings,) = self.read(step)
         out: list[Seen] = []
-        for i, (span, before) in enumerate(_spans(step)):
+        for i, (span, before) in enumerate(spans(step)):
             ring, new = rings[i], k[span].float()
             old = torch.arange(max(0, before - window + 1), before, device=ring.device)
             keys = torch.cat((ring[old % window], new))
@@ -137,10 +133,11 @@ class PagedEntries:
         self.spec = spec
         self._name = name
         self._device = device
-        self._open = StateSlots(name, StateCacheSpec(((spec.rows, 2, spec.width),)), device)
+        self._open = OpenWindows(name, spec, device)
         self._page_size = self._pages = 0
         self._window = torch.empty(0, dtype=torch.int64)
         self._rows = torch.empty(0)
+        self.pool = self._open.pool
         self.allocate_states = self._open.allocate_states
         self.copy_states = self._open.copy_states
         self.state_tensors = self._open.state_tensors
@@ -150,51 +147,28 @@ class PagedEntries:
         if page_size not in self.spec.pages((page_size,)):
             raise BackendError(f"{self._name}: windows of {self.spec.ratio} tokens do not fit pages of {page_size}")
         self._pages, self._page_size = pages, page_size
-        places = pages * self._a_page
-        self._window = torch.full((places,), EMPTY)
-        self._rows = torch.zeros(places, self.spec.dim, device=self._device)
+        count = pages * page_entries(page_size, self.spec.ratio)
+        self._window = torch.full((count,), EMPTY)
+        self._rows = torch.zeros(count, self.spec.dim, device=self._device)
 
     def page_tensors(self) -> tuple[torch.Tensor, ...]:
         """The windows that places hold [pages, n], and their entries [pages, n, dim]."""
         return self._window.view(self._pages, -1), self._rows.view(self._pages, -1, self.spec.dim)
 
-    def pool(self, step: StepBatch, values: torch.Tensor, gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `EntryCacheSpec` says."""
-        (rings,) = self._open.read(step)
-        new = torch.stack((values.float(), gates.float()), 1)
-        made, starts = [], []
-        for i, (span, before) in enumerate(_spans(step)):
-            windows = closed(before, step.context_lens[i], self.spec.ratio)
-            made.append(self._pooled(rings[i], new[span], before, windows))
-            starts += [w * self.spec.ratio for w in windows]
-            last = torch.arange(before, step.context_lens[i])[-self.spec.rows :]
-            rings[i][(last % self.spec.rows).to(rings.device)] = new[span][-self.spec.rows :]
-        self._open.write(step, rings)
-        return torch.cat(made), torch.tensor(starts, dtype=torch.int64).to(self._device)
-
     def append(self, step: StepBatch, entries: torch.Tensor) -> None:
         """Store the entries [m, dim] of the windows that close in the step."""
-        at = 0
-        for i, (_, before) in enumerate(_spans(step)):
-            windows = closed(before, step.context_lens[i], self.spec.ratio)
-            places = self._places(step, i, torch.tensor(windows, dtype=torch.int64))
-            self._window[places] = torch.tensor(windows, dtype=torch.int64)
-            self._rows[places.to(self._device)] = entries[at : at + len(windows)].float()
-            at += len(windows)
+        found = closings(step, self.spec.ratio)
+        where = self._allocated(found.places)
+        self._window[where] = found.starts // self.spec.ratio
+        self._rows[where.to(self._device)] = entries.float()
 
     def attend(self, step: StepBatch, q: torch.Tensor, scale: float, chosen: torch.Tensor | None = None) -> Seen:
         """As `EntryCacheSpec` says."""
         out: list[Seen] = []
         for span, rows, visible in self._sequences(step):
-            named = None if chosen is None else chosen[span].to(rows.device)
-            if named is not None and len(named) <= FEW:
-                mine = rows[named.clamp(min=0).long()] if len(rows) else rows.new_zeros(*named.shape, self.spec.dim)
-                scores = torch.einsum("thd,tnd->thn", q[span].float(), mine) * scale
-                out.append(weighed(scores.masked_fill(named[:, None] < 0, float("-inf")), mine))
-                continue
             hidden = torch.arange(len(rows), device=rows.device) >= visible[:, None]
-            if named is not None:
-                hidden |= ~among(named, len(rows))
+            if chosen is not None:
+                hidden |= ~among(chosen[span].to(rows.device), len(rows))
             scores = torch.einsum("thd,nd->thn", q[span].float(), rows) * scale
             out.append(weighed(scores.masked_fill(hidden[:, None], float("-inf")), rows))
         return _joined(out)
@@ -206,63 +180,26 @@ class PagedEntries:
             out.append(choose_tokens(index_scores(q[span], weights[span], rows), visible - 1, self.spec.top_k))
         return torch.cat(out)
 
-    def _pooled(self, ring: torch.Tensor, new: torch.Tensor, before: int, windows: range) -> torch.Tensor:
-        """Of one sequence's windows that close: [windows, dim]."""
-        s = self.spec
-        if not windows:
-            return new.new_zeros(0, s.dim)
-        first = max(0, (windows.start - s.overlap) * s.ratio)
-        old = torch.arange(first, before, device=ring.device)
-        rows = torch.cat((ring[old % s.rows], new))[: windows.stop * s.ratio - first]
-        values, gates = rows.view(-1, s.ratio, 2, s.width).unbind(2)
-        if s.overlap:
-            values, gates = _overlapping(values, s.dim, 0.0), _overlapping(gates, s.dim, float("-inf"))
-        return pooled(values, gates)[-len(windows) :]
-
     def _sequences(self, step: StepBatch) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """For each sequence: the span of its tokens, its closed entries in order, how many each token sees [T]."""
         check_page_size(self._name, step, self._page_size)
-        for i, (span, _) in enumerate(_spans(step)):
-            windows = torch.arange(step.context_lens[i] // self.spec.ratio)
-            places = self._places(step, i, windows)
-            stale = torch.nonzero(self._window[places] != windows)
+        ratio = self.spec.ratio
+        for i, (span, _) in enumerate(spans(step)):
+            windows = range(step.context_lens[i] // ratio)
+            where = self._allocated(places(step, i, windows, ratio))
+            stale = torch.nonzero(self._window[where] != torch.arange(len(windows)))
             if stale.numel():
                 at = int(stale[0])
-                held = int(self._window[places[at]])
+                held = int(self._window[where[at]])
                 what = "nothing was written there" if held == EMPTY else f"it holds entry {held}"
-                raise BackendError(f"{self._name}: entry {at} is read from place {int(places[at])}, but {what}")
-            visible = (step.positions[span] + 1) // self.spec.ratio
-            yield span, self._rows[places.to(self._device)], visible.to(self._device)
+                raise BackendError(f"{self._name}: entry {at} is read from place {int(where[at])}, but {what}")
+            visible = (step.positions[span] + 1) // ratio
+            yield span, self._rows[where.to(self._device)], visible.to(self._device)
 
-    def _places(self, step: StepBatch, sequence: int, windows: torch.Tensor) -> torch.Tensor:
-        """Where entries of a sequence lie: int64 [windows]."""
-        last = (windows + 1) * self.spec.ratio - 1
-        page = step.block_table[sequence].long()[last // step.page_size]
-        places = page * self._a_page + last % step.page_size // self.spec.ratio
-        if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < self._window.shape[0]:
+    def _allocated(self, where: torch.Tensor) -> torch.Tensor:
+        if where.numel() and not 0 <= int(where.min()) <= int(where.max()) < self._window.shape[0]:
             raise BackendError(f"{self._name}: the step uses a KV page that was not allocated")
-        return places
-
-    @property
-    def _a_page(self) -> int:
-        return max(1, self._page_size // self.spec.ratio)
-
-
-def _overlapping(rows: torch.Tensor, dim: int, nothing: float) -> torch.Tensor:
-    """Rows [windows, ratio, 2 * dim] -> [windows, 2 * ratio, dim]: first halves of the window before, own second ones.
-
-    Args:
-        nothing: stands for the window before the first row.
-    """
-    earlier = torch.cat((torch.full_like(rows[:1], nothing), rows[:-1]))
-    return torch.cat((earlier[..., :dim], rows[..., dim:]), 1)
-
-
-def _spans(step: StepBatch) -> Iterator[tuple[slice, int]]:
-    """For each sequence: the span of its tokens, and how many it had before the step."""
-    for i in range(step.sequences):
-        span = slice(step.q_start[i], step.q_start[i + 1])
-        yield span, step.context_lens[i] - (span.stop - span.start)
+        return where
 
 
 def _joined(parts: list[Seen]) -> Seen:

@@ -27,7 +27,7 @@ class ReferenceHyperConnection(ReferenceImplementation):
 
     id = "reference.hyper_connection"
     spec_type = HyperConnectionSpec
-    handles = frozenset({"leave", "rounds"})
+    handles = frozenset({"leave"})
     capturable = True
 
     def load(self, request: LoadRequest) -> Module:

@@ -15,11 +15,13 @@ from ktcore.conformance.data.memory import make_weights, values
 from ktcore.conformance.levels.l3_delta_net import DELTA, KIMI, Kind
 from ktcore.conformance.levels.operator import any_format, first_page_size, normal, run_sequences
 from ktcore.conformance.levels.specs import attention, mla
+from ktcore.conformance.levels.specs_compressed import compressed
 from ktcore.conformance.target import Loaded
 from ktcore.conformance.tolerance import compare
 from ktcore.conformance.truth import attention as attention_truth
 from ktcore.conformance.truth.arithmetic import EXACT, Arithmetic
-from ktcore.ops import Spec
+from ktcore.conformance.truth.compressed import attention as compressed_truth
+from ktcore.ops import CompressedAttentionSpec, Spec
 
 BEGIN, MORE = 40, 9
 
@@ -31,6 +33,7 @@ def cases() -> list[Case]:
         _case("mla", "pages", _mla),
         _case("gated_delta_net", "states", partial(_recurrent, DELTA)),
         _case("kimi_delta_attention", "states", partial(_recurrent, KIMI)),
+        _case("compressed_attention", "pages-and-states", _compressed),
     ]
 
 
@@ -54,6 +57,17 @@ def _recurrent(kind: Kind, ctx: Context) -> None:
         ctx.not_applicable(f"no {ctx.target.name}.* implementation of {kind.spec_type.op}")
     spec = kind.make(**kind.small, fmt=any_format(ctx, lambda f: kind.make(**kind.small, fmt=f)))
     _goes_on(ctx, spec, lambda w, x, a: kind.truth(spec, w, x, a), _states)
+
+
+def _compressed(ctx: Context) -> None:
+    if not any(i.spec_type is CompressedAttentionSpec for i in ctx.target.implementations):
+        ctx.not_applicable(f"no {ctx.target.name}.* implementation of compressed_attention")
+    spec = compressed(any_format(ctx, lambda f: compressed(f, 8), ("BF16", "F16", "F32")), 8)
+
+    def memory(ctx: Context, loaded: Loaded) -> list[torch.Tensor]:
+        return [*_pages(ctx, loaded), *_states(ctx, loaded)]
+
+    _goes_on(ctx, spec, lambda w, x, a: compressed_truth(spec, w, x, a), memory)
 
 
 Truth = Callable[[dict[str, torch.Tensor], torch.Tensor, Arithmetic], torch.Tensor]
