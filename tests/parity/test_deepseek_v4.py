@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DeepseekV4Config
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, DeepseekV4Config
 
 import ktcore
 from ktcore.backend.reference.compressed import PagedEntries
@@ -172,3 +174,58 @@ def _is_far_off(t: Tiny) -> None:
     with open_checkpoint(t.folder) as checkpoint:
         logits = Runner(checkpoint)(t.ids)
     assert (logits - t.logits).abs().max() > 1e-3
+
+
+FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+EXPONENT = 122  # of every scale, which is 2^-5
+EXPERTS = re.compile(r"\.experts\.\d+\.w\d\.weight$")
+IN_FP8 = re.compile(r"\.(wq_a|wq_b|wkv|wo_a|wo_b)\.weight$|\.shared_experts\.w\d\.weight$")
+
+
+def _in_fp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes int8 [out, in / 2], earlier ones low; exponents [out, in / 32]; the values that these are."""
+    scale = 2.0 ** (EXPONENT - 127)
+    codes = ((weight.abs() / scale)[..., None] - FP4).abs().argmin(-1)
+    values = FP4[codes] * weight.sign() * scale
+    codes = codes + 8 * (weight < 0)
+    packed = (codes[:, 0::2] + 16 * codes[:, 1::2]).to(torch.uint8).view(torch.int8)
+    scales = torch.full((len(weight), weight.shape[1] // 32), EXPONENT, dtype=torch.uint8)
+    return packed, scales.view(torch.float8_e8m0fnu), values
+
+
+def _in_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    scale = 2.0 ** (EXPONENT - 127)
+    codes = (weight / scale).to(torch.float8_e4m3fn)
+    blocks = [-(-n // 128) for n in weight.shape]
+    scales = torch.full(blocks, EXPONENT, dtype=torch.uint8)
+    return codes, scales.view(torch.float8_e8m0fnu), codes.float() * scale
+
+
+def test_the_hubs_weights_of_four_and_eight_bits_give_the_values_that_they_hold(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(deepseek_v4.config(moe_intermediate_size=64), dtype=torch.float32).eval()
+    with torch.no_grad():
+        deepseek_v4.fill(model)
+    stored: dict[str, torch.Tensor] = {}
+    plain: dict[str, torch.Tensor] = {}
+    for name, value in deepseek_v4.hub_tensors(model):
+        made = _in_fp4(value) if EXPERTS.search(name) else _in_fp8(value) if IN_FP8.search(name) else None
+        # compressors' projections stay as they are
+        if made is None or ".compressor." in name:
+            stored[name] = plain[name] = value.clone()
+        else:
+            stored[name], stored[name.removesuffix("weight") + "scale"], plain[name] = made
+    config = deepseek_v4.hub_config(model.config)  # type: ignore[arg-type]
+    section = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    logits = []
+    ids = torch.randint(3, 256, (96,), generator=torch.Generator().manual_seed(1))
+    for folder, tensors, more in (("packed", stored, {"quantization_config": section}), ("plain", plain, {})):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps(config | {"expert_dtype": "fp4"} | more))
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+        with open_checkpoint(tmp_path / folder) as checkpoint:
+            run = Runner(checkpoint)
+            logits.append(run(ids))
+            packed = {"MXFP4"} if more else {"F32"}
+            assert set(run.graph.node("layers.2.ffn.experts").spec.formats()) == packed
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
