@@ -21,6 +21,7 @@ DeltaBlock::Config delta_config(Fields f) {
     c.residual = f.take("residual", true);
     c.exact = f.take("exact", false);
     c.tiled = f.take("tiled", false);
+    c.sigmoid_gate = f.take("sigmoid_gate", false);
     f.end();
     return c;
 }

@@ -203,6 +203,10 @@ void DeltaBlock::mix(const Step& step, const Slots& slots, const DeltaStates& st
             float* y = out + static_cast<size_t>(t) * inner;
             const float* z = b.z + (t0 + static_cast<size_t>(t)) * inner + head * dv;
             e.kernels.rms_norm(y, c_.value_dim, c_.out_norm.data(), c_.out_eps, y, c_.value_dim);
+            if (c_.sigmoid_gate) {
+                e.kernels.sigmoid_gate(y, z, c_.value_dim);
+                continue;
+            }
             for (int c = 0; c < c_.value_dim; c += kPanelRows)
                 e.kernels.gated_store(z + c, y + c, 1, std::min(kPanelRows, c_.value_dim - c), Activation::Silu, y + c, dv);
         }

@@ -37,6 +37,7 @@ class DeltaBlock {
         float norm_eps;
         bool residual, exact;
         bool tiled;  // value head i has key head i mod key_heads, instead of i / (value_heads / key_heads)
+        bool sigmoid_gate;  // sigmoid(z) multiplies the normed result, instead of silu(z)
 
         int channels() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
     };

@@ -72,9 +72,15 @@ class Layer:
     hidden, key_heads, value_heads, key, value, width = 64, 2, 4, 16, 32, 4
 
     def __init__(
-        self, pool: _native.Pool, format: str = "F32", exact: bool = True, slots: int = 4, tiled: bool = False
+        self,
+        pool: _native.Pool,
+        format: str = "F32",
+        exact: bool = True,
+        slots: int = 4,
+        tiled: bool = False,
+        sigmoid: bool = False,
     ) -> None:
-        self.tiled = tiled
+        self.tiled, self.sigmoid = tiled, sigmoid
         self.channels = 2 * self.key_heads * self.key + self.value_heads * self.value
         inner = self.value_heads * self.value
         shapes = {
@@ -106,7 +112,8 @@ class Layer:
         self.w |= {name: torch.from_numpy(v).double() for name, v in vectors.items()}
         self.block = _native.DeltaBlock(
             pool, *packed, key_heads=self.key_heads, value_heads=self.value_heads, key_dim=self.key,
-            value_dim=self.value, width=self.width, out_eps=1e-6, norm_eps=1e-5, exact=exact, tiled=tiled, **vectors,
+            value_dim=self.value, width=self.width, out_eps=1e-6, norm_eps=1e-5, exact=exact, tiled=tiled,
+            sigmoid_gate=sigmoid, **vectors,
         )  # fmt: skip
         self.slots = slots
         self.conv = np.full((slots, self.width - 1, self.channels), np.nan, np.float32)
@@ -149,16 +156,18 @@ class Layer:
         )  # fmt: skip
         y = out[0].double()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * w["out_norm"]
-        return (h + (y.reshape(t, -1) * torch.nn.functional.silu(n @ w["z"].T)) @ w["o"].T).numpy()
+        z = n @ w["z"].T
+        gate = z.sigmoid() if self.sigmoid else torch.nn.functional.silu(z)
+        return (h + (y.reshape(t, -1) * gate) @ w["o"].T).numpy()
 
 
 def rows(n: int, seed: int = 0) -> F32:
     return np.random.default_rng(seed).standard_normal((n, Layer.hidden)).astype(np.float32)
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-def test_ragged_steps_equal_fp64(pool: _native.Pool, tiled: bool) -> None:
-    layer = Layer(pool, tiled=tiled)
+@pytest.mark.parametrize(("tiled", "sigmoid"), [(False, False), (True, False), (True, True)])
+def test_ragged_steps_equal_fp64(pool: _native.Pool, tiled: bool, sigmoid: bool) -> None:
+    layer = Layer(pool, tiled=tiled, sigmoid=sigmoid)
     texts = [rows(60, 1), rows(60, 2), rows(60, 3)]
     want = [layer.expected(x) for x in texts]
     at, slots = [0, 0, 0], [2, 0, 3]

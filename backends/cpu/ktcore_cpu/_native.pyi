@@ -314,6 +314,7 @@ class DeltaBlock:
         residual: bool = True,
         exact: bool = False,
         tiled: bool = False,
+        sigmoid_gate: bool = False,
     ) -> None: ...
     def forward(
         self,

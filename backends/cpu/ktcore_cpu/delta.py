@@ -28,7 +28,7 @@ class CpuGatedDeltaNet(Packs):
 
     id = "cpu.gated_delta_net"
     spec_type = GatedDeltaNetSpec
-    handles = frozenset({"decay_log", "tiled", "norm", "norm.offset", "residual", "out_norm.offset"})
+    handles = frozenset({"decay_log", "tiled", "sigmoid_gate", "norm", "norm.offset", "residual", "out_norm.offset"})
     fused = True
     options = packing.OPTIONS
 
@@ -86,6 +86,7 @@ class CpuGatedDeltaNetModule:
             residual=spec.residual,
             exact=packing.exact(request),
             tiled=spec.tiled,
+            sigmoid_gate=spec.sigmoid_gate,
         )
 
     def allocate_states(self, slots: int) -> None:
