@@ -329,7 +329,8 @@ class DeltaBlock:
     ) -> None:
         """x, out: float32 [step.tokens, hidden]; out may be x. States of slots: conv float32 [num_slots, width - 1,
         channels], state float32 [num_slots, value_heads, key_dim, value_dim]; a sequence that begins with the step
-        starts from zeros."""
+        starts from zeros. kept: of each sequence (slot, tokens), the slot that is given its state after so many of
+        its tokens in the step, -1 for none."""
 
 class KimiDeltaBlock:
     """out = (x +) o(out_norm(rule(...)) * sigmoid(g_b(g_a(n)))) with n = norm(x), and q = silu(conv(q(n))), likewise k
