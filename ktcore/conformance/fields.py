@@ -366,6 +366,7 @@ FIELDS: Mapping[str, Seen | Unseen] = {
     "StepBatch.block_table": Seen("L2.attention.company"),
     "StepBatch.page_size": Seen("L2.kv_cache.gqa.every-page-size"),
     "StepBatch.state_slots": Seen("L3.gated_delta_net.copied-slots"),
+    "StepBatch.kept_states": Unseen("given only to modules that say `keeps_states`; a kit case for those is to come"),
     "StepBatch.mirrors": Unseen("where copies of a step lie; captured steps are the business of level 4"),
 }
 """By operator, or class of what is no spec, and field; fields of plain values by dotted name."""
