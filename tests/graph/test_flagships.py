@@ -38,6 +38,7 @@ PUBLISHED = {
     "mimo-v2-flash": 309,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
+# DeepSeek-V4's two files are put together from what others quote; the width of V4-Pro's experts follows from its size
 BUFFERS = ("e_score_correction_bias", "tid2eid", "layer_scalar")  # of the choice of experts, and factors of layers
 # whose makers round too far: "48B" are 49.1, "125B" 125.7 beside a table of 51.2
 ROUNDED = ["deepseek-v4-pro", "kimi-linear-48b-a3b", "qwen3.8-flash-next"]
