@@ -1,4 +1,5 @@
 // Bindings of the mixture-of-experts blocks.
+#include "bindings/clamp.h"
 #include "bindings/fields.h"
 #include "blocks/moe.h"
 
@@ -13,13 +14,6 @@ const int64_t* ids_pointer(uintptr_t address) {
 
 void check_top_k(int64_t tokens, int64_t top_k) {
     check(top_k > 0 && tokens * top_k < int64_t{1} << 31, "top_k must be positive, tokens * top_k below 2^31");
-}
-
-// (alpha, limit, plus) of a clamped activation.
-using ClampArgs = std::optional<std::tuple<float, float, float>>;
-Clamp to_clamp(const ClampArgs& a) {
-    check(!a || std::get<1>(*a) > 0.f, "a clamped activation needs a positive alpha and limit");
-    return a ? Clamp{std::get<0>(*a), std::get<1>(*a), std::get<2>(*a)} : Clamp{};
 }
 
 // Any number of dimensions, flat; empty where there is none.
@@ -156,6 +150,7 @@ void bind_moe(py::module_& m) {
                  c.residual = f.take("residual", true);
                  c.exact = f.take("exact", false);
                  c.clamp = to_clamp(f.take<ClampArgs>("clamp", std::nullopt));
+                 c.shared_clamp = to_clamp(f.take<ClampArgs>("shared_clamp", std::nullopt));
                  f.end();
                  return std::make_unique<MoEBlock>(pool, bank, router, gate_proj, up, down, gate, std::move(c));
              }),

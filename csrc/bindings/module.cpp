@@ -1,5 +1,6 @@
 // The Python module ktcore_cpu._native. Buffers of activations and cache pages cross as addresses; every shape is
 // checked here or in the blocks before any kernel runs, and the GIL is released while one does.
+#include "bindings/clamp.h"
 #include "bindings/common.h"
 #include "bindings/fields.h"
 #include "bindings/lane.h"
@@ -123,6 +124,10 @@ AttentionBlock::Config attention_config(Fields f) {
     c.temperature = to_temperature(f);
     c.norm_whole = f.take("norm_whole", false);
     c.gate = f.take<std::shared_ptr<PackedMatrix>>("gate", nullptr);
+    c.shape.value_dim = f.take("value_dim", 0);
+    c.v_norm = f.vector("v_norm");
+    c.v_eps = f.take("v_eps", 0.f);
+    c.value_scale = f.take("value_scale", 1.f);
     c.residual = f.take("residual", true);
     c.exact = f.take("exact", false);
     f.end();
@@ -167,13 +172,14 @@ void bind_blocks(py::module_& m) {
     py::class_<MLPBlock>(m, "MLPBlock")
         .def(py::init([](EnginePtr pool, SharedMatrix gate, SharedMatrix up, SharedMatrix down,
                          const std::optional<Floats>& norm, float norm_eps, const std::string& activation,
-                         bool residual, bool exact) {
+                         bool residual, bool exact, const ClampArgs& clamp) {
                  return std::make_unique<MLPBlock>(pool, gate, up, down, to_vector(norm), norm_eps, activation,
-                                                   residual, exact);
+                                                   residual, exact, to_clamp(clamp));
              }),
              py::arg("pool").none(false), py::arg("gate").none(false), py::arg("up").none(false),
              py::arg("down").none(false), py::arg("norm") = py::none(), py::arg("norm_eps") = 0.0f,
-             py::arg("activation") = "silu", py::arg("residual") = true, py::arg("exact") = false)
+             py::arg("activation") = "silu", py::arg("residual") = true, py::arg("exact") = false,
+             py::arg("clamp") = py::none())
         .def(
             "forward",
             [](MLPBlock& self, uintptr_t x, uintptr_t out, int64_t tokens) {

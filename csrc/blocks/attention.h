@@ -4,7 +4,7 @@
 
 namespace ktcore {
 
-// Pages [num_pages][kv_heads][page_size] of rows of head_dim values (cache_row_bytes each), keys and values apart.
+// Pages [num_pages][kv_heads][page_size] of rows of a key's and a value's width (cache_row_bytes each), apart.
 struct Cache {
     void* k;
     void* v;
@@ -84,7 +84,10 @@ class AttentionBlock {
         bool norm_whole = false;  // q_norm [heads * head_dim] over all heads of q together, k_norm likewise, before RoPE
         Vector sinks;  // as AttendShape's, kept here
         Temperature temperature;
-        Weight gate = nullptr;  // null, or [heads * head_dim, hidden]: its sigmoid multiplies what o gets
+        Weight gate = nullptr;  // null, or [heads * value width, hidden], or one row a head: its sigmoid multiplies what o gets
+        Vector v_norm;  // of every value head; empty for none
+        float v_eps = 0.f;
+        float value_scale = 1.f;  // multiplies the values
     };
     AttentionBlock(EnginePtr engine, Weight q, Weight k, Weight v, Weight o, Config config);
     // x, out [step.tokens()][hidden]; out may be x. Appends this step's keys and values to the cache.

@@ -15,15 +15,15 @@ void ExpertPlan::clear() {
     mid_bytes = 0;
 }
 
-void ExpertPlan::add_group(const ExpertViews& w, int start, int count, bool exact) {
-    Group g{w, start, count, mid_bytes, 0, padded_k(w.down.cols)};
+void ExpertPlan::add_group(const ExpertViews& w, int start, int count, bool exact, const Clamp& clamp) {
+    Group g{w, start, count, mid_bytes, 0, padded_k(w.down.cols), clamp};
     g.mid_stride = needs_float(w.down, exact) ? sizeof(float) * static_cast<size_t>(w.down.cols) : act_stride(g.mid_k);
     mid_bytes += (g.mid_stride * static_cast<size_t>(count) + 63) / 64 * 64;
     groups.push_back(g);
 }
 
 void ExpertPlan::assign(const ExpertBank& bank, const int64_t* ids, const float* weights, int tokens, int top_k,
-                        bool exact) {
+                        bool exact, const Clamp& clamp) {
     const int experts = bank.experts(), pairs = tokens * top_k;
     cursor.assign(static_cast<size_t>(experts), 0);
     for (int i = 0; i < pairs; i++) {
@@ -36,7 +36,7 @@ void ExpertPlan::assign(const ExpertBank& bank, const int64_t* ids, const float*
         const int count = at;
         at = total;
         if (count > 0) {
-            add_group(bank.expert(e), total, count, exact);
+            add_group(bank.expert(e), total, count, exact, clamp);
             bank.note(e, count);
         }
         total += count;
@@ -51,17 +51,12 @@ void ExpertPlan::assign(const ExpertBank& bank, const int64_t* ids, const float*
     }
 }
 
-void ExpertPlan::add_all(const ExpertViews& w, const float* weights, int tokens, bool exact) {
-    add_group(w, static_cast<int>(token.size()), tokens, exact);
+void ExpertPlan::add_all(const ExpertViews& w, const float* weights, int tokens, bool exact, const Clamp& clamp) {
+    add_group(w, static_cast<int>(token.size()), tokens, exact, clamp);
     for (int t = 0; t < tokens; t++) {
         token.push_back(t);
         weight.push_back(weights ? weights[t] : 1.f);
     }
-}
-
-void check_clamp(const Clamp& c) {
-    check(c.limit == 0.f || (c.limit > 0.f && c.alpha > 0.f && std::isfinite(c.alpha)),
-          "a clamped activation needs a positive alpha and limit");
 }
 
 ExpertsBlock::ExpertsBlock(EnginePtr engine, Bank bank, const std::string& activation, bool weight_on_input, bool exact,
@@ -85,9 +80,10 @@ void ExpertsBlock::forward(const float* x, const int64_t* ids, const float* weig
     for (int64_t t0 = 0; t0 < tokens; t0 += kExpertTokens, x += kExpertTokens * ldx, out += kExpertTokens * ldx) {
         const int n = static_cast<int>(std::min<int64_t>(kExpertTokens, tokens - t0));
         plan_.clear();
-        plan_.assign(*bank_, ids + t0 * top_k, weights + t0 * top_k, n, static_cast<int>(top_k), exact_);
+        plan_.assign(*bank_, ids + t0 * top_k, weights + t0 * top_k, n, static_cast<int>(top_k), exact_,
+                     clamp_);
         ExpertRun run{{x, ldx, {nullptr, act_stride(k), k}}, n,          hidden, nullptr, out, nullptr, activation_,
-                      weight_on_input_,                      exact_, clamp_};
+                      weight_on_input_,                      exact_};
         Carver carver;
         carver.want(&run.in.act.base, int8 ? run.in.act.stride * static_cast<size_t>(n) : 0);
         carver.want(&run.mid, plan_.mid_bytes);

@@ -1,5 +1,6 @@
 // Routed experts: tokens are sorted by expert, then two parallel regions (gate and up, down) over all of them.
 #pragma once
+#include "blocks/clamp.h"
 #include "blocks/engine.h"
 #include "core/expert_bank.h"
 
@@ -16,6 +17,7 @@ struct ExpertPlan {
         size_t mid_at;  // byte offset of its first hidden row
         size_t mid_stride;
         int mid_k;
+        Clamp clamp;
     };
     struct Item {
         int group, row0, row1, panel0, panel1;
@@ -30,20 +32,14 @@ struct ExpertPlan {
 
     void clear();
     // Sorts (token, choice) pairs by expert, stable; negative ids are skipped.
-    void assign(const ExpertBank& bank, const int64_t* ids, const float* weights, int tokens, int top_k, bool exact);
+    void assign(const ExpertBank& bank, const int64_t* ids, const float* weights, int tokens, int top_k, bool exact,
+                const Clamp& clamp = {});
     // All tokens through one network more: shared experts. weights null: 1.
-    void add_all(const ExpertViews& w, const float* weights, int tokens, bool exact);
+    void add_all(const ExpertViews& w, const float* weights, int tokens, bool exact, const Clamp& clamp = {});
 
   private:
-    void add_group(const ExpertViews& w, int start, int count, bool exact);
+    void add_group(const ExpertViews& w, int start, int count, bool exact, const Clamp& clamp);
 };
-
-// A limited activation in place of act(gate) * up; limit 0: not so. With g = min(gate, limit) and u = up clamped to
-// +-limit it is g * sigmoid(alpha * g) * (u + plus): gpt-oss's with 1, DeepSeek-V4's with 0.
-struct Clamp {
-    float alpha = 0.f, limit = 0.f, plus = 1.f;
-};
-void check_clamp(const Clamp& c);  // throws std::invalid_argument
 
 // What run_experts computes: out = (residual +) sum over a token's rows, in the groups' order, of
 // weight * (down(act(gate x) * up x) + bias), where gate x and up x have their biases too. So a token's result depends
@@ -56,7 +52,6 @@ struct ExpertRun {
     const float* residual;  // null: none; may equal out
     Activation activation;
     bool weight_on_input, exact;
-    Clamp clamp{};
 };
 void run_experts(Engine& e, ExpertPlan& plan, const ExpertRun& run);
 

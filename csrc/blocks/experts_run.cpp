@@ -81,15 +81,6 @@ void add_bias(float* acc, int rows, const float* bias) {
         for (int r = 0; r < kPanelRows; r++) acc[i * kPanelRows + r] += bias[r];
 }
 
-// What makes silu(gate) * up the clamped activation: alpha * g of gate, (u + plus) / alpha of up. NaN stays.
-void clamp_rows(float* gate, float* up, int rows, const Clamp& c) {
-    const float inverse = 1.f / c.alpha;
-    for (int i = 0; i < rows * kPanelRows; i++) {
-        gate[i] = c.alpha * std::min(gate[i], c.limit);
-        up[i] = (std::min(std::max(up[i], -c.limit), c.limit) + c.plus) * inverse;
-    }
-}
-
 constexpr int kFewRows = 4;  // up to so many rows the kernels round as they go
 
 uint16_t* rounded_at(uint8_t* scratch, int hidden) {
@@ -129,13 +120,13 @@ void gate_up(Engine& e, ExpertPlan& plan, const ExpertRun& run, const ExpertPlan
         }
         add_bias(acc, n, g.w.gate_bias ? g.w.gate_bias + row0 : nullptr);
         add_bias(acc2, n, g.w.up_bias ? g.w.up_bias + row0 : nullptr);
-        if (run.clamp.limit > 0.f) clamp_rows(acc, acc2, n, run.clamp);
+        const Activation activation = g.clamp.used() ? g.clamp.apply(e.kernels, acc, acc2, n) : run.activation;
         if (needs_float(down, run.exact))
-            e.kernels.gated_store(acc, acc2, n, std::min(kPanelRows, gate.rows - row0), run.activation,
+            e.kernels.gated_store(acc, acc2, n, std::min(kPanelRows, gate.rows - row0), activation,
                                   reinterpret_cast<float*>(mid + g.mid_stride * static_cast<size_t>(it.row0)) + row0,
                                   g.mid_stride / sizeof(float));
         else
-            e.kernels.gated_quantize(acc, acc2, n, run.activation, {mid, g.mid_stride, g.mid_k}, it.row0, row0);
+            e.kernels.gated_quantize(acc, acc2, n, activation, {mid, g.mid_stride, g.mid_k}, it.row0, row0);
     }
 }
 

@@ -14,10 +14,11 @@ Activation parse_activation(const std::string& name) {
 }
 
 MLPBlock::MLPBlock(EnginePtr engine, Weight gate, Weight up, Weight down, Vector norm, float norm_eps,
-                   const std::string& activation, bool residual, bool exact)
+                   const std::string& activation, bool residual, bool exact, Clamp clamp)
     : engine_(std::move(engine)), gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)),
       norm_(std::move(norm)), eps_(norm_eps), activation_(parse_activation(activation)), residual_(residual),
-      exact_(exact) {
+      exact_(exact), clamp_(clamp) {
+    check_clamp(clamp_);
     const PackedView &g = gate_->view(), &u = up_->view(), &d = down_->view();
     check(g.rows == u.rows && g.cols == u.cols, "gate and up must have the same shape");
     check(d.cols == g.rows, "down must have as many columns as gate has rows");
@@ -58,11 +59,12 @@ void MLPBlock::forward(const float* x, float* out, int64_t tokens) {
         float* acc2 = acc + kTokenChunk * kPanelRows;
         run_panel(e, g, panel, in, exact_, t0, t1, acc, scratch);
         run_panel(e, u, panel, in, exact_, t0, t1, acc2, scratch);
+        const Activation activation = clamp_.used() ? clamp_.apply(e.kernels, acc, acc2, t1 - t0) : activation_;
         if (mid_float)
-            e.kernels.gated_store(acc, acc2, t1 - t0, std::min(kPanelRows, ffn - row0), activation_,
+            e.kernels.gated_store(acc, acc2, t1 - t0, std::min(kPanelRows, ffn - row0), activation,
                                   h + static_cast<size_t>(t0) * ffn + row0, static_cast<size_t>(ffn));
         else
-            e.kernels.gated_quantize(acc, acc2, t1 - t0, activation_, mid.act, t0, row0);
+            e.kernels.gated_quantize(acc, acc2, t1 - t0, activation, mid.act, t0, row0);
     });
     const size_t ldo = static_cast<size_t>(d.rows);
     const Product product{&d, out, ldo, nullptr, residual_ ? x : nullptr, ldo};

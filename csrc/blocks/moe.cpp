@@ -25,6 +25,8 @@ MoEBlock::MoEBlock(EnginePtr engine, Bank bank, Weight router, Weight shared_gat
     check(!scale_ || (scale_->view().rows == 1 && scale_->view().cols == hidden), "the shared gate must be [1, hidden]");
     check(!c_.weight_on_input || !scale_, "weights on the input do not go with a shared gate");
     check_clamp(c_.clamp);
+    check_clamp(c_.shared_clamp);
+    check(!c_.shared_clamp.used() || gate_, "a clamped activation of shared experts needs these");
     if (!gate_) return;
     const PackedView &g = gate_->view(), &u = up_->view(), &d = down_->view();
     check(g.cols == hidden && u.cols == hidden && d.rows == hidden && g.rows == u.rows && d.cols == g.rows,
@@ -46,7 +48,7 @@ void MoEBlock::pass(const float* x, float* out, int n, const float* before) {
     const int hidden = bank_->hidden(), k = padded_k(hidden), top_k = c_.router.top_k;
     const size_t count = static_cast<size_t>(n), ldx = static_cast<size_t>(hidden), experts = static_cast<size_t>(c_.router.experts);
     ExpertRun run{{x, ldx, {nullptr, act_stride(k), k}}, n, hidden, nullptr, out, c_.residual ? x : nullptr, activation_,
-                  c_.weight_on_input, c_.exact, c_.clamp};
+                  c_.weight_on_input, c_.exact};
     float *normed = nullptr, *logits = nullptr, *scratch = nullptr, *weights = nullptr, *gates = nullptr;
     int64_t* ids = nullptr;
     // The sorted rows are not known yet: room for all choices.
@@ -75,8 +77,9 @@ void MoEBlock::pass(const float* x, float* out, int n, const float* before) {
     choose_experts(e, c_.router, logits, scratch, experts, n, ids, weights);
     for (size_t t = 0; scale_ && t < count; t++) gates[t] = 1.f / (1.f + std::exp(-gates[t]));
     plan_.clear();
-    plan_.assign(*bank_, ids, weights, n, top_k, c_.exact);
-    if (gate_) plan_.add_all({gate_->view(), up_->view(), down_->view()}, scale_ ? gates : nullptr, n, c_.exact);
+    plan_.assign(*bank_, ids, weights, n, top_k, c_.exact, c_.clamp);
+    if (gate_)
+        plan_.add_all({gate_->view(), up_->view(), down_->view()}, scale_ ? gates : nullptr, n, c_.exact, c_.shared_clamp);
     run_experts(e, plan_, run);
 }
 

@@ -13,7 +13,7 @@ class MoEBlock {
         float norm_eps;
         std::string activation;
         bool weight_on_input, residual, exact;
-        Clamp clamp{};  // of routed and shared experts alike
+        Clamp clamp{}, shared_clamp{};
     };
     // shared_*: null for none; shared_gate [1, hidden] may be null beside them.
     MoEBlock(EnginePtr engine, Bank bank, Weight router, Weight shared_gate_proj, Weight shared_up, Weight shared_down,

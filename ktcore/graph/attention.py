@@ -60,6 +60,7 @@ def gqa_node(
     norm_after_rope: bool = False,
     bare: bool = False,
     indexer: Callable[[Node], Node] | None = None,
+    alpha: bool = False,
 ) -> Node:
     """One layer's attention branch.
 
@@ -77,6 +78,7 @@ def gqa_node(
         truncate_yarn: YaRN's ramp of GGUF files, which do not say, begins and ends at whole pairs.
         norm_after_rope: norms of q and k come after the position embedding.
         bare, indexer: as in `attention_node`.
+        alpha: the rotary base may be stretched by `alpha`.
 
     A tensor of sinks, where the family's table names one, makes the heads have them.
     """
@@ -93,7 +95,7 @@ def gqa_node(
         raise s.error("key, value and rotary widths differ, which this architecture is not known to do")
     rope = None
     if pairing is not None:
-        rope = rope_node(make, f"{name}.rope", dim, pairing, partial=partial, truncate=truncate_yarn)
+        rope = rope_node(make, f"{name}.rope", dim, pairing, partial=partial, truncate=truncate_yarn, alpha=alpha)
     return attention_node(
         make,
         name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ktcore.graph.architectures.afmoe import build_afmoe
 from ktcore.graph.architectures.deepseek_v3 import (
     build_deepseek2,
     build_deepseek_v2,
@@ -24,6 +25,7 @@ from ktcore.graph.architectures.glm4 import build_glm4
 from ktcore.graph.architectures.glm4_moe import build_glm4_moe
 from ktcore.graph.architectures.glm5_next import build_glm5_next
 from ktcore.graph.architectures.gpt_oss import build_gpt_oss
+from ktcore.graph.architectures.hunyuan_v1_moe import build_hunyuan_v1_moe
 from ktcore.graph.architectures.hy_v3 import build_hy_v3
 from ktcore.graph.architectures.kimi_linear import build_kimi_linear
 from ktcore.graph.architectures.llama import build_llama, build_mistral, build_phi3, build_qwen2, build_qwen3
@@ -41,6 +43,7 @@ from ktcore.graph.architectures.qwen3_next import build_qwen3_next
 from ktcore.graph.architectures.qwen4_exp import build_qwen4_exp
 from ktcore.graph.architectures.smallthinker import build_smallthinker
 from ktcore.graph.architectures.solar_open import build_solar_open
+from ktcore.graph.architectures.step3p5 import build_step3p5
 from ktcore.graph.node import Graph
 from ktcore.graph.settings import Settings
 
@@ -81,6 +84,9 @@ HF_ARCHITECTURES: dict[str, Builder] = {
     "llama4_text": build_llama4,
     "gemma4_text": build_gemma4,
     "mimo_v2_flash": build_mimo_v2_flash,
+    "step3p5": build_step3p5,
+    "hunyuan_v1_moe": build_hunyuan_v1_moe,
+    "afmoe": build_afmoe,
     "gpt_oss": build_gpt_oss,
     "smallthinker": build_smallthinker,
 }
@@ -114,6 +120,9 @@ GGUF_ARCHITECTURES: dict[str, Builder] = {
     "llama4": build_llama4,
     "gemma4": build_gemma4,
     "mimo2": build_mimo_v2_flash,
+    "step35": build_step3p5,
+    "hunyuan-moe": build_hunyuan_v1_moe,
+    "afmoe": build_afmoe,
     "gpt-oss": build_gpt_oss,
     "smallthinker": build_smallthinker,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ktcore.graph.defaults import Defaults
 from ktcore.graph.maker import NodeMaker
@@ -33,6 +34,7 @@ def rope_node(
     section: Settings | None = None,
     divisors: bool = True,
     keys: tuple[str, str] = ("rope.freq_base", "rope.dimension_count"),
+    alpha: bool = False,
 ) -> Node:
     """The rope part of an attention.
 
@@ -45,24 +47,28 @@ def rope_node(
         truncate: `RopeScaling.truncate` of GGUF files, which do not hold it.
         section: rotary settings of a config.json's layer (`kind_section`) in place of the model's.
         divisors: a tensor of divisors in GGUF files is for this layer.
-        keys: of GGUF files, that hold the layer's base and how much of a head rotates.
+        keys: of GGUF files, that hold the layer's base and how much of a head rotates; "" where `dim` is that already.
+        alpha: a config.json may say "dynamic" and mean a base that grows by a fixed `alpha` (Hunyuan).
     """
     settings = make.settings
     weights: dict[str, WeightRef] = {}
     scaling, turning = None, 0
     if settings.gguf:
         theta = settings.number("", keys[0], positive=True)
-        dim = min(dim, settings.integer("", keys[1], derived=dim))
+        dim = min(dim, settings.integer("", keys[1], without=dim, derived=dim))
         if divisors and DIVISORS in settings.checkpoint.tensors:
             # LLaMA 3.1's stretched frequencies come as divisors in a tensor of the whole file, without any key
-            make.check(DIVISORS, settings.checkpoint.tensors[DIVISORS].shape, (dim // 2,))
-            weights["freq_factors"] = WeightRef.of(settings.checkpoint, DIVISORS)
+            weights["freq_factors"] = _divisors(make, dim // 2, longer=not keys[1])
         scaling = None if weights else gguf_scaling(settings, log_multiplier, truncate)
     else:
         section = section or rope_section(settings)
         theta = section.number("rope_theta", "", positive=True)
         if section.given("rope_type") == "proportional":
             turning = _turning(section, dim)
+        elif alpha and section.given("rope_type") == "dynamic":
+            if not section.given("alpha"):
+                raise section.error("rope type 'dynamic' is not supported without alpha, which fixes its base")
+            theta *= section.number("alpha", "", positive=True) ** (dim / (dim - 2))
         else:
             dim = int(dim * _rotated(section, partial, whole))
             scaling = hub_scaling(settings, section)
@@ -83,8 +89,13 @@ def kind_section(settings: Settings, kind: str) -> Settings:
     own = found.get(kind) if isinstance(found, Mapping) else None
     if not isinstance(own, Mapping):
         raise settings.error(f"rope_parameters has no object of settings for layers of {kind}, but {own!r}")
+    return section_of(settings, own)
+
+
+def section_of(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Rotary settings of one layer, for `rope_node`."""
     outside = {key: value for key, value in settings.defaults.hub.items() if key in OUTSIDE}
-    return settings.within({"rope_type": "default"} | dict(own), Defaults(hub={**ABSENT, **outside}, null=NULL))
+    return settings.within({"rope_type": "default"} | dict(values), Defaults(hub={**ABSENT, **outside}, null=NULL))
 
 
 def _turning(section: Settings, dim: int) -> int:
@@ -97,6 +108,16 @@ def _turning(section: Settings, dim: int) -> int:
         raise section.error(f"factor {section.given('factor')!r} of proportional rotary embedding is not supported")
     part = section.number("partial_rotary_factor", "")
     return 0 if part >= 1.0 else int(part * dim // 2)
+
+
+def _divisors(make: NodeMaker, pairs: int, *, longer: bool) -> WeightRef:
+    """The tensor of divisors, or its beginning where it may be `longer`, since other layers turn more pairs."""
+    checkpoint = make.settings.checkpoint
+    found = checkpoint.tensors[DIVISORS].shape
+    if longer and len(found) == 1 and found[0] > pairs:
+        return WeightRef.of(checkpoint, DIVISORS).pick_rows((0, pairs, 1), items=True)
+    make.check(DIVISORS, found, (pairs,))
+    return WeightRef.of(checkpoint, DIVISORS)
 
 
 def rope_section(settings: Settings) -> Settings:

@@ -59,6 +59,12 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
             left_out={"model.vision_tower.": "the image part", "model.embed_vision.": "the image part"},
         ),
         "minimax_m3_vl": Wrapper("minimax_m3_vl_text", left_out={**LLAVA, "patch_merge_mlp.": "the image part"}),
+        "step3p7": Wrapper(
+            "step3p5",
+            "model.",
+            "lm_head",
+            left_out={"vision_model.": "the image part", "vit_large_projector.": "the image part"},
+        ),
         "mistral3": Wrapper("mistral", tied=True),
         "glm5_next": replace(QWEN, text="glm5_next_text"),
         "qwen3_5": replace(QWEN, text="qwen3_5_text"),

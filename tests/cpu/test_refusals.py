@@ -45,7 +45,6 @@ NO_WEIGHT = RMSNormSpec(16, 1e-5, "")
         ({"gate": replace(SQUARE, bias=True)}, "gate.bias"),
         ({"post_norm": RMSNormSpec(64, 1e-5, offset=1.0)}, "post_norm.offset"),
         ({"q_norm": NO_WEIGHT, "k_norm": replace(NO_WEIGHT, eps=1e-6)}, "different eps"),
-        ({"cache": replace(CACHE, value_dim=32)}, "different width"),
     ],
 )
 def test_attention(changes: dict[str, Any], words: str) -> None:
@@ -91,9 +90,15 @@ def test_experts_take(changes: dict[str, Any]) -> None:
 def test_shared_experts_beside_a_clamped_activation() -> None:
     spec = MoESpec(64, ROUTER, EXPERTS, MLPSpec(64, 64, "silu", SQUARE, SQUARE, SQUARE))
     assert isinstance(judge(CpuMoE(), spec, DEVICE), Supported)
-    answer = judge(CpuMoE(), replace(spec, experts=replace(EXPERTS, clamped=ClampedGLU(1.7, 7))), DEVICE)
-    assert isinstance(answer, Unsupported)
-    assert "activation" in answer.reason
+    clamped = replace(spec, experts=replace(EXPERTS, clamped=ClampedGLU(1.7, 7)))
+    assert isinstance(judge(CpuMoE(), clamped, DEVICE), Supported)
+    for experts, words in (
+        (replace(EXPERTS, activation="relu"), "another activation"),
+        (replace(EXPERTS, clamped=ClampedGLU(1.7, 7, after=True)), "after the activation"),
+    ):
+        answer = judge(CpuMoE(), replace(spec, experts=experts), DEVICE)
+        assert isinstance(answer, Unsupported)
+        assert words in answer.reason
 
 
 @pytest.mark.parametrize("shape", [(3, 32), (3, 128), (64, 3), ()], ids=str)

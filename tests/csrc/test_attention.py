@@ -34,6 +34,10 @@ class Layer:
     norm_last: bool = False
     norm_whole: bool = False
     gated: bool = False
+    head_gate: bool = False
+    value_dim: int = 0
+    value_norm: bool = False
+    value_scale: float = 1.0
     format: str = "F32"
     extras: bool = False
     kv_dtype: str = "f32"
@@ -44,11 +48,11 @@ class Layer:
         shapes = {
             "q": (self.heads * self.dim, self.hidden),
             "k": (self.kv_heads * self.dim, self.hidden),
-            "v": (self.kv_heads * self.dim, self.hidden),
-            "o": (self.hidden, self.heads * self.dim),
+            "v": (self.kv_heads * self.value, self.hidden),
+            "o": (self.hidden, self.heads * self.value),
         }
         if self.gated:
-            shapes["gate"] = shapes["q"]
+            shapes["gate"] = (self.heads * (1 if self.head_gate else self.value), self.hidden)
         packed = {}
         for seed, (name, (rows, cols)) in enumerate(shapes.items()):
             raw = random_blocks(self.format, rows, cols, seed)
@@ -70,6 +74,8 @@ class Layer:
         for name, size in names.items() if self.extras else [("norm", self.hidden)]:
             options[name] = (1 + 0.3 * rng.standard_normal(size)).astype(np.float32)
             self.w[name] = torch.from_numpy(options[name]).double()
+        if self.value_norm:
+            options |= {"v_norm": np.linspace(0.5, 1.5, self.value, dtype=np.float32), "v_eps": 1e-3}
         self.inv_freq = (1e4 ** (-np.arange(self.rotary // 2) / (self.rotary // 2))).astype(np.float32)
         self.block = _native.AttentionBlock(
             pool, packed["q"], packed["k"], packed["v"], packed["o"], heads=self.heads, kv_heads=self.kv_heads,
@@ -77,14 +83,18 @@ class Layer:
             rope_scale=1.0 if not self.extras else 1.1, softmax_scale=self.dim**-0.5, norm_eps=1e-5, qk_eps=1e-6,
             window=self.window, residual=True, exact=exact, chunk=self.chunk, temperature_scale=self.temperature[0],
             temperature_span=self.temperature[1], temperature_offset=self.temperature[2],
-            norm_after_rope=self.norm_last, norm_whole=self.norm_whole, gate=packed.get("gate"), **options,
+            norm_after_rope=self.norm_last, norm_whole=self.norm_whole, gate=packed.get("gate"),
+            value_dim=self.value_dim, value_scale=self.value_scale, **options,
         )  # fmt: skip
         self.pages = pages
         # all bits set: NaN in every type, and in a scale
-        width = _native.cache_row_bytes(self.kv_dtype, self.dim)
-        self.k = np.full((pages, self.kv_heads, self.page, width), 255, np.uint8)
-        self.v = self.k.copy()
+        widths = (_native.cache_row_bytes(self.kv_dtype, width) for width in (self.dim, self.value))
+        self.k, self.v = (np.full((pages, self.kv_heads, self.page, width), 255, np.uint8) for width in widths)
         return self
+
+    @property
+    def value(self) -> int:
+        return self.value_dim or self.dim
 
     def run(self, x: F32, step: _native.Step) -> F32:
         out = np.full_like(x, np.nan)
@@ -108,9 +118,11 @@ class Layer:
 
         def project(name: str, heads: int) -> torch.Tensor:
             y = n @ w[name].T + (w[f"{name}_bias"] if self.extras else 0)
-            y = y.view(t, heads, self.dim)
             if name == "v":
-                return y
+                y = y.view(t, heads, self.value)
+                weight = torch.linspace(0.5, 1.5, self.value, dtype=torch.float64)
+                return (rms(y, weight, 1e-3) if self.value_norm else y) * self.value_scale
+            y = y.view(t, heads, self.dim)
             if self.norm_last:
                 y = self.rotate(y)
             if self.extras and self.norm_whole:
@@ -138,7 +150,8 @@ class Layer:
             scores = torch.cat((scores, w["sinks"][:, None, None].expand(-1, t, 1)), -1)
         mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :t], v).reshape(t, -1)
         if self.gated:
-            mixed = mixed * (n @ w["gate"].T).sigmoid()
+            gate = (n @ w["gate"].T).sigmoid()
+            mixed = mixed * (gate.repeat_interleave(self.value, 1) if self.head_gate else gate)
         y = mixed @ w["o"].T + (w["o_bias"] if self.extras else 0)
         return (h + y).numpy()
 
@@ -185,6 +198,11 @@ CASES = {
     "sinks": {"sinks": True},
     "sinks in a window": {"sinks": True, "window": 20, "heads": 4},
     "gate": {"gated": True},
+    "gate of a value a head": {"gated": True, "head_gate": True},
+    "narrow values": {"value_dim": 48, "gated": True},
+    "odd values": {"value_dim": 24, "dim": 40, "rotary": 40, "hidden": 50},
+    "wide values": {"value_dim": 80, "heads": 4},
+    "norm and factor of values": {"value_norm": True, "value_scale": 0.7, "extras": True},
     "temperature without rotary": {"rotary": 0, "temperature": (0.3, 16.0, 1.0)},
     "temperature from position 0": {"temperature": (0.3, 16.0, 0.0)},
     "norms of whole rows": {"extras": True, "norm_whole": True, "rotary": 32},

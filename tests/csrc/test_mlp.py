@@ -8,6 +8,7 @@ import torch
 from ktcore_cpu import _native
 
 from .blocks import random_blocks, reference
+from .test_expert_variants import AFTER, BEFORE, OSS, within
 
 ACTIVATIONS = {
     "silu": torch.nn.functional.silu,
@@ -31,7 +32,8 @@ def make(
     def expected(x: np.ndarray, residual: bool = True) -> np.ndarray:
         h = torch.from_numpy(x).double()
         n = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5) * torch.from_numpy(norm).double()
-        y = (ACTIVATIONS[activation](n @ dense[0].T) * (n @ dense[1].T)) @ dense[2].T
+        gate, up = n @ dense[0].T, n @ dense[1].T
+        y = (within(gate, up, more["clamp"]) if "clamp" in more else ACTIVATIONS[activation](gate) * up) @ dense[2].T
         return (h * residual + y).numpy()
 
     return block, expected
@@ -39,6 +41,19 @@ def make(
 
 def rows(n: int, width: int) -> np.ndarray:
     return np.random.default_rng(8).standard_normal((n, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("clamp", [OSS, BEFORE, AFTER])
+@pytest.mark.parametrize("formats", [("Q4_K", "Q4_K", "Q6_K"), ("F16", "Q8_0", "BF16")])
+def test_a_block_within_limits_equals_fp64(
+    pool: _native.Pool, formats: tuple[str, str, str], clamp: tuple[float, float, float, bool]
+) -> None:
+    block, expected = make(pool, formats, 256, 512, "relu", True, clamp=clamp)
+    for tokens in (1, 33):
+        x = rows(tokens, 256)
+        want, out = expected(x), np.full_like(x, np.nan)
+        block.forward(x.ctypes.data, out.ctypes.data, tokens)
+        assert np.abs(out - want).max() <= 2e-5 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

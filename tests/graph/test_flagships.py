@@ -36,6 +36,8 @@ PUBLISHED = {
     "llama-4-maverick": 400,
     "gemma-4-26b-a4b": 25.2,
     "mimo-v2-flash": 309,
+    "step-3.5-flash": 196.8,
+    "hunyuan-a13b": 80,
 }
 UNKNOWN_TO_TRANSFORMERS = {"kimi-k2"}
 # DeepSeek-V4's two files are put together from what others quote; the width of V4-Pro's experts follows from its size

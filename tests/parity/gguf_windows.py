@@ -8,15 +8,29 @@ from typing import Any
 import gguf
 import torch
 from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-ARCHITECTURES = {"gemma4_text": gguf.MODEL_ARCH.GEMMA4, "mimo_v2_flash": gguf.MODEL_ARCH.MIMO2}
+ARCHITECTURES = {
+    "gemma4_text": gguf.MODEL_ARCH.GEMMA4,
+    "mimo_v2_flash": gguf.MODEL_ARCH.MIMO2,
+    "step3p5": gguf.MODEL_ARCH.STEP35,
+    "hunyuan_v1_moe": gguf.MODEL_ARCH.HUNYUAN_MOE,
+    "afmoe": gguf.MODEL_ARCH.AFMOE,
+}
 Tensors = Iterator[tuple[str, torch.Tensor]]
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def add_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
     """The keys beyond those that all files have."""
-    {"gemma4_text": _gemma4_keys, "mimo_v2_flash": _mimo_keys}[c.model_type](w, c)
+    write: dict[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
+        "gemma4_text": _gemma4_keys,
+        "mimo_v2_flash": _mimo_keys,
+        "step3p5": _step_keys,
+        "hunyuan_v1_moe": _hunyuan_keys,
+        "afmoe": _afmoe_keys,
+    }
+    write[c.model_type](w, c)
 
 
 def extra_tensors(c: PreTrainedConfig) -> Tensors:
@@ -26,11 +40,19 @@ def extra_tensors(c: PreTrainedConfig) -> Tensors:
         turning = int(dim * c.rope_parameters[FULL]["partial_rotary_factor"] / 2)
         yield "rope_freqs.weight", torch.tensor([1.0] * turning + [1e30] * (dim // 2 - turning))
 
+    if c.model_type == "step3p5":
+        # the divisors of the layers that turn fewer pairs, and ones behind them
+        rope = c.rope_parameters[FULL]
+        dim = int(c.head_dim * rope["partial_rotary_factor"])
+        plain = rope["rope_theta"] ** -(torch.arange(0, dim, 2) / dim)
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](c, layer_type=FULL)
+        yield "rope_freqs.weight", torch.cat((plain / scaled, torch.ones((c.head_dim - dim) // 2)))
+
 
 def converted(c: PreTrainedConfig, name: str, value: torch.Tensor) -> Tensors:
     """Tensors as they are stored, under names that the gguf package's tables know, or GGUF's own."""
-    convert: dict[str, Callable[[str, torch.Tensor], Tensors]] = {"gemma4_text": _gemma4, "mimo_v2_flash": _experts}
-    yield from convert[c.model_type](name, value)
+    convert: dict[str, Callable[[str, torch.Tensor], Tensors]] = {"gemma4_text": _gemma4, "step3p5": _step}
+    yield from convert.get(c.model_type, _experts)(name, value)
 
 
 def own(c: PreTrainedConfig, layer: int, key: str) -> Any:
@@ -100,4 +122,63 @@ def _experts(name: str, value: torch.Tensor) -> Tensors:
     elif name.endswith(("experts.down_proj", ".sinks")):
         yield f"{name}.weight", value
     else:
-        yield name.replace("e_score_correction_bias", "e_score_correction.bias"), value
+        yield (
+            name.replace("e_score_correction_bias", "e_score_correction.bias").replace(
+                "expert_bias", "expert_bias.bias"
+            ),
+            value,
+        )
+
+
+def _step_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_head_count([own(c, i, "num_attention_heads") for i in range(c.num_hidden_layers)])
+    w.add_head_count_kv([c.num_key_value_heads] * c.num_hidden_layers)
+    w.add_sliding_window(c.sliding_window)
+    w.add_sliding_window_pattern(_sliding(c))
+    w.add_key_length(c.head_dim)
+    w.add_value_length(c.head_dim)
+    w.add_rope_freq_base(c.rope_parameters[FULL]["rope_theta"])
+    w.add_rope_freq_base_swa(c.rope_parameters[SLIDING]["rope_theta"])
+    w.add_expert_count(c.n_routed_experts)
+    w.add_expert_used_count(c.num_experts_per_tok)
+    w.add_expert_feed_forward_length(c.moe_intermediate_size)
+    w.add_expert_shared_feed_forward_length(c.share_expert_dim)
+    w.add_expert_weights_scale(c.moe_router_scaling_factor)
+    w.add_expert_weights_norm(True)
+    w.add_leading_dense_block_count(c.mlp_layer_types.index("sparse"))
+    w.add_swiglu_clamp_exp([float(limit or 0) for limit in c.swiglu_limits])
+    w.add_swiglu_clamp_shexp([float(limit or 0) for limit in c.swiglu_limits_shared])
+
+
+def _step(name: str, value: torch.Tensor) -> Tensors:
+    yield from _experts(name, value + 1 if name.endswith("norm.weight") else value)
+
+
+def _hunyuan_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_head_count_kv(c.num_key_value_heads)
+    w.add_key_length(c.head_dim)
+    w.add_value_length(c.head_dim)
+    rope = c.rope_parameters
+    w.add_rope_freq_base(rope["rope_theta"] * rope["alpha"] ** (c.head_dim / (c.head_dim - 2)))
+    w.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    w.add_expert_count(c.num_experts)
+    w.add_expert_used_count(c.moe_topk)
+    w.add_expert_feed_forward_length(c.intermediate_size)
+    w.add_expert_shared_feed_forward_length(c.intermediate_size)
+    w.add_expert_shared_count(1)
+
+
+def _afmoe_keys(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
+    w.add_head_count_kv(c.num_key_value_heads)
+    w.add_key_length(c.head_dim)
+    w.add_value_length(c.head_dim)
+    w.add_rope_dimension_count(c.head_dim)
+    w.add_rope_freq_base(c.rope_parameters["rope_theta"])
+    w.add_sliding_window(c.sliding_window)
+    w.add_expert_count(c.num_experts)
+    w.add_expert_used_count(c.num_experts_per_tok)
+    w.add_expert_shared_count(c.num_shared_experts)
+    w.add_expert_feed_forward_length(c.moe_intermediate_size)
+    w.add_leading_dense_block_count(c.num_dense_layers)
+    w.add_expert_weights_norm(True)
+    w.add_expert_weights_scale(c.route_scale)

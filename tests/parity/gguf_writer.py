@@ -139,7 +139,8 @@ def _common(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
             or getattr(c, "dense_intermediate_size", None)
             or c.intermediate_size
         )
-    w.add_head_count(c.num_attention_heads)
+    if c.model_type != "step3p5":  # has other numbers in other layers
+        w.add_head_count(c.num_attention_heads)
     w.add_layer_norm_rms_eps(c.rms_norm_eps)
 
 

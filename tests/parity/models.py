@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AfmoeConfig,
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
@@ -23,6 +24,7 @@ from transformers import (
     Glm5NextTextConfig,
     GlmMoeDsaConfig,
     GptOssConfig,
+    HunYuanMoEV1Config,
     HYV3Config,
     KimiLinearConfig,
     Llama4TextConfig,
@@ -49,7 +51,7 @@ from transformers import (
 
 from ktcore.conformance.levels.tiny_configs import GQA, MLA, deepseek_v3, plain_rope, qwen3_moe, yarn_rope
 
-from . import deepseek_v4, glm5_next, minimax_m3, qwen4_exp
+from . import deepseek_v4, glm5_next, minimax_m3, qwen4_exp, step3p7
 
 
 def _v3(**changes: Any) -> DeepseekV3Config:
@@ -483,6 +485,37 @@ def _mimo(**changes: Any) -> MiMoV2FlashConfig:
     return MiMoV2FlashConfig(**(settings | changes))
 
 
+def _hunyuan(**changes: Any) -> HunYuanMoEV1Config:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=3,
+        intermediate_size=48,
+        num_experts=16,
+        moe_topk=[4, 3, 4],
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0},
+    )
+    return HunYuanMoEV1Config(**(settings | changes))
+
+
+def _afmoe(**changes: Any) -> AfmoeConfig:
+    settings = dict(
+        GQA,
+        head_dim=32,
+        num_hidden_layers=5,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_experts=16,
+        num_experts_per_tok=4,
+        num_shared_experts=2,
+        route_scale=2.5,
+        sliding_window=20,
+        mup_enabled=True,
+        rope_parameters=plain_rope(1e4),
+    )
+    return AfmoeConfig(**(settings | changes))
+
+
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": _llama,
     "llama-bias": lambda: _llama(attention_bias=True, mlp_bias=True),
@@ -577,6 +610,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma4-all": lambda: _gemma4(num_experts=4),
     "gemma4-dense": lambda: _gemma4(enable_moe_block=False, attention_k_eq_v=False, final_logit_softcapping=None),
     "mimo": _mimo,
+    "step": step3p7.config,
+    "hunyuan": _hunyuan,
+    "hunyuan-gguf": lambda: _hunyuan(moe_topk=4),
+    "afmoe": _afmoe,
     "gpt-oss": _gpt_oss,
     "gpt-oss-gguf": lambda: _gpt_oss(swiglu_limit=7.0),
     "gpt-oss-full": lambda: _gpt_oss(layer_types=["full_attention"] * 3 + ["sliding_attention"]),
@@ -632,7 +669,7 @@ def tiny_model(name: str) -> PreTrainedModel:
     config._attn_implementation = "eager"
     model = untrained(config, dtype=torch.float32).eval()
     for module in model.modules():
-        if hasattr(module, "limit"):
+        if hasattr(module, "limit") and hasattr(config, "swiglu_limit"):
             module.limit = config.swiglu_limit  # older versions of transformers have it as a constant
     with torch.no_grad():
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -653,6 +690,8 @@ def untrained(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """The language model of a configuration."""
     if isinstance(config, Mistral4Config):  # which AutoModelForCausalLM does not know
         return Mistral4ForCausalLM._from_config(config, **options)
+    if config.model_type == "step3p5":
+        return step3p7.Step3p7ForCausalLM._from_config(config, **options)
     if isinstance(config, Glm5NextTextConfig):
         return glm5_next.Glm5NextForCausalLM._from_config(config, **options)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
@@ -665,6 +704,8 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
         return deepseek_v4.save(model, folder)
     if model.config.model_type == "minimax_m3_vl_text":
         return minimax_m3.save(model, folder)
+    if model.config.model_type == "step3p5":  # of which it writes no names of the hub's without the image part
+        return step3p7.save(model, folder)
     model.save_pretrained(folder)
     if model.config.model_type == "kimi_linear":
         _dense_as_on_the_hub(folder / "model.safetensors")

@@ -26,6 +26,8 @@ NOT_IN_GGUF = {"v3-half", "qwen3-moe-mixed", "qwen2-moe-mixed", "mistral-window"
 NOT_IN_GGUF |= {"llama4-scout", "llama4-maverick", "llama4-two", "gpt-oss", "gpt-oss-full", "qwen3-next-wide"}
 # windows of dots1 neither, and of Solar-Open there is no kind of file
 NOT_IN_GGUF |= {"dots1-window", "solar-open"}
+# a number of experts a layer has no key
+NOT_IN_GGUF |= {"hunyuan"}
 # Kimi Linear whose delta attention has other heads than its latent one, and weights that are not renormalised
 NOT_IN_GGUF |= {"kimi-linear-wide"}
 # limits that llama.cpp takes for granted

@@ -63,7 +63,7 @@ IN_32_BITS = [
     "glm5-next",
     "v4-released",
 ]
-IN_32_BITS += ["gemma4-all", "gemma4-dense", "mimo"]
+IN_32_BITS += ["gemma4-all", "gemma4-dense", "mimo", "step", "hunyuan-gguf", "afmoe"]
 # llama.cpp keeps index keys in 16 bits: where two score nearly the same it attends to another token
 BEGINNINGS = {"glm-dsa": 48}
 # where llama.cpp's keys in 16 bits move more: scores that no root divides, or a choice of experts by a hair

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,10 @@ IN_BOTH = [
     "minimax-m2",
     "hy3",
     "ernie",
+    "mimo",
+    "step",
+    "hunyuan-gguf",
+    "afmoe",
     "glm4-lite",
     "mistral4",
     "v3",
@@ -42,15 +46,21 @@ FAMILIES += [("qwen2-moe-window", "safetensors"), ("qwen3-wide", "gguf")]
 OPERATORS = {"linear": "", "mlp": "", "moe": "", "attention": ", kv_dtype: f32", "mla": ", kv_dtype: f32"}
 
 
-@pytest.fixture(scope="module")
-def exact_rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rule file: every native operator with float32 activations and a float32 cache, no fallbacks."""
-    lines = "version: 1\nstrict: true\nrules:\n"
-    for op, more in OPERATORS.items():
+def _exact(operators: Mapping[str, str]) -> str:
+    """Rules for native operators with float32 activations; further options by operator."""
+    lines = "version: 1\nrules:\n"
+    for op, more in operators.items():
         lines += (
             f"  - name: exact {op}\n    match: {{op: {op}}}\n    use: cpu.{op}\n    device: accelerator\n"
             f"    options: {{activations: f32{more}}}\n    optional: true\n"
         )
+    return lines
+
+
+@pytest.fixture(scope="module")
+def exact_rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rule file: every native operator with float32 activations and a float32 cache, no fallbacks."""
+    lines = _exact(OPERATORS).replace("rules:", "strict: true\nrules:")
     path = tmp_path_factory.mktemp("rules") / "exact.yaml"
     path.write_text(lines)
     return path
@@ -65,6 +75,24 @@ def test_native_model_matches_transformers(
     with ktcore.load(path, backend="cpu", rules=exact_rules, context=256, threads=2) as model:
         used = {c.node.spec.op: c.implementation.id for c in model.plan.choices.values()}
         assert all(used.get(op, f"cpu.{op}") == f"cpu.{op}" for op in ("moe", "mla", "attention", "mlp"))
+        torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
+        prompts = torch.stack((t.ids[:40], t.ids[40:80]))
+        ours = model.generate(prompts, max_new_tokens=16, temperature=0)
+    assert torch.equal(ours, t.generated(prompts, 16))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_parts_are_native_where_a_branch_is_composed(kind: str, tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    """A dense part with norms of its own beside experts, of which no kernel computes the whole."""
+    t = tiny("gemma4")
+    path = t.folder if kind == "safetensors" else write_gguf(t.model, tmp_path / "tiny.gguf")
+    rules = tmp_path / "exact.yaml"
+    parts = {"linear": "", "mlp": "", "experts": "", "attention": ", kv_dtype: f32"}
+    rules.write_text(_exact(parts))
+    with ktcore.load(path, backend="cpu", rules=rules, context=256, threads=2) as model:
+        used = {c.node.spec.op: c.implementation.id for c in model.plan.choices.values()}
+        assert used["moe"] == "reference.moe"
+        assert all(used[op] == f"cpu.{op}" for op in ("attention", "experts", "router", "mlp", "linear", "embedding"))
         torch.testing.assert_close(model.logits(t.ids), t.logits, atol=2e-4, rtol=1e-4)
         prompts = torch.stack((t.ids[:40], t.ids[40:80]))
         ours = model.generate(prompts, max_new_tokens=16, temperature=0)

@@ -74,6 +74,10 @@ def _scaled(spec: RopeSpec, **fields: Any) -> RopeSpec:
     return replace(spec, scaling=spec.scaling and replace(spec.scaling, **fields))
 
 
+def _earlier(spec: ExpertsSpec) -> ExpertsSpec:
+    return spec if spec.clamped is None else replace(spec, clamped=replace(spec.clamped, after=False))
+
+
 NO_SCALING = _set(RopeSpec, scaling=None)
 MODEL_EPS_INSIDE = (RMSNormSpec, lambda spec: replace(spec, eps=1e-3))
 ONE_EXPERT_LESS = (RouterSpec, lambda spec: replace(spec, top_k=spec.top_k - 1))
@@ -213,6 +217,24 @@ QUIRKS: dict[str, tuple[str, Mutation]] = {
     "mimo: one base": ("mimo", _set(RopeSpec, theta=1e4)),
     "mimo: part that rotates": ("mimo", _set(RopeSpec, dim=32)),
     "mimo: choice bias": ("mimo", _set(RouterSpec, choice_bias=False)),
+    "step: gates of heads": ("step", _set(AttentionSpec, gate=None)),
+    "step: part that rotates": ("step", _set(RopeSpec, dim=32)),
+    "step: stretch of full layers": ("step", NO_SCALING),
+    "step: norms about one": ("step", _set(RMSNormSpec, offset=0.0)),
+    "step: limit of experts": ("step", _set(ExpertsSpec, clamped=None)),
+    "step: limit of shared experts": ("step", _set(MLPSpec, clamped=None)),
+    "step: limit before the activation": ("step", (ExpertsSpec, _earlier)),
+    "step: scale": ("step", _set(RouterSpec, scale=1.0)),
+    "step: window": ("step", _set(KVCacheSpec, window=0)),
+    "hunyuan: norms before rotation": ("hunyuan", _set(AttentionSpec, norm_after_rope=False)),
+    "hunyuan: stretched base": ("hunyuan", _set(RopeSpec, theta=1e4)),
+    "hunyuan: renormalisation": ("hunyuan", _set(RouterSpec, renormalise=False)),
+    "afmoe: gate": ("afmoe", _set(AttentionSpec, gate=None)),
+    "afmoe: window": ("afmoe", _set(KVCacheSpec, window=0)),
+    "afmoe: embeddings grow": ("afmoe", _set(EmbeddingSpec, scale=1.0)),
+    "afmoe: norm behind experts": ("afmoe", _set(MoESpec, post_norm=None)),
+    "afmoe: norm behind attention": ("afmoe", _set(AttentionSpec, post_norm=None)),
+    "afmoe: choice bias": ("afmoe", _set(RouterSpec, choice_bias=False)),
     "v32: top k": ("v32", _set(IndexCacheSpec, top_k=13)),
     "v32: pairing of the indexer": ("v32", _set(RopeSpec, pairing="interleaved")),
     "v32: sparse": ("v32", (MLASpec, _dense)),

@@ -30,6 +30,7 @@ WRAPPED: dict[str, tuple[str, tuple[str, str], tuple[str, ...]]] = {
     "llama4": ("llama4-scout", LLAVA, ("vision_model.class_embedding", "multi_modal_projector.linear_1.weight")),
     "kimi_k25": ("kimi-k2", LLAVA, ("vision_tower.patch_embed.proj.weight", "mm_projector.proj.0.weight")),
     "gemma4": ("gemma4", QWEN, ("model.vision_tower.std_bias", "model.embed_vision.embedding_projection.weight")),
+    "step3p7": ("step", ("model.", "lm_head."), ("vision_model.ln_pre.weight", "vit_large_projector.weight")),
     "mistral3": ("mistral4", LLAVA, ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")),
     "glm5_next": ("glm5-next", QWEN, ("model.visual.pos_embed.weight", "model.language_model.layers.6.eh_proj.weight")),
     "qwen3_5": ("qwen3.5", QWEN, ("model.visual.pos_embed.weight", "mtp.fc.weight")),
@@ -57,7 +58,9 @@ def _folder(model_type: str, t: Tiny, folder: Path, **more: torch.Tensor) -> Pat
     parts = WRAPPED[model_type][2]
     tied = t.model.config.tie_word_embeddings
     # of the hub's names that transformers writes and has no others for
-    found = load_file(t.folder / "model.safetensors") if model_type == "glm5_next" else t.model.state_dict()
+    found = (
+        load_file(t.folder / "model.safetensors") if model_type in ("glm5_next", "step3p7") else t.model.state_dict()
+    )
     stored = {k: v for k, v in found.items() if k != "lm_head.weight" or not tied}
     tensors = _renamed(model_type, stored)
     tensors |= {name: torch.zeros(8) for name in parts} | more

@@ -167,7 +167,9 @@ class AttentionBlock:
             offset) / span)); span 0: they do not.
         norm_after_rope: q_norm and k_norm come after RoPE.
         norm_whole: q_norm is over all heads of q together, [heads * head_dim], and k_norm likewise.
-        gate: [heads * head_dim, hidden] of norm(x); its sigmoid multiplies what o gets.
+        gate: [heads * value width, hidden] of norm(x), or [heads, hidden]; its sigmoid multiplies what o gets.
+        value_dim: width of a value head; 0 for head_dim.
+        v_norm: RMSNorm weight [value width], with v_eps. value_scale: multiplies the values.
     """
 
     def __init__(
@@ -205,6 +207,10 @@ class AttentionBlock:
         norm_after_rope: bool = False,
         norm_whole: bool = False,
         gate: PackedMatrix | None = None,
+        value_dim: int = 0,
+        v_norm: _F32 | None = None,
+        v_eps: float = 0.0,
+        value_scale: float = 1.0,
     ) -> None: ...
     def forward(
         self,
@@ -507,6 +513,7 @@ class MLPBlock:
         activation: str = "silu",
         residual: bool = True,
         exact: bool = False,
+        clamp: tuple[float, float, float, bool] | None = None,
     ) -> None: ...
     def forward(self, x_ptr: int, out_ptr: int, tokens: int) -> None:
         """x, out: float32 [tokens, hidden]; out may be x."""
@@ -558,7 +565,7 @@ class ExpertsBlock:
     """Weighted sum of each token's experts; all of the bank must be packed.
 
     Args:
-        clamp: alpha, limit and plus of `ktcore.ops.mlp.ClampedGLU` in place of the activation.
+        clamp: alpha, limit, plus and after of `ktcore.ops.mlp.ClampedGLU` in place of the activation.
     """
 
     def __init__(
@@ -568,7 +575,7 @@ class ExpertsBlock:
         activation: str = "silu",
         weight_on_input: bool = False,
         exact: bool = False,
-        clamp: tuple[float, float, float] | None = None,
+        clamp: tuple[float, float, float, bool] | None = None,
     ) -> None: ...
     def forward(self, x_ptr: int, ids_ptr: int, weights_ptr: int, out_ptr: int, tokens: int, top_k: int) -> None:
         """x float32 [tokens, hidden], ids int64 and weights float32 [tokens, top_k] -> out [tokens, hidden], not x.
@@ -595,7 +602,8 @@ class MoEBlock:
         weight_on_input: bool = False,
         residual: bool = True,
         exact: bool = False,
-        clamp: tuple[float, float, float] | None = None,
+        clamp: tuple[float, float, float, bool] | None = None,
+        shared_clamp: tuple[float, float, float, bool] | None = None,
     ) -> None: ...
     def forward(self, x_ptr: int, out_ptr: int, tokens: int, before_ptr: int = 0) -> None:
         """x, out: float32 [tokens, hidden]; out may be x. before: what the router sees instead of the normed x."""

@@ -36,7 +36,7 @@ DEFAULT_KV_TYPE = "i16"
 
 
 class CpuAttention(Packs):
-    """Fused, with its own KV cache: pages [pages, kv_heads, page_size, head_dim].
+    """Fused, with its own KV cache: pages [pages, kv_heads, page_size, width] of keys and of values.
 
     Options: `activations` ("int8", "f32") and `kv_dtype` ("i16": 16-bit integers with a scale a row, whose products are
     integers; "f16", "bf16", "f32"; "q8": 8 bits, as GGUF's Q8_0; products of these are float32).
@@ -45,7 +45,7 @@ class CpuAttention(Packs):
     id = "cpu.attention"
     spec_type = AttentionSpec
     handles = (
-        (ATTENTION - {"indexer", "v_norm", "value_dim", "value_scale", "head_gate"})
+        (ATTENTION - {"indexer"})
         | {"sinks", "q.bias", "k.bias", "v.bias", "o.bias", "norm.offset", "q_norm.offset", "k_norm.offset"}
         | {"cache.window", "cache.chunk", "cache.sinks"}
         | nested("rope", FREQUENCIES)
@@ -54,9 +54,7 @@ class CpuAttention(Packs):
     options = packing.OPTIONS | {"kv_dtype"}
 
     def supports(self, spec: AttentionSpec, device: Capabilities) -> Supported | Unsupported:
-        """Every native weight format; equal key and value widths."""
-        if spec.cache.key_dim != spec.cache.value_dim:
-            return Unsupported("keys and values of different width")
+        """Every native weight format."""
         if spec.q_norm is not None and spec.k_norm is not None and spec.q_norm.eps != spec.k_norm.eps:
             return Unsupported("query and key norms with different eps")
         return packing.supports_formats(spec)
@@ -71,7 +69,8 @@ class CpuAttention(Packs):
 
     def cache_bytes(self, spec: AttentionSpec, options: Mapping[str, Any]) -> int:
         """In the type that option `kv_dtype` names."""
-        return 2 * spec.kv_heads * row_bytes(options.get("kv_dtype", DEFAULT_KV_TYPE), spec.head_dim)
+        kind = options.get("kv_dtype", DEFAULT_KV_TYPE)
+        return spec.kv_heads * (row_bytes(kind, spec.head_dim) + row_bytes(kind, spec.value_width))
 
     def load(self, request: LoadRequest) -> CpuAttentionModule:
         """Pack the four projections."""
@@ -129,13 +128,18 @@ class CpuAttentionModule:
             norm_after_rope=spec.norm_after_rope,
             norm_whole=spec.norm_whole,
             gate=packing.pack(request, "gate.weight") if spec.gate is not None else None,
+            value_dim=spec.value_dim,
+            v_norm=packing.norm_weight(weights, "v_norm.weight", spec.v_norm),
+            v_eps=spec.v_norm.eps if spec.v_norm else 0.0,
+            value_scale=spec.value_scale,
         )
         self._finish = PostNorm(request, spec.post_norm, spec.residual) if spec.post_norm else None
 
     def allocate_pages(self, pages: int, page_size: int) -> None:
         """Reserve KV pages; the system backs them with memory as they are written."""
         shape = (pages, self._spec.kv_heads, page_size)
-        self._k, self._v = (empty_rows(shape, self._spec.head_dim, self._kv_dtype) for _ in range(2))
+        widths = (self._spec.head_dim, self._spec.value_width)
+        self._k, self._v = (empty_rows(shape, width, self._kv_dtype) for width in widths)
         self._pages, self._page_size = pages, page_size
         self._k_ptr, self._v_ptr = self._k.data_ptr(), self._v.data_ptr()
 

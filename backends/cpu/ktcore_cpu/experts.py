@@ -13,7 +13,7 @@ from ktcore.errors import CheckpointError
 from ktcore.ops.moe import ExpertsSpec
 from ktcore.weights.packed.parts import Part
 from ktcore_cpu import packing
-from ktcore_cpu.expert_biases import clamp_of, expert_biases
+from ktcore_cpu.expert_biases import CLAMPED, clamp_of, expert_biases, unsupported_clamp
 from ktcore_cpu.numa.module import numa_plan, spread_block
 from ktcore_cpu.packings import Packs, packed_format
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ktcore_cpu import _native
 
 
-EXPERTS = frozenset({"weight_on_input", "bias", "clamped", "clamped.plus"})
+EXPERTS = frozenset({"weight_on_input", "bias"}) | CLAMPED
 """Fields of the spec that the native experts compute."""
 
 
@@ -40,7 +40,7 @@ class CpuExperts(Packs):
 
     def supports(self, spec: ExpertsSpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format."""
-        return packing.supports_formats(spec)
+        return unsupported_clamp(spec.clamped) or packing.supports_formats(spec)
 
     def packed_bytes(self, spec: ExpertsSpec, stored_bytes: int) -> int:
         """Stored bytes, rows padded to whole panels."""
@@ -76,7 +76,7 @@ class CpuExpertsModule:
             activation=spec.activation,
             weight_on_input=spec.weight_on_input,
             exact=packing.exact(request),
-            clamp=clamp_of(spec),
+            clamp=clamp_of(spec.clamped),
         )
 
     def expert_load(self) -> torch.Tensor | None:

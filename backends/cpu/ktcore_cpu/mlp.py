@@ -7,6 +7,7 @@ import torch
 from ktcore.backend import Capabilities, LoadRequest, Supported, Unsupported
 from ktcore.ops.mlp import MLPSpec
 from ktcore_cpu import packing
+from ktcore_cpu.expert_biases import CLAMPED, clamp_of, unsupported_clamp
 from ktcore_cpu.norm import PostNorm
 from ktcore_cpu.packings import Packs
 
@@ -16,13 +17,13 @@ class CpuMLP(Packs):
 
     id = "cpu.mlp"
     spec_type = MLPSpec
-    handles = frozenset({"norm", "norm.offset", "residual", "post_norm", "post_norm.offset"})
+    handles = frozenset({"norm", "norm.offset", "residual", "post_norm", "post_norm.offset"}) | CLAMPED
     fused = True
     options = packing.OPTIONS
 
     def supports(self, spec: MLPSpec, device: Capabilities) -> Supported | Unsupported:
         """Every native weight format."""
-        return packing.supports_formats(spec)
+        return unsupported_clamp(spec.clamped) or packing.supports_formats(spec)
 
     def load(self, request: LoadRequest) -> CpuMLPModule:
         """Pack the three matrices."""
@@ -47,6 +48,7 @@ class CpuMLPModule:
             activation=spec.activation,
             residual=spec.residual and spec.post_norm is None,
             exact=packing.exact(request),
+            clamp=clamp_of(spec.clamped),
         )
         self._finish = PostNorm(request, spec.post_norm, spec.residual) if spec.post_norm else None
 
