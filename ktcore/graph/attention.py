@@ -159,7 +159,7 @@ def attention_node(
     else:
         q, k, v = _projections(make, name, hidden, (count * dim, keys * dim, keys * value), values_are_keys)
         if gate:
-            gate_node = make.linear(f"{name}.gate", hidden, count * (1 if gate == "head" else value))
+            gate_node = make.linear(f"{name}.gate", hidden, count * (1 if gate == "head" else value), plain=True)
     weightless = RMSNormSpec(dim, eps, "")
     narrow = 0 if value == dim else value
     cache = KVCacheSpec("gqa", count, keys, dim, value, window, chunk, sinks, chosen=indexer is not None)

@@ -126,11 +126,11 @@ class NodeMaker:
         spec = make_spec(**fields, **{role: part.spec for role, part in present.items()})
         return Node(name, spec, weights or {}, present, layer_of(name))
 
-    def linear(self, name: str, in_features: int, out_features: int) -> Node:
-        """A projection; its bias is used when the checkpoint holds one."""
+    def linear(self, name: str, in_features: int, out_features: int, *, plain: bool = False) -> Node:
+        """A projection; its bias is used when the checkpoint holds one, unless it is `plain`."""
         weight = self.ref(name, (out_features, in_features))
         weights = {"weight": weight}
-        if self.biased(name):
+        if not plain and self.biased(name):
             weights["bias"] = self.ref(name, (out_features,), ".bias")
         return self.node(name, LinearSpec(in_features, out_features, weight.format, "bias" in weights), weights)
 
