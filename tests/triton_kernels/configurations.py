@@ -148,7 +148,14 @@ def _index() -> list[Configuration]:
     }
     pools = {"keys": "*bf16", "gates": "*bf16", "pooled": "*bf16", "means": "*fp32", "slots": "*i64",
              "positions": "*i64"}  # fmt: skip
-    # the shapes of DeepSeek-V3.2 and of GLM-5.3-Flash
+    best = {
+        "q": "*fp32",
+        "keys": "*bf16",
+        "out": "*fp32",
+        **places,
+        **dict.fromkeys(("first", "last", "table_stride", "page_size", "out_stride", "few"), "i32"),
+    }
+    # the shapes of DeepSeek-V3.2 and of GLM-5.3-Flash, and blocks of MiniMax-M3
     heads = {"HEADS": 64, "DIM": 128, "BLOCK_H": 64, "BLOCK_D": 128, "BLOCK_N": 64, "WEIGHED": True}
     return [
         *(Configuration(f"index-scores-{few}", "index:scores_kernel", scores, {**heads, "QUERIES": few}, 8, 1,
@@ -156,6 +163,11 @@ def _index() -> list[Configuration]:
         *(Configuration(f"index-choose-{pool}", "index:choose_kernel", choose,
                         {"ROWS": 1, "POOL": pool, "BLOCK_P": pool, "BLOCK": 2048 // pool, "TAIL": True}, 8,
                         full=pool == 4) for pool in (1, 4)),
+        Configuration("index-best", "index:best_kernel", best,
+                      {"HEADS": 4, "DIM": 128, "BLOCK_H": 16, "BLOCK_D": 128, "BLOCK_N": 128, "POOL": 128,
+                       "QUERIES": 16}, 8, 1, compute={"COMPUTE": "bf16"}),
+        Configuration("index-choose-best", "index:choose_kernel", choose,
+                      {"ROWS": 4, "POOL": 128, "BLOCK_P": 128, "BLOCK": 16, "TAIL": False}, 8, full=True),
         Configuration("index-pools", "index:pools_kernel", pools,
                       {"DIM": 128, "POOL": 4, "BLOCK_P": 4, "BLOCK_D": 128, "GATED": True}),
         *(_chosen(*shape) for shape in (("latent", 128, 576, 512, True), ("grouped", 8, 128, 128, False))),

@@ -46,5 +46,8 @@ def shared_target() -> Target:
         accelerator=False,
     )
     record = BackendRecord(NAME, "shared 0", spec)
-    precision = {f"{NAME}.{op}": HALF for op in ("linear", "kv_cache", "mla", "experts", "embedding", "index_cache")}
+    precision = {
+        f"{NAME}.{op}": HALF
+        for op in ("linear", "kv_cache", "mla", "experts", "embedding", "index_cache", "block_index_cache")
+    }
     return Target(Registry([Found((record,))]), NAME, Expectations(precision=precision))

@@ -9,10 +9,11 @@ import torch
 from ktcore_triton import index
 from ktcore_triton.attention import Pages, Sight, latent_attention
 from ktcore_triton.chosen import Chosen, chosen_attention
-from ktcore_triton.index import Choice, choose, pool_gated
+from ktcore_triton.index import Choice, choose, choose_best, pool_gated
 from ktcore_triton.tuning import AttentionTiles
 
 from ktcore.errors import BackendError
+from ktcore.ops.block_indexer import BlockIndexCacheSpec, choose_blocks, max_scores
 from ktcore.ops.indexer import IndexCacheSpec, choose_tokens
 from ktcore.ops.kv_cache import attend
 from ktcore.ops.pooled_index import choose_pools, pooled_keys
@@ -89,6 +90,18 @@ def test_whole_pools_are_chosen_and_the_tokens_behind_the_last(lengths: Lengths,
         torch.testing.assert_close(kept, keys, atol=1e-6, rtol=1e-6)
         expected = choose_pools(d.q[span], d.weights[span], kept, d.positions[span], len(at), spec)
         assert torch.equal(found[span], expected)
+
+
+@pytest.mark.parametrize("lengths", [RAGGED, DECODE], ids=["ragged", "decode"])
+@pytest.mark.parametrize(("block", "local"), [(4, 2), (5, 0), (16, 1)])
+def test_blocks_are_chosen_by_their_best_key_for_each_head(lengths: Lengths, block: int, local: int) -> None:
+    d = Drawn(lengths, heads=2)
+    spec = BlockIndexCacheSpec(2, DIM, block, 3, "max", local)
+    choice = Choice(3, spec.width, block, tail=False, local=local)
+    found = choose_best(d.q, d.keys, d.pages, d.positions, choice, torch.float32)
+    for span, at in d.spans():
+        scores = max_scores(d.q[span], d.keys[at], d.positions[span], block)
+        assert torch.equal(found[span], choose_blocks(scores, d.positions[span], len(at), spec))
 
 
 def drawn_choice(d: Drawn, rows: int, width: int) -> torch.Tensor:

@@ -52,6 +52,8 @@ CHOSEN = (
     "L3.index_cache.ties",
     "L3.index_cache.pooled",
     "L3.index_cache.pooled-taken-back",
+    "L3.block_index_cache.mean",
+    "L3.attention.indexer*",
     "L3.token_indexer.eps",
     "L3.token_indexer.pooled",
     "L3.mla.indexer",

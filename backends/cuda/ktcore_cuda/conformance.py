@@ -9,7 +9,7 @@ HALF = Precision(compute="bfloat16", kv="bfloat16")
 
 def expectations() -> Expectations:
     """Products and the cache in bfloat16; all else, and what lies between operators, in float32."""
-    halves = ("w4a16", "w8a16", "linear", "kv_cache", "mla", "experts", "embedding", "index_cache")
+    halves = ("w4a16", "w8a16", "linear", "kv_cache", "mla", "experts", "embedding", "index_cache", "block_index_cache")
     return Expectations(
         precision={
             **{f"cuda.{op}": HALF for op in halves},

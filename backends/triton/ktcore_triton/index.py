@@ -10,7 +10,7 @@ import triton
 from ktcore.errors import BackendError
 from ktcore_triton.attention import Pages
 from ktcore_triton.dtypes import compute_type
-from ktcore_triton.kernels.index import choose_kernel, pools_kernel, scores_kernel
+from ktcore_triton.kernels.index import best_kernel, choose_kernel, pools_kernel, scores_kernel
 
 MOST_SCORES = 1 << 25
 """Scores that are held at a time: 128 MiB."""
@@ -75,6 +75,43 @@ def choose(
             COMPUTE=compute_type(compute), num_warps=8, num_stages=1,
         )  # fmt: skip
         choose_lines(scores, positions, choice, out, first, 1)
+    return out
+
+
+def choose_best(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    pages: Pages,
+    positions: torch.Tensor,
+    choice: Choice,
+    compute: torch.dtype,
+) -> torch.Tensor:
+    """The tokens of the pools that hold the largest q . key, of each head: int32 [T, heads, width].
+
+    Args:
+        q: [T, heads, dim]; keys: [slots, dim], of tokens; positions: int64 [T], on the device.
+        choice: without a tail.
+        compute: type that products are computed in.
+    """
+    tokens, heads, dim = q.shape
+    if keys.shape[1] != dim or positions.shape != (tokens,):
+        raise BackendError(f"queries {list(q.shape)}, keys {list(keys.shape)}, {list(positions.shape)} do not fit")
+    out = torch.empty((tokens, heads, choice.width), dtype=torch.int32, device=q.device)
+    stride = max(1, triton.cdiv(pages.table.shape[1] * pages.page_size, choice.pool))
+    step = max(1, MOST_SCORES // (stride * heads))
+    few = 1 if pages.most_queries == 1 else QUERIES
+    grid = (stride, triton.cdiv(pages.most_queries, few), pages.context_lens.shape[0])
+    for first in range(0, tokens, step):
+        last = min(first + step, tokens)
+        scores = torch.empty(((last - first) * heads, stride), dtype=torch.float32, device=q.device)
+        best_kernel[grid](
+            q, keys, scores, pages.q_start, pages.context_lens, pages.table, first, last, pages.table.stride(0),
+            pages.page_size, stride, choice.top, HEADS=heads, DIM=dim,
+            BLOCK_H=max(16, triton.next_power_of_2(heads)), BLOCK_D=max(16, triton.next_power_of_2(dim)),
+            BLOCK_N=max(16, triton.next_power_of_2(choice.pool)), POOL=choice.pool, QUERIES=few,
+            COMPUTE=compute_type(compute), num_warps=8, num_stages=1,
+        )  # fmt: skip
+        choose_lines(scores, positions, choice, out, first, heads)
     return out
 
 

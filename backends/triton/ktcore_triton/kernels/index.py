@@ -47,6 +47,43 @@ def scores_kernel(
 
 
 @triton.jit
+def best_kernel(
+    q, keys, out, q_start, context_lens, table, first, last, table_stride, page_size, out_stride, few,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    POOL: tl.constexpr, QUERIES: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Grid: (pools, blocks of queries, sequences). The largest q . key of a pool's tokens that a query sees, by head.
+
+    out [(last - first) * HEADS, out_stride]; all else as in `scores_kernel`, but keys are those of tokens.
+    """
+    sequence = tl.program_id(2)
+    begun = tl.load(q_start + sequence)
+    queries = tl.load(q_start + sequence + 1) - begun
+    before = tl.load(context_lens + sequence) - queries
+    least = tl.maximum(tl.program_id(1) * QUERIES, first - begun)
+    most = tl.minimum(tl.minimum((tl.program_id(1) + 1) * QUERIES, queries), last - begun)
+    start = tl.program_id(0) * POOL
+    if (least < most) & (start < before + most) & ((before + most - 1) // POOL >= few):
+        part = tl.arange(0, BLOCK_N)
+        at = start + part
+        there = (part < POOL) & (at < before + most)
+        page = tl.load(table + sequence.to(tl.int64) * table_stride + at // page_size, mask=there, other=0)
+        slot = page.to(tl.int64) * page_size + at % page_size
+        column = tl.arange(0, BLOCK_D)
+        k = tl.load(keys + slot[:, None] * DIM + column[None, :], mask=there[:, None] & (column < DIM)[None, :],
+                    other=0.0).to(COMPUTE)  # fmt: skip
+        head = tl.arange(0, BLOCK_H)
+        inside = (head < HEADS)[:, None] & (column < DIM)[None, :]
+        for query in range(least, most):
+            token = (begun + query).to(tl.int64)
+            own = tl.load(q + (token * HEADS + head)[:, None] * DIM + column[None, :], mask=inside, other=0.0)
+            each = tl.dot(own.to(COMPUTE), tl.trans(k), input_precision="ieee")
+            each = tl.where((there & (at <= before + query))[None, :], each, float("-inf"))
+            line = ((token - first) * HEADS + head) * out_stride
+            tl.store(out + line + tl.program_id(0), tl.max(each, 1), mask=head < HEADS)
+
+
+@triton.jit
 def rising(score):
     """int32 in the order of float32; both zeros are one."""
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)

@@ -12,6 +12,7 @@ from ktcore_triton.tuning import Tuned, Tuning
 def implementations(backend: str, tuning: Tuned | None = None) -> list[Implementation]:
     """One implementation "`backend`.<operator>" of every operator that the shared kernels cover."""
     from ktcore_triton.operators.attention import TritonAttention, TritonMLA
+    from ktcore_triton.operators.blocks import TritonBlockIndexCache, TritonBlockIndexer
     from ktcore_triton.operators.cache import TritonKVCache
     from ktcore_triton.operators.delta import TritonGatedDeltaNet, TritonStateCache
     from ktcore_triton.operators.float8 import TritonFloat8Linear
@@ -36,6 +37,8 @@ def implementations(backend: str, tuning: Tuned | None = None) -> list[Implement
         TritonMLA,
         TritonIndexCache,
         TritonTokenIndexer,
+        TritonBlockIndexCache,
+        TritonBlockIndexer,
         TritonMLP,
         TritonRouter,
         TritonExperts,
