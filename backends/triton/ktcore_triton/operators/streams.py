@@ -17,7 +17,7 @@ class TritonHyperConnection(TritonImplementation):
     """In float32: one product for all weights of all tokens, then a launch before the branch and one behind it."""
 
     spec_type = HyperConnectionSpec
-    handles = frozenset({"leave", "rounds"})
+    handles = frozenset({"leave"})
 
     def load(self, request: LoadRequest) -> Module:
         """Bring the weights to the device."""
