@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ktcore.graph import build_graph
 from ktcore.ops import MLASpec
 from ktcore.weights import open_checkpoint
 
@@ -77,3 +79,18 @@ def test_one_tensor_of_the_experts_gate_and_up_is_read_by_halves(
     with open_checkpoint(write_gguf(t.model, tmp_path / "tiny.gguf", fuse_gate_up=True)) as checkpoint:
         assert not any("ffn_up_exps" in tensor for tensor in checkpoint.tensors)
         torch.testing.assert_close(Runner(checkpoint)(t.ids), t.logits, atol=TOLERANCE, rtol=0)
+
+
+def test_limits_and_the_bound_of_glm5_next_may_be_absent(tiny: Callable[[str], Tiny], tmp_path: Path) -> None:
+    """As in llama.cpp: shared experts have the limit of routed ones then, and without both keys there is none."""
+    path = write_gguf(tiny("glm5-next").model, tmp_path / "tiny.gguf")
+    with open_checkpoint(path) as checkpoint:
+        config = dict(checkpoint.config)
+        for key in ("swiglu_clamp_shexp", "swiglu_clamp_exp", "kda.gate_lower_bound"):
+            del config[f"glm5-next.{key}"]
+            checkpoint.config = config
+            graph = build_graph(checkpoint)
+            moe: Any = graph.node("layers.2.ffn").spec
+            assert (moe.experts.clamped is None) == (moe.shared.clamped is None) == (key != "swiglu_clamp_shexp")
+        delta: Any = graph.node("layers.0.attn").spec
+    assert delta.lower_bound is None

@@ -69,7 +69,13 @@ DEFAULTS = Defaults(
         "index_topk_freq": 1,
         "index_skip_topk_offset": 2,
     },
-    null=dict.fromkeys(("layer_types", "mlp_layer_types", "indexer_types", "index_topk_pattern")),
+    null=dict.fromkeys(
+        (
+            *("layer_types", "mlp_layer_types", "indexer_types", "index_topk_pattern"),
+            # of GGUF files, which may lack these
+            *("swiglu_clamp_exp", "swiglu_clamp_shexp", "kda.gate_lower_bound"),
+        )
+    ),
     gguf={
         **DEEPSEEK_GGUF,
         "expert_gating_func": SIGMOID,
