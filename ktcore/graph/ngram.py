@@ -33,6 +33,8 @@ TABLE = "per_layer_token_embd.weight"
 """In GGUF the table is outside of layers: there is one."""
 MOST_TOKENS = 1 << 24
 """Ids are kept as float32 between steps, which is exact up to here."""
+MOST_HEADS, MOST_ROWS = 1024, 1 << 31
+"""Beyond any model's."""
 _WORD = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _LAYERS_APART = 10007
@@ -95,6 +97,8 @@ def ngram_node(make: NodeMaker, layer: int, layers: Sequence[int], streams: int)
 def _table_node(make: NodeMaker, name: str, index: int, size: int) -> Node:
     s = make.settings
     heads = (size - 1) * s.integer("heads_per_ngram", "ple.heads_per_ngram")
+    if heads > MOST_HEADS:
+        raise s.error(f"heads_per_ngram and ngram_size make {heads} heads, more than any model has")
     hashes = _hashes(make, name, index, size, heads)
     if s.gguf:
         dim = s.integer("", "embedding_length_per_layer_input")
@@ -163,6 +167,8 @@ def _derived(s: Settings, index: int, size: int, heads: int) -> dict[str, tuple[
     begin = s.integer("seed", "", least=0) + _LAYERS_APART * index
     multipliers = tuple(2 * (_mixed(begin + _GAMMA * (i + 1)) % half) + 1 for i in range(size))
     sizes, at = [], s.integer("ngram_vocab_size_base", "") - 1
+    if at >= MOST_ROWS:
+        raise s.error(f"ngram_vocab_size_base is {at + 1}, more rows than any table has")
     for _ in range((index + 1) * heads):
         at += 1
         while not _is_prime(at):
