@@ -121,7 +121,8 @@ def build_gemma4(settings: Settings) -> Graph:
         return make.mlp(name, hidden, dense, eps=eps, post_norm=True, activation=ACTIVATION, out_scale=scaled)
 
     softcap = settings.number("final_logit_softcapping", "final_logit_softcapping")
-    return decoder_graph(make, "gqa_moe", attention, ffn, embed_scale=hidden**0.5, softcap=softcap)
+    family = "gqa_moe" if beside else "dense"
+    return decoder_graph(make, family, attention, ffn, embed_scale=hidden**0.5, softcap=softcap)
 
 
 def _beside_experts(make: NodeMaker, name: str, hidden: int, dense: int, eps: float) -> Node:
