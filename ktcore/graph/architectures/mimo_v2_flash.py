@@ -174,7 +174,7 @@ def _refuse_other_windows(s: Settings) -> None:
         "swa_num_attention_heads": s.given("num_attention_heads"),
         "swa_head_dim": s.given("head_dim"),
         "swa_v_head_dim": s.given("v_head_dim"),
-        "swa_num_key_value_heads": 2 * (s.given("num_key_value_heads") or 0),
+        "swa_num_key_value_heads": 2 * s.integer("num_key_value_heads", "", least=0, without=0),
         "swa_rope_theta": 10000,
     }
     if s.given("rope_parameters") is None:

@@ -232,4 +232,7 @@ def _rope_values(s: Settings, layer: int, slides: bool) -> Mapping[str, Any]:
             value = value[layer]
         if value is not None:
             values[name] = value
-    return values if slides else values | dict(s.given("rope_scaling") or {})
+    scaling = s.given("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise s.error(f"rope_scaling is {scaling!r}, a mapping or null is needed")
+    return values if slides else {**values, **scaling}
