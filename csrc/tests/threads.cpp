@@ -58,7 +58,7 @@ void many_regions() {
 }
 
 // A thread an eighth as quick gets fewer items, does not begin one that the other ends sooner, and is found again. Sleeps
-// stand for work: they take as long whatever else the machine does.
+// stand for work, as long as the machine wakes threads in time: what it disturbs is tried again, a fault fails every try.
 void uneven_threads() {
     Pool pool(2, {});
     std::atomic<int> slow{4000};
@@ -73,14 +73,29 @@ void uneven_threads() {
         });
         late += begun, rounds++;
     };
-    for (int i = 0; i < 60; i++) region();
-    expect(pool.shares()[1] < 0.3f, "a slow thread keeps an even share");
-    late = rounds = 0;
-    for (int i = 0; i < 20; i++) region();
-    expect(late <= rounds / 2, "a slow thread begins what is waited for");
+    constexpr int kTries = 8;
+    const auto once_of = [&](const auto& holds) {
+        for (int i = 0; i < kTries; i++)
+            if (holds()) return true;
+        return false;
+    };
+    const auto slow_has_less = [&] {
+        for (int i = 0; i < 60; i++) region();
+        return pool.shares()[1] < 0.3f;
+    };
+    expect(once_of(slow_has_less), "a slow thread keeps an even share");
+    const auto slow_waits = [&] {
+        late = rounds = 0;
+        for (int i = 0; i < 20; i++) region();
+        return late <= rounds / 2;
+    };
+    expect(once_of(slow_waits), "a slow thread begins what is waited for");
     slow = 500;
-    for (int i = 0; i < 60; i++) region();
-    expect(pool.shares()[1] > 0.35f && pool.shares()[1] < 0.65f, "a thread that is quick again stays without work");
+    const auto even_again = [&] {
+        for (int i = 0; i < 60; i++) region();
+        return pool.shares()[1] > 0.35f && pool.shares()[1] < 0.65f;
+    };
+    expect(once_of(even_again), "a thread that is quick again stays without work");
 }
 
 void shared_pool() {
