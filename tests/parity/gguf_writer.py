@@ -191,8 +191,8 @@ def _sharing(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
 
 
 def _leading_dense(c: PreTrainedConfig) -> int:
-    kinds = getattr(c, "mlp_layer_types", None) or []
-    return int(getattr(c, "first_k_dense_replace", None) or kinds.count("dense") or 1)
+    said = getattr(c, "first_k_dense_replace", None)
+    return int((getattr(c, "mlp_layer_types", None) or ["dense"]).count("dense") if said is None else said)
 
 
 def _deepseek_experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
