@@ -230,6 +230,7 @@ def _experts(w: gguf.GGUFWriter, c: PreTrainedConfig) -> None:
         w.add_interleave_moe_layer_step(c.moe_layer_interval)
         w.add_leading_dense_block_count(c.moe_layer_start_index)
         w.add_expert_shared_count(c.moe_num_shared_experts)
+        w.add_expert_shared_feed_forward_length(c.intermediate_size // c.num_key_value_heads)
     if hasattr(c, "shared_expert_intermediate_size"):
         w.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
     if c.model_type in ("glm4_moe", "dots1"):

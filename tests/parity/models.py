@@ -334,7 +334,7 @@ def _ernie(**changes: Any) -> Ernie4_5_MoeConfig:
     settings = dict(
         GQA,
         num_hidden_layers=4,
-        intermediate_size=96,
+        intermediate_size=128,  # kv heads times the shared experts' width, as converters to GGUF take for granted
         moe_intermediate_size=32,
         moe_num_experts=16,
         moe_k=4,
