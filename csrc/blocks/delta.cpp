@@ -8,38 +8,11 @@
 namespace ktcore {
 namespace {
 constexpr int kSerialTokens = 4;
-constexpr int kConvChannels = 256;  // of one work item
 constexpr float kL2Eps = 1e-6f;     // under the root of q's and k's norm
-constexpr int kMaxWidth = 16;
 }  // namespace
 
 struct DeltaBlock::Buffers {
     float *mixed = nullptr, *conv = nullptr, *z = nullptr, *beta = nullptr, *g = nullptr, *context = nullptr;
-};
-
-// Slots of a step's sequences: every one is used once.
-struct DeltaBlock::Slots {
-    const std::vector<int32_t>& own;
-    const std::vector<KeptState>& kept;
-
-    Slots(const Step& step, const std::vector<int32_t>& slots, const std::vector<KeptState>& keep, int64_t count)
-        : own(slots), kept(keep) {
-        check(static_cast<int>(own.size()) == step.sequences(), "there must be one state slot for each sequence");
-        check(kept.empty() || kept.size() == own.size(), "states are kept of each sequence, or of none");
-        std::vector<int32_t> sorted(own);
-        for (size_t i = 0; i < kept.size(); i++) {
-            if (kept[i].slot == -1) continue;
-            check(kept[i].tokens > 0 && kept[i].tokens <= step.queries(static_cast<int>(i)),
-                  "a state is kept after some of a sequence's tokens in the step");
-            sorted.push_back(kept[i].slot);
-        }
-        std::sort(sorted.begin(), sorted.end());
-        for (size_t i = 0; i < sorted.size(); i++)
-            check(sorted[i] >= 0 && sorted[i] < count && (i == 0 || sorted[i] != sorted[i - 1]),
-                  "state slot " + std::to_string(sorted[i]) + " is used twice or not one of " + std::to_string(count));
-    }
-    size_t of(int seq) const { return static_cast<size_t>(own[static_cast<size_t>(seq)]); }
-    KeptState keep(int seq) const { return kept.empty() ? KeptState{-1, 0} : kept[static_cast<size_t>(seq)]; }
 };
 
 DeltaBlock::DeltaBlock(EnginePtr engine, Weight qkv, Weight z, Weight b, Weight a, Weight o, Config config)
@@ -50,7 +23,7 @@ DeltaBlock::DeltaBlock(EnginePtr engine, Weight qkv, Weight z, Weight b, Weight 
     check(c_.key_dim > 0 && c_.key_dim % 16 == 0 && c_.key_dim <= 1024 && c_.value_dim > 0 && c_.value_dim % 16 == 0 &&
               c_.value_dim <= 1024,
           "key_dim and value_dim must be multiples of 16, at most 1024");
-    check(c_.width > 1 && c_.width <= kMaxWidth, "the convolution must be 2 to 16 tokens wide");
+    check(c_.width > 1 && c_.width <= kMaxConvWidth, "the convolution must be 2 to 16 tokens wide");
     const int64_t channels = c_.channels(), heads = c_.value_heads, inner = heads * c_.value_dim;
     const PackedView &vq = qkv_->view(), &vz = z_->view(), &vb = b_->view(), &va = a_->view(), &vo = o_->view();
     check(vq.rows == channels, "qkv must have 2 * key_heads * key_dim + value_heads * value_dim rows");
@@ -80,7 +53,7 @@ void DeltaBlock::forward(const float* x, float* out, const Step& step, const std
     const int n = step.tokens(), hidden = vq.cols;
     const size_t count = static_cast<size_t>(n), ldx = static_cast<size_t>(hidden), inner = static_cast<size_t>(vo.cols),
                  channels = static_cast<size_t>(vq.rows), heads = static_cast<size_t>(vb.rows);
-    const Slots slots(step, own, kept, states.slots);
+    const StateSlots slots(step, own, kept, states.slots);
     bool any_float = false, any_int8 = false;
     for (const PackedView* w : {&vq, &vz, &vb, &va}) (needs_float(*w, c_.exact) ? any_float : any_int8) = true;
     const bool normed = any_float && !c_.norm.empty(), out_int8 = !needs_float(vo, c_.exact);
@@ -109,7 +82,7 @@ void DeltaBlock::forward(const float* x, float* out, const Step& step, const std
                                  {&vb, b.beta, heads, nullptr, nullptr, 0},
                                  {&va, b.g, heads, nullptr, nullptr, 0}};
     run_products(e, in, n, c_.exact, products, 4);
-    convolve(step, slots, states, b);
+    convolve(e, step, slots, states, taps_, c_.width, c_.channels(), b.mixed, b.conv);
     if (n <= kSerialTokens) {
         for (int t = 0; t < n; t++) prepare(t, b);
     } else {
@@ -120,36 +93,6 @@ void DeltaBlock::forward(const float* x, float* out, const Step& step, const std
     const size_t ldo = static_cast<size_t>(vo.rows);
     const Product o{&vo, out, ldo, nullptr, c_.residual ? x : nullptr, ldo};
     run_products(e, mid, n, c_.exact, &o, 1);
-}
-
-// Channels are independent of each other: an item takes some of them through all tokens of a sequence.
-void DeltaBlock::convolve(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b) {
-    Engine& e = *engine_;
-    const int channels = c_.channels(), keep = c_.width - 1, blocks = (channels + kConvChannels - 1) / kConvChannels;
-    const size_t ld = static_cast<size_t>(channels);
-    e.pool.run(step.sequences() * blocks, [&](int item, int) {
-        const int seq = item / blocks, c0 = item % blocks * kConvChannels, cols = std::min(kConvChannels, channels - c0);
-        const int n = step.queries(seq);
-        if (n == 0) return;
-        const size_t bytes = sizeof(float) * static_cast<size_t>(cols), first = static_cast<size_t>(step.q_start(seq)) * ld;
-        const float* x = b.mixed + first + c0;
-        const size_t size = static_cast<size_t>(keep) * ld;  // of a slot
-        float* before = states.conv + slots.of(seq) * size + c0;
-        if (step.context(seq) == n)
-            for (int r = 0; r < keep; r++) std::memset(before + static_cast<size_t>(r) * ld, 0, bytes);
-        const auto input = [&](int t) { return t < 0 ? before + static_cast<size_t>(keep + t) * ld : x + static_cast<size_t>(t) * ld; };
-        for (int t = 0; t < n; t++) {
-            const float* rows[kMaxWidth];
-            for (int w = 0; w <= keep; w++) rows[w] = input(t - keep + w);
-            e.kernels.conv_silu(rows, c_.width, taps_.data() + c0, ld, cols, b.conv + first + static_cast<size_t>(t) * ld + c0);
-        }
-        if (const KeptState k = slots.keep(seq); k.slot >= 0)
-            for (int r = 0; r < keep; r++)
-                std::memcpy(states.conv + static_cast<size_t>(k.slot) * size + static_cast<size_t>(r) * ld + c0,
-                            input(k.tokens - keep + r), bytes);
-        // ascending: a row that is kept moves down, onto one that is not needed any more
-        for (int r = 0; r < keep; r++) std::memmove(before + static_cast<size_t>(r) * ld, input(n - keep + r), bytes);
-    });
 }
 
 // L2 norms of a token's queries and keys, and its gates.
@@ -172,7 +115,7 @@ void DeltaBlock::prepare(int token, Buffers& b) const {
 }
 
 // The recurrence of each head, its norm and its gate.
-void DeltaBlock::mix(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b) {
+void DeltaBlock::mix(const Step& step, const StateSlots& slots, const DeltaStates& states, Buffers& b) {
     Engine& e = *engine_;
     const size_t channels = static_cast<size_t>(c_.channels()), heads = static_cast<size_t>(c_.value_heads),
                  dk = static_cast<size_t>(c_.key_dim), dv = static_cast<size_t>(c_.value_dim), inner = heads * dv;

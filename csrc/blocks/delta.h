@@ -1,22 +1,8 @@
 // Gated delta net (Yang et al., arXiv 2412.06464; Qwen3-Next) as a fused residual branch with caller-owned states.
 #pragma once
-#include "blocks/step.h"
+#include "blocks/delta_states.h"
 
 namespace ktcore {
-
-// States of one layer, a slot a sequence: conv [slots][width - 1][channels], the last inputs of the convolution, oldest
-// first, and state [slots][value_heads][key_dim][value_dim].
-struct DeltaStates {
-    float* conv;
-    float* state;
-    int64_t slots;
-};
-
-// A slot that is given a sequence's state after its first `tokens` of a step, before the others; slot -1: none is.
-struct KeptState {
-    int32_t slot;
-    int32_t tokens;
-};
 
 // The recurrence alone: q, k [tokens][heads][dk] normalised and scaled, v [tokens][heads][dv], g, beta [tokens][heads].
 struct DeltaInputs {
@@ -51,10 +37,8 @@ class DeltaBlock {
 
   private:
     struct Buffers;
-    struct Slots;
-    void convolve(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b);
     void prepare(int token, Buffers& b) const;
-    void mix(const Step& step, const Slots& slots, const DeltaStates& states, Buffers& b);
+    void mix(const Step& step, const StateSlots& slots, const DeltaStates& states, Buffers& b);
 
     EnginePtr engine_;
     Weight qkv_, z_, b_, a_, o_;

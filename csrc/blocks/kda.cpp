@@ -8,8 +8,6 @@
 namespace ktcore {
 namespace {
 constexpr float kL2Eps = 1e-6f;     // under the root of q's and k's norm
-constexpr int kConvChannels = 256;  // of one work item
-constexpr int kMaxWidth = 16;
 }  // namespace
 
 struct KimiDeltaBlock::Buffers {
@@ -23,7 +21,7 @@ KimiDeltaBlock::KimiDeltaBlock(EnginePtr engine, Weights weights, Config config)
     : engine_(std::move(engine)), w_(std::move(weights)), c_(std::move(config)) {
     check(c_.heads > 0 && c_.heads <= 1024 && c_.dim > 0 && c_.dim % 16 == 0 && c_.dim <= 1024,
           "there must be 1 to 1024 heads, whose width is a multiple of 16, at most 1024");
-    check(c_.width > 1 && c_.width <= kMaxWidth, "the convolution must be 2 to 16 tokens wide");
+    check(c_.width > 1 && c_.width <= kMaxConvWidth, "the convolution must be 2 to 16 tokens wide");
     check(c_.bound <= 0.f && std::isfinite(c_.bound), "bound must be negative, or 0 for none");
     const int inner = c_.inner(), hidden = w_.q->view().cols;
     const auto fits = [](const Weight& w, int rows, int cols) { return w->view().rows == rows && w->view().cols == cols; };
@@ -47,13 +45,14 @@ KimiDeltaBlock::KimiDeltaBlock(EnginePtr engine, Weights weights, Config config)
     k_scale_.assign(d, 1.f / std::sqrt(static_cast<float>(d)));
 }
 
-void KimiDeltaBlock::forward(const float* x, float* out, const Step& step, const std::vector<int32_t>& slots,
+void KimiDeltaBlock::forward(const float* x, float* out, const Step& step, const std::vector<int32_t>& own,
                              const DeltaStates& states) {
     Engine& e = *engine_;
     const int n = step.tokens(), hidden = w_.q->view().cols, inner = c_.inner();
     const size_t count = static_cast<size_t>(n), ldx = static_cast<size_t>(hidden), ld = static_cast<size_t>(inner);
     const size_t f_rank = static_cast<size_t>(w_.f_a->view().rows), g_rank = static_cast<size_t>(w_.g_a->view().rows);
-    check_slots(step, slots, states);
+    const std::vector<KeptState> none;
+    const StateSlots slots(step, own, none, states.slots);
     std::lock_guard<std::mutex> hold(e.pool.mutex());
     reserve_products(e, kda_scratch(c_.dim, c_.dim));
     Buffers b;
@@ -78,7 +77,7 @@ void KimiDeltaBlock::forward(const float* x, float* out, const Step& step, const
     project(x, n, b);
     expand(w_.f_b, b.f_low, f_rank, n, b.f, b);
     expand(w_.g_b, b.g_low, g_rank, n, b.gate, b);
-    convolve(step, slots, states, b);
+    convolve(e, step, slots, states, taps_, c_.width, 3 * c_.inner(), b.mixed, b.conv);
     mix(step, slots, states, b);
     const PackedView& o = w_.o->view();
     if (!needs_float(o, c_.exact)) prepare_rows(e, b.context, ld, n, inner, {}, 0.f, &b.mid.act, nullptr);
@@ -114,43 +113,8 @@ void KimiDeltaBlock::expand(const Weight& w, float* low, size_t rank, int tokens
     run_products(e, rows, tokens, c_.exact, &product, 1);
 }
 
-void KimiDeltaBlock::check_slots(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states) const {
-    check(static_cast<int>(slots.size()) == step.sequences(), "there must be one state slot for each sequence");
-    std::vector<int32_t> sorted(slots);
-    std::sort(sorted.begin(), sorted.end());
-    for (size_t i = 0; i < sorted.size(); i++)
-        check(sorted[i] >= 0 && sorted[i] < states.slots && (i == 0 || sorted[i] != sorted[i - 1]),
-              "state slot " + std::to_string(sorted[i]) + " is used twice or not one of " + std::to_string(states.slots));
-}
-
-// Of q, k and v, whose channels lie beside each other: an item takes some channels through all tokens of a sequence.
-void KimiDeltaBlock::convolve(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b) {
-    Engine& e = *engine_;
-    const int channels = 3 * c_.inner(), keep = c_.width - 1, blocks = (channels + kConvChannels - 1) / kConvChannels;
-    const size_t ld = static_cast<size_t>(channels), kept = static_cast<size_t>(keep) * ld;
-    e.pool.run(step.sequences() * blocks, [&](int item, int) {
-        const int seq = item / blocks, c0 = item % blocks * kConvChannels, cols = std::min(kConvChannels, channels - c0);
-        const int n = step.queries(seq);
-        if (n == 0) return;
-        const size_t bytes = sizeof(float) * static_cast<size_t>(cols), first = static_cast<size_t>(step.q_start(seq)) * ld;
-        float* before = states.conv + static_cast<size_t>(slots[static_cast<size_t>(seq)]) * kept + c0;
-        if (step.context(seq) == n)
-            for (int r = 0; r < keep; r++) std::memset(before + static_cast<size_t>(r) * ld, 0, bytes);
-        const auto input = [&](int t) {
-            return t < 0 ? before + static_cast<size_t>(keep + t) * ld : b.mixed + first + c0 + static_cast<size_t>(t) * ld;
-        };
-        for (int t = 0; t < n; t++) {
-            const float* rows[kMaxWidth];
-            for (int w = 0; w <= keep; w++) rows[w] = input(t - keep + w);
-            e.kernels.conv_silu(rows, c_.width, taps_.data() + c0, ld, cols, b.conv + first + static_cast<size_t>(t) * ld + c0);
-        }
-        // ascending: a row that is kept moves down, onto one that is not needed any more
-        for (int r = 0; r < keep; r++) std::memmove(before + static_cast<size_t>(r) * ld, input(n - keep + r), bytes);
-    });
-}
-
 // The recurrence of each head over its normed queries and keys, its norm and its gate.
-void KimiDeltaBlock::mix(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b) {
+void KimiDeltaBlock::mix(const Step& step, const StateSlots& slots, const DeltaStates& states, Buffers& b) {
     Engine& e = *engine_;
     const size_t heads = static_cast<size_t>(c_.heads), d = static_cast<size_t>(c_.dim), inner = heads * d;
     const float eps = kL2Eps / static_cast<float>(c_.dim);
@@ -158,7 +122,7 @@ void KimiDeltaBlock::mix(const Step& step, const std::vector<int32_t>& slots, co
         const int seq = item / c_.heads, n = step.queries(seq);
         if (n == 0) return;
         const size_t t0 = static_cast<size_t>(step.q_start(seq)), head = static_cast<size_t>(item % c_.heads);
-        float* state = states.state + (static_cast<size_t>(slots[static_cast<size_t>(seq)]) * heads + head) * d * d;
+        float* state = states.state + (slots.of(seq) * heads + head) * d * d;
         if (step.context(seq) == n) std::memset(state, 0, sizeof(float) * d * d);
         for (size_t t = t0; t < t0 + static_cast<size_t>(n); t++) {
             float* q = b.conv + t * 3 * inner + head * d;

@@ -32,11 +32,9 @@ class KimiDeltaBlock {
 
   private:
     struct Buffers;
-    void check_slots(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states) const;
-    void convolve(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b);
     void project(const float* x, int tokens, Buffers& b);
     void expand(const Weight& w, float* low, size_t rank, int tokens, float* out, Buffers& b);
-    void mix(const Step& step, const std::vector<int32_t>& slots, const DeltaStates& states, Buffers& b);
+    void mix(const Step& step, const StateSlots& slots, const DeltaStates& states, Buffers& b);
 
     EnginePtr engine_;
     Weights w_;
