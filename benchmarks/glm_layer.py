@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
-from load_memory import MIB, measure, random_rows
+from load_memory import peak_of, random_rows
 
 HIDDEN, WIDTH, HEADS, VOCAB, EXPERTS = 4096, 2048, 64, 1024, 288
 Q_RANK, LATENT, KEY, VALUE = 1536, 512, 256, 256
@@ -118,20 +115,6 @@ def _tensors(experts: int, format: str) -> list[tuple[str, tuple[int, ...], str]
     return [*table, ("output_norm.weight", (HIDDEN,), "F32"), *biases, *named]
 
 
-def memory(format: str, folder: str | None) -> int:
-    """Write, load in a process of its own, print; 1 if the peak is more than a GB over the file."""
-    with tempfile.TemporaryDirectory(dir=folder) as where:
-        path = Path(where) / "layer.gguf"
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import glm_layer, pathlib; "
-        code += f"glm_layer.write(pathlib.Path({str(path)!r}), {format!r})"
-        subprocess.run([sys.executable, "-c", code], check=True)  # its memory must not count
-        found: dict[str, Any] = measure(path)
-        stored = path.stat().st_size
-    over = found["peak"] - stored
-    print(json.dumps({"stored_MiB": stored // MIB, "peak_over_stored_MiB": over // MIB, **found}, indent=1))
-    return 0 if over <= 1024 * MIB else 1
-
-
 def depth(format: str, threads: int) -> int:
     """Time decode of both kinds of attention branch at `DEPTHS` in turn; 1 if latent attention grows by over 1.3."""
     from ktcore_cpu.backend import CpuRuntime
@@ -197,7 +180,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     wanted = parser.parse_args()
     if wanted.what == "memory":
-        return memory(wanted.format or "Q2_K", wanted.folder)
+        return peak_of("glm_layer", wanted.folder, wanted.format or "Q2_K")
     return depth(wanted.format or "Q4_K", wanted.threads)
 
 

@@ -122,6 +122,24 @@ def random_rows(shape: tuple[int, ...], kind: str) -> np.ndarray:
     return np.resize(blocks, (*shape[:-1], shape[-1] // block * size))
 
 
+def peak_of(module: str, folder: str | None, *arguments: object) -> int:
+    """Write a layer by `write(path, *arguments)` of a script here, and load it, each in a process of its own; print.
+
+    Returns:
+        1 if the peak is more than a GiB over the file, else 0.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as where:
+        path = Path(where) / "layer.gguf"
+        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import {module}, pathlib; "
+        code += f"{module}.write(pathlib.Path({str(path)!r}), *{arguments!r})"
+        subprocess.run([sys.executable, "-c", code], check=True)  # its memory must not count
+        found = measure(path)
+        stored = path.stat().st_size
+    over = found["peak"] - stored  # type: ignore[operator]
+    print(json.dumps({"stored_MiB": stored // MIB, "peak_over_stored_MiB": over // MIB, **found}, indent=1))
+    return 0 if over <= 1024 * MIB else 1
+
+
 def main() -> int:
     """Write, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,16 +147,7 @@ def main() -> int:
     parser.add_argument("--format", choices=("Q2_K", "Q4_K", "Q8_0"), default="Q2_K")
     parser.add_argument("--folder", help="where the file is written for a while; the system's folder if left out")
     wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=wanted.folder) as folder:
-        path = Path(folder) / "layer.gguf"
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import load_memory, pathlib; "
-        code += f"load_memory.write(pathlib.Path({str(path)!r}), {wanted.experts}, {wanted.format!r})"
-        subprocess.run([sys.executable, "-c", code], check=True)  # its memory must not count
-        found = measure(path)
-        stored = path.stat().st_size
-    over = found["peak"] - stored  # type: ignore[operator]
-    print(json.dumps({"stored_MiB": stored // MIB, "peak_over_stored_MiB": over // MIB, **found}, indent=1))
-    return 0 if over <= 1024 * MIB else 1
+    return peak_of("load_memory", wanted.folder, wanted.experts, wanted.format)
 
 
 if __name__ == "__main__":
